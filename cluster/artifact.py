@@ -1,0 +1,317 @@
+"""The baton between stages: a folder, local or s3://, published atomically with its manifest last.
+
+Promise: a folder with a `manifest.json` is whole and is what the manifest says, because everything else is in place
+before the manifest is, and `open_artifact` checks sizes and content digests. A stage that finished with the same inputs
+and configuration is recognised (`finished`) and not run again; one that was interrupted finds its partial folder again.
+Price: one read of the folder per opening (xxh3, some GB/s); on S3 a server-side copy per file at the end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from pyarrow import fs as arrow_fs
+
+from cluster.figure import Figure
+from cluster.settings import as_dict
+
+__all__ = ["Artifact", "Draft", "Manifest", "copy_tree", "digest_of", "finished", "open_artifact", "publish", "resolve"]
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+_STATE = ".sterna-partial.json"
+_IGNORED_CONFIG = ("output",)  # where a stage writes does not change what it writes
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a stage's folder holds and how it came to be."""
+
+    stage: str
+    """The verb that made the folder."""
+    inputs: dict[str, str]
+    """Input name -> digest of that input (another manifest's `digest`, or of a listing)."""
+    config: dict[str, Any]
+    """The full resolved configuration."""
+    counts: dict[str, float] = field(default_factory=dict)
+    """Conserved quantities: documents, tokens, rows."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Measured figures."""
+    figures: dict[str, Figure] = field(default_factory=dict)
+    """Figure data by name, drawn by the report (see cluster/figure.py)."""
+    headline: str = ""
+    """One short line for the journey's table."""
+    seconds: float = 0.0
+    """Wall time of the run that finished the folder."""
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Path inside the folder -> {"bytes": size, "xxh3": hex digest}."""
+    digest: str = ""
+    """Digest of `files` (names and contents): the identity other stages refer to."""
+    fingerprint: str = ""
+    """Digest of stage, inputs and configuration: equal fingerprints need not be run twice."""
+    schema: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An opened, checked stage folder."""
+
+    uri: str
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    def local(self, cache: Path | None = None) -> Path:
+        """The folder as a local path; an s3:// folder is downloaded once into `cache` (by digest)."""
+        if "://" not in self.uri:
+            return Path(self.uri)
+        place = (cache or Path(tempfile.gettempdir()) / "sterna-cache") / self.digest
+        if not (place / MANIFEST).exists():
+            scratch = place.with_name(f"{place.name}.{os.getpid()}")
+            shutil.rmtree(scratch, ignore_errors=True)
+            copy_tree(self.uri, str(scratch))
+            try:
+                scratch.rename(place)
+            except OSError:  # another process downloaded the same digest first
+                shutil.rmtree(scratch)
+        return place
+
+
+@dataclass(slots=True)
+class Draft:
+    """A stage folder being written. Fill it, set `counts`, `metrics`, `figures`, `headline`; `publish` does the rest."""
+
+    uri: str
+    """Where the stage writes: a local folder or an s3:// prefix that remote tasks can reach."""
+    dir: Path
+    """A local folder: `uri` itself when local, else scratch that is uploaded when the draft is published."""
+    resumed: bool
+    """Whether an interrupted run with the same inputs and configuration left work here."""
+    counts: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    headline: str = ""
+    scratch: list[str] = field(default_factory=list)
+    """Paths inside the folder that are working state (checkpoints of the stage itself) and are not published."""
+
+
+def resolve(uri: str) -> tuple[arrow_fs.FileSystem, str]:
+    """The filesystem and the path of a local path or an s3:// URI (endpoint from AWS_ENDPOINT_URL, as boto3 reads it)."""
+    if "://" not in uri:
+        return arrow_fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    try:
+        filesystem, path = arrow_fs.FileSystem.from_uri(uri)
+    except Exception as error:
+        raise ValueError(f"{uri}: not a storage location this machine can use ({error}); use a local path or s3://bucket/folder") from None
+    return filesystem, path
+
+
+def digest_of(value: Any) -> str:
+    """Hex digest of JSON-able data, independent of the order of keys."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+def fingerprint(stage: str, inputs: Mapping[str, str], config: Any) -> str:
+    """Identity of a run: what it would produce depends on nothing else."""
+    resolved = {k: v for k, v in as_dict(config).items() if k not in _IGNORED_CONFIG}
+    return digest_of([SCHEMA_VERSION, stage, dict(inputs), resolved])
+
+
+def open_artifact(uri: str, *, made_by: tuple[str, ...] | str) -> Artifact:
+    """The folder at `uri`, checked against its manifest.
+
+    Raises ValueError naming the folder and the stage that should have made it when there is no manifest, when another
+    stage wrote it, or when a file is missing or differs from the digest that the manifest records.
+    """
+    stages = (made_by,) if isinstance(made_by, str) else made_by
+    should = f"`sterna {' or '.join(stages)}` makes it"
+    manifest = _read_manifest(uri)
+    if manifest is None:
+        filesystem, path = resolve(uri)
+        what = "no such folder" if filesystem.get_file_info(path).type == arrow_fs.FileType.NotFound else f"no {MANIFEST} in this folder"
+        raise ValueError(f"{uri}: {what}; {should}")
+    if manifest.stage not in stages:
+        raise ValueError(f"{uri}: was made by `sterna {manifest.stage}`, but a folder from {should.removesuffix(' makes it')} is needed here")
+    actual = _inventory(uri)
+    for name, entry in manifest.files.items():
+        if name not in actual:
+            raise ValueError(f"{uri}: {name} is missing; {should}, run it again")
+        if actual[name] != entry:
+            raise ValueError(f"{uri}: {name} is not what the manifest records (changed or truncated); {should}, run it again")
+    return Artifact(uri if "://" in uri else resolve(uri)[1], manifest)
+
+
+def finished(output: str, *, stage: str, inputs: Mapping[str, str], config: Any) -> Artifact | None:
+    """The artifact at `output` if this very run has finished before, else None."""
+    manifest = _read_manifest(output)
+    if manifest is None or manifest.fingerprint != fingerprint(stage, inputs, config):
+        return None
+    return open_artifact(output, made_by=stage)
+
+
+@contextmanager
+def publish(output: str, *, stage: str, inputs: Mapping[str, str], config: Any) -> Iterator[Draft]:
+    """Write a stage folder: yields a `Draft`, and publishes it when the block ends without an exception.
+
+    The work happens in `<output>.partial`, which an interrupted run with the same fingerprint finds again
+    (`draft.resumed`) and any other run clears. What stood at `output` stays until the new folder is whole.
+    """
+    _refuse_foreign(output)
+    print_ = fingerprint(stage, inputs, config)
+    partial = output.rstrip("/") + ".partial"
+    started = time.monotonic()
+    with _exclusive(partial, output) if "://" not in output else _no_lock(partial):
+        draft = _begin(partial, print_)
+        yield draft
+        manifest = Manifest(
+            stage=stage, inputs=dict(inputs), config=as_dict(config), counts=draft.counts, metrics=draft.metrics,
+            figures=draft.figures, headline=draft.headline, seconds=round(time.monotonic() - started, 3), fingerprint=print_,
+        )  # fmt: skip
+        _commit(draft, output, manifest)
+
+
+def copy_tree(source: str, destination: str) -> None:
+    """Copy a folder between any two places; a manifest, if there is one, goes last."""
+    src_fs, src = resolve(source)
+    dst_fs, dst = resolve(destination)
+    names = sorted(_list(src_fs, src), key=lambda n: (n == MANIFEST, n))
+    for name in names:
+        dst_fs.create_dir(str(Path(f"{dst}/{name}").parent), recursive=True)
+        arrow_fs.copy_files(f"{src}/{name}", f"{dst}/{name}", source_filesystem=src_fs, destination_filesystem=dst_fs, use_threads=False)
+
+
+def _read_manifest(uri: str) -> Manifest | None:
+    filesystem, path = resolve(uri)
+    if filesystem.get_file_info(f"{path}/{MANIFEST}").type != arrow_fs.FileType.File:
+        return None
+    with filesystem.open_input_stream(f"{path}/{MANIFEST}") as stream:
+        raw = stream.readall()
+    try:
+        data = json.loads(raw)
+        if data.get("schema") != SCHEMA_VERSION:
+            raise ValueError(f"schema {data.get('schema')}, this Sterna reads {SCHEMA_VERSION}")
+        return Manifest(**data)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{uri}/{MANIFEST}: not a manifest this Sterna reads ({error}); run the stage again") from None
+
+
+def _list(filesystem: arrow_fs.FileSystem, path: str) -> list[str]:
+    selector = arrow_fs.FileSelector(path, recursive=True, allow_not_found=True)
+    found = (info.path for info in filesystem.get_file_info(selector) if info.type == arrow_fs.FileType.File)
+    return [os.path.relpath(name, path) for name in found]
+
+
+def _inventory(uri: str) -> dict[str, dict[str, Any]]:
+    filesystem, path = resolve(uri)
+    return {name: _measure(filesystem, f"{path}/{name}") for name in sorted(_list(filesystem, path)) if name not in (MANIFEST, _STATE)}
+
+
+def _measure(filesystem: arrow_fs.FileSystem, path: str) -> dict[str, Any]:
+    hasher, size = xxhash.xxh3_128(), 0
+    with filesystem.open_input_stream(path) as stream:
+        while chunk := stream.read(_CHUNK):
+            hasher.update(chunk)
+            size += len(chunk)
+    return {"bytes": size, "xxh3": hasher.hexdigest()}
+
+
+def _refuse_foreign(output: str) -> None:
+    filesystem, path = resolve(output)
+    info = filesystem.get_file_info(path)
+    if info.type == arrow_fs.FileType.File:
+        raise ValueError(f"{output}: is a file; choose another --output folder")
+    if info.type == arrow_fs.FileType.Directory and _list(filesystem, path) and _read_manifest(output) is None:
+        raise ValueError(f"{output}: holds files that no Sterna stage made; choose another --output folder")
+
+
+@contextmanager
+def _exclusive(partial: str, output: str) -> Iterator[None]:
+    lock = Path(resolve(partial)[1] + ".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{output}: another run is writing this folder; wait for it or choose another --output") from None
+        yield
+        lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _no_lock(_: str) -> Iterator[None]:
+    yield  # object stores have no locks; two writers of one fingerprint write the same bytes
+
+
+def _begin(partial: str, print_: str) -> Draft:
+    filesystem, path = resolve(partial)
+    state = f"{path}/{_STATE}"
+    resumed = False
+    if filesystem.get_file_info(state).type == arrow_fs.FileType.File:
+        with filesystem.open_input_stream(state) as stream:
+            resumed = json.loads(stream.readall()).get("fingerprint") == print_
+    if not resumed:
+        if filesystem.get_file_info(path).type == arrow_fs.FileType.Directory:
+            filesystem.delete_dir(path)
+        filesystem.create_dir(path, recursive=True)
+        with filesystem.open_output_stream(state) as stream:
+            stream.write(json.dumps({"fingerprint": print_}).encode())
+    local = "://" not in partial
+    folder = Path(path) if local else Path(tempfile.gettempdir()) / "sterna-scratch" / print_
+    folder.mkdir(parents=True, exist_ok=True)
+    return Draft(uri=path if local else partial, dir=folder, resumed=resumed)
+
+
+def _commit(draft: Draft, output: str, manifest: Manifest) -> None:
+    filesystem, path = resolve(draft.uri)
+    for name in draft.scratch:
+        target = draft.dir / name
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+    if "://" in draft.uri:
+        copy_tree(str(draft.dir), draft.uri)
+    files = _inventory(draft.uri)
+    manifest = Manifest(**{**asdict(manifest), "files": files, "digest": digest_of(files)})
+    if "://" not in draft.uri:
+        _publish_local(Path(path), Path(resolve(output)[1]), manifest)
+        return
+    out_fs, out = resolve(output)
+    if out_fs.get_file_info(f"{out}/{MANIFEST}").type == arrow_fs.FileType.File:
+        out_fs.delete_file(f"{out}/{MANIFEST}")  # no manifest: nobody may read the folder until it is whole again
+        for stale in _list(out_fs, out):
+            out_fs.delete_file(f"{out}/{stale}")
+    for name in files:
+        out_fs.copy_file(f"{path}/{name}", f"{out}/{name}")
+    with out_fs.open_output_stream(f"{out}/{MANIFEST}") as stream:
+        stream.write(_dump(manifest))
+    filesystem.delete_dir(path)
+    shutil.rmtree(draft.dir, ignore_errors=True)
+
+
+def _publish_local(partial: Path, output: Path, manifest: Manifest) -> None:
+    (partial / _STATE).unlink()
+    (partial / MANIFEST).write_bytes(_dump(manifest))
+    if output.exists():
+        old = output.with_name(output.name + ".replaced")
+        shutil.rmtree(old, ignore_errors=True)
+        output.rename(old)
+        partial.rename(output)
+        shutil.rmtree(old)
+    else:
+        partial.rename(output)
+
+
+def _dump(manifest: Manifest) -> bytes:
+    return (json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n").encode()

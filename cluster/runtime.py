@@ -1,0 +1,49 @@
+"""Attaching to Ray: the one place where a driver joins or starts a cluster, and where runtime environments are made.
+
+Promise: the same verb runs on a laptop (starts Ray, stops it at the end), on a cluster (attaches: `RAY_ADDRESS`, or a
+node of a running cluster) and inside `ray job submit` (attaches to the job's cluster). What is attached to is left as found.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from cluster.console import say
+
+__all__ = ["attached", "num_cpus_available"]
+
+_QUIET = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@contextmanager
+def attached(*, num_cpus: int | None = None, **init: Any) -> Iterator[None]:
+    """Be a driver of a Ray cluster for the length of the block.
+
+    `num_cpus` is how many a cluster started here offers (default: this machine's); it is ignored when attaching.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, **init}
+    try:
+        ray.init(address="auto", **options)
+        say(f"attached to the Ray cluster at {ray.get_runtime_context().gcs_address}")
+    except ConnectionError:
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def num_cpus_available() -> int:
+    """CPUs of the attached cluster, at least 1."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
