@@ -1,0 +1,119 @@
+"""Fixtures every package shares: the data beside the project, one Ray for the session, a tiny model made on the spot."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_BESIDE = Path(__file__).resolve().parents[2] / "shared"
+
+
+def _existing(variable: str, default: Path) -> Path:
+    folder = Path(os.environ.get(variable, default))
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}: set {variable} to run this test on real data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real text, code, traces: `STERNA_DATA`, else ../shared/data."""
+    return _existing("STERNA_DATA", _BESIDE / "data")
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """Small trained models: `STERNA_MODELS`, else ../shared/models."""
+    return _existing("STERNA_MODELS", _BESIDE / "models")
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One local Ray for the whole session (4 logical CPUs)."""
+    import ray
+
+    from cluster.runtime import attached
+
+    started_here = not ray.is_initialized()
+    if started_here:
+        os.environ["RAY_ADDRESS"] = "local"  # never join a cluster that happens to run on this machine
+    with attached(num_cpus=4):
+        yield
+
+
+TINY_TEXT = [
+    "def add(left, right):\n    return left + right\n",
+    "The tern flies from pole to pole and back again, every year of its life.",
+    "for index in range(10):\n    print(index)\n",
+    "Ünïcode: naïve café, 日本語, emoji 🐦 and a tab\there.",
+]
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}<|endoftext|>{% else %}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def write_tiny_tokenizer(folder: Path, vocab_size: int = 400) -> None:
+    """A byte-level BPE trained on four lines, in the Hugging Face files of a model folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>", "<|user|>", "<|assistant|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TINY_TEXT * 20, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|pad|>",
+        "model_max_length": 512,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-weights Llama of two layers (GQA, tied embeddings, float32) with its tokenizer, as a Hugging Face folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    write_tiny_tokenizer(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=400,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=3,
+        initializer_range=0.2,  # wide enough that greedy continuations vary
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
