@@ -138,14 +138,15 @@ def open_artifact(uri: str, *, made_by: tuple[str, ...] | str) -> Artifact:
     stage wrote it, or when a file is missing or differs from the digest that the manifest records.
     """
     stages = (made_by,) if isinstance(made_by, str) else made_by
-    should = f"`sterna {' or '.join(stages)}` makes it"
+    verbs = " or ".join(stages)
+    should = f"`sterna {verbs}` makes it"
     manifest = _read_manifest(uri)
     if manifest is None:
         filesystem, path = resolve(uri)
         what = "no such folder" if filesystem.get_file_info(path).type == arrow_fs.FileType.NotFound else f"no {MANIFEST} in this folder"
         raise ValueError(f"{uri}: {what}; {should}")
     if manifest.stage not in stages:
-        raise ValueError(f"{uri}: was made by `sterna {manifest.stage}`, but a folder from {should.removesuffix(' makes it')} is needed here")
+        raise ValueError(f"{uri}: was made by `sterna {manifest.stage}`, but a folder from `sterna {verbs}` is needed here")
     actual = _inventory(uri)
     for name, entry in manifest.files.items():
         if name not in actual:

@@ -47,7 +47,9 @@ def _bar(label: str, total: float) -> Iterator[Callable[..., None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    name, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+    with Progress(
+        name, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note, console=Console(stderr=True), transient=True
+    ) as bars:
         task = bars.add_task(label, total=total, note="")
         yield lambda amount=1, note="": bars.update(task, advance=amount, note=note)

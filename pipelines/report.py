@@ -1,0 +1,151 @@
+"""The one renderer: figure data out of manifests -> a page with plots that needs no network and no other file.
+
+Promise: whatever a stage recorded is drawn; a figure that cannot be drawn names itself in its place instead of failing
+the page. Stages never plot: they write data (cluster/figure.py), so the look changes here and nowhere else.
+Price: matplotlib, imported here only; SVG inline, text kept as text.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from cluster.artifact import Manifest, open_artifact
+from cluster.console import say
+from cluster.figure import Figure
+from pipelines.config import ReportConfig
+from pipelines.report_page import PAGE
+
+__all__ = ["STAGES", "render", "report"]
+
+STAGES = ("curate", "tokenize", "plan", "pretrain", "tune", "compress", "evaluate", "trial", "generate", "drill")
+_COLOURS = ("#2a6f97", "#e07a5f", "#3d9970", "#b5838d", "#6d597a", "#e9c46a", "#577590", "#bc4749")
+_MARK = "#bc4749"
+
+
+def report(config: ReportConfig) -> Path:
+    """Draw the stage folders that `config` names; returns the page's path."""
+    manifests = [(folder, open_artifact(folder, made_by=STAGES).manifest) for folder in config.folders]
+    page = Path(config.output)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    scratch = page.with_name(page.name + ".partial")
+    scratch.write_text(render(config.title, manifests), encoding="utf-8")
+    scratch.replace(page)
+    say(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+    return page
+
+
+def render(title: str, manifests: list[tuple[str, Manifest]], summary: list[str] | None = None) -> str:
+    """The page for (folder, manifest) pairs, as HTML text."""
+    sections = [_section(folder, manifest) for folder, manifest in manifests]
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
+    return template.render(title=title, sections=sections, summary=summary or [])
+
+
+def _section(folder: str, manifest: Manifest) -> dict[str, Any]:
+    return {
+        "stage": manifest.stage,
+        "folder": os.path.relpath(folder) if "://" not in folder else folder,
+        "headline": manifest.headline,
+        "seconds": f"{manifest.seconds:,.1f} s",
+        "digest": manifest.digest[:12],
+        "counts": [(name.replace("_", " "), _number(value)) for name, value in manifest.counts.items()],
+        "figures": [_draw(name, figure) for name, figure in manifest.figures.items()],
+    }
+
+
+def _draw(name: str, figure: Figure) -> dict[str, Any]:
+    try:
+        if figure["kind"] == "table":
+            rows = [[_number(cell) for cell in row] for row in figure["rows"]]
+            return {"title": figure["title"], "columns": figure["columns"], "rows": rows}
+        if figure["kind"] == "text":
+            return {"title": figure["title"], "text": figure["body"]}
+        return {"title": figure["title"], "svg": _plot(figure)}
+    except (KeyError, TypeError, ValueError) as error:
+        return {"title": name, "text": f"this figure's data cannot be drawn: {type(error).__name__}: {error}"}
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "" if value is None else str(value)
+    if isinstance(value, int) or float(value).is_integer():
+        return f"{int(value):,}"
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _plot(figure: Figure) -> str:
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    style = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+    style |= {"axes.grid": True, "grid.color": "#e6e8eb", "axes.axisbelow": True, "axes.edgecolor": "#9aa5b1", "legend.frameon": False}
+    with plt.rc_context(style):
+        canvas, axes = plt.subplots(figsize=(7.2, _height(figure)), layout="constrained")
+        {"lines": _lines, "bars": _bars, "timeline": _timeline}[figure["kind"]](axes, figure)
+        out = io.StringIO()
+        canvas.savefig(out, format="svg", transparent=True)
+        plt.close(canvas)
+    svg = out.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def _height(figure: Figure) -> float:
+    if figure["kind"] == "timeline":
+        return max(2.2, 0.32 * len(figure["lanes"]) + 1.0)
+    if figure["kind"] == "bars":
+        return max(2.2, 0.32 * sum(len(group) for group in figure["groups"].values()) + 0.9)
+    return 3.2
+
+
+def _lines(axes: Any, figure: Figure) -> None:
+    for index, curve in enumerate(figure["series"]):
+        few = len(curve["x"]) <= 12
+        axes.plot(curve["x"], curve["y"], label=curve["name"], color=_COLOURS[index % len(_COLOURS)], lw=1.8, marker="o" if few else None, ms=4)
+    axes.set_xlabel(figure["x"])
+    axes.set_ylabel(figure["y"])
+    if figure["log_x"]:
+        axes.set_xscale("log")
+    if len(figure["series"]) > 1:
+        axes.legend()
+
+
+def _bars(axes: Any, figure: Figure) -> None:
+    groups = figure["groups"]
+    labels = list(dict.fromkeys(label for group in groups.values() for label in group))
+    height = 0.8 / max(1, len(groups))
+    for index, (name, group) in enumerate(groups.items()):
+        at = [row + index * height for row, label in enumerate(labels) if label in group]
+        values = [group[label] for label in labels if label in group]
+        drawn = axes.barh(at, values, height=height * 0.9, color=_COLOURS[index % len(_COLOURS)], label=name)
+        axes.bar_label(drawn, [_number(v) for v in values], padding=3, fontsize=9)
+    axes.set_yticks([row + height * (len(groups) - 1) / 2 for row in range(len(labels))], labels)
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.15)
+    axes.set_xlabel(figure["y"])
+    if len(groups) > 1:
+        axes.legend()
+
+
+def _timeline(axes: Any, figure: Figure) -> None:
+    kinds = list(dict.fromkeys(label for spans in figure["lanes"].values() for _, _, label in spans))
+    colour = {label: _COLOURS[index % len(_COLOURS)] for index, label in enumerate(kinds)}
+    for row, spans in enumerate(figure["lanes"].values()):
+        for start, end, label in spans:
+            axes.barh(row, max(end - start, 0.01), left=start, height=0.62, color=colour[label], edgecolor="white", lw=0.5)
+    for at, label in figure["marks"]:
+        axes.axvline(at, color=_MARK, lw=1.2, ls="--")
+        axes.annotate(label, (at, 1.0), xycoords=("data", "axes fraction"), xytext=(3, 3), textcoords="offset points", fontsize=8, color=_MARK)
+    axes.set_yticks(range(len(figure["lanes"])), list(figure["lanes"]))
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("seconds")
+    handles = [axes.barh(0, 0, color=colour[label], label=label) for label in kinds]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
