@@ -1,0 +1,162 @@
+"""A drain is seen where it matters: by the doomed node's own workers, soon, with its deadline, and by whoever asks."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster import preemption
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TWO_NODES = """
+import os, time
+os.environ["RAY_ADDRESS"] = "local"
+import ray
+from ray.cluster_utils import Cluster
+from cluster.preemption import DrainWatch, drain, draining_nodes, my_deadline, node_addresses
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+spot = cluster.add_node(num_cpus=1, resources={"spot": 1})
+ray.init(address=cluster.address, log_to_driver=False)
+
+@ray.remote(resources={"spot": 1})
+def doomed():
+    with DrainWatch() as watch:
+        before = watch.deadline, my_deadline()
+        print("up", flush=True)
+        deadline = watch.wait(30)
+        return before, deadline, my_deadline(), time.time()
+
+assert draining_nodes() == {} and my_deadline() is None
+assert set(node_addresses()) == {spot.node_id, cluster.head_node.node_id}
+task = doomed.remote()
+with DrainWatch(node_id=spot.node_id, gcs_address=cluster.address) as outside:
+    time.sleep(1.5)  # let the task begin to wait
+    sent = time.time()
+    drain(spot.node_id, "test", 20)
+    before, deadline, asked, seen = ray.get(task)
+    assert before == (None, None), before
+    assert deadline == asked and abs(deadline - (sent + 20)) < 1, (deadline, asked, sent)
+    assert seen - sent < 2, seen - sent
+    assert outside.wait(5) == deadline and outside.nodes == {spot.node_id: deadline}
+assert my_deadline() is None
+try:
+    drain("ab" * 28, "nobody", 1)
+except ValueError as error:
+    assert "no living Ray node" in str(error)
+else:
+    raise AssertionError("an unknown node was drained")
+ray.shutdown()
+cluster.shutdown()
+print("passed")
+"""
+
+
+def test_a_worker_learns_of_the_drain_of_its_node_on_a_real_cluster():
+    done = subprocess.run([sys.executable, "-c", TWO_NODES], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "passed" in done.stdout
+
+
+class FakeGcs:
+    """What DrainWatch asks for, under the test's control."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, int] = {}
+        self.broken = False
+        self.calls = 0
+
+    def get_draining_nodes(self, timeout: float) -> dict[str, int]:
+        self.calls += 1
+        if self.broken:
+            raise RuntimeError("GCS is away")
+        return dict(self.nodes)
+
+
+@pytest.fixture
+def gcs(monkeypatch) -> FakeGcs:
+    fake = FakeGcs()
+    monkeypatch.setattr(preemption, "_client", lambda _: fake)
+    return fake
+
+
+def watch_of(**options) -> preemption.DrainWatch:
+    return preemption.DrainWatch(node_id="me", gcs_address="nowhere:1", interval_s=0.01, **options)
+
+
+def test_deadline_zero_means_none_given(gcs):
+    gcs.nodes = {"me": 0, "other": 5_000}
+    assert preemption.draining_nodes("nowhere:1") == {"me": None, "other": 5_000}
+    with watch_of() as watch:
+        assert watch.deadline == math.inf
+        assert watch.nodes == {"me": math.inf, "other": 5.0}
+
+
+def test_another_nodes_drain_is_listed_but_is_not_mine(gcs):
+    gcs.nodes = {"other": 5_000}
+    with watch_of() as watch:
+        assert watch.wait(0.05) is None
+        assert watch.deadline is None
+        assert watch.nodes == {"other": 5.0}
+
+
+def test_callbacks_run_once_and_a_late_one_runs_at_once(gcs):
+    seen: list[tuple[str, float]] = []
+    with watch_of() as watch:
+        watch.add_callback(lambda deadline: seen.append(("early", deadline)))
+        watch.add_callback(lambda deadline: 1 / 0)  # must not take the others down
+        watch.add_callback(lambda deadline: seen.append(("second", deadline)))
+        gcs.nodes = {"me": 7_000}
+        assert watch.wait(5) == 7.0
+        deadline = time.monotonic() + 5
+        while len(seen) < 2 and time.monotonic() < deadline:
+            threading.Event().wait(0.01)
+        watch.add_callback(lambda deadline: seen.append(("late", deadline)))
+        gcs.nodes = {"me": 3_000}  # a sharper deadline later on
+        while watch.deadline != 3.0 and time.monotonic() < deadline:
+            threading.Event().wait(0.01)
+        assert watch.deadline == 3.0
+    assert seen == [("early", 7.0), ("second", 7.0), ("late", 7.0)]
+
+
+def test_a_gcs_that_does_not_answer_leaves_the_last_answer_and_is_asked_again(gcs):
+    gcs.broken = True
+    with watch_of() as watch:
+        assert watch.deadline is None
+        gcs.broken, gcs.nodes = False, {"me": 9_000}
+        assert watch.wait(5) == 9.0
+        gcs.broken = True
+        calls, until = gcs.calls, time.monotonic() + 5
+        while gcs.calls < calls + 3 and time.monotonic() < until:
+            threading.Event().wait(0.01)
+        assert watch.deadline == 9.0
+
+
+def test_drained_can_be_awaited(gcs):
+    async def main() -> float:
+        with watch_of() as watch:
+            waiting = asyncio.create_task(watch.drained())
+            await asyncio.sleep(0.03)
+            assert not waiting.done()
+            gcs.nodes = {"me": 4_000}
+            return await asyncio.wait_for(waiting, 5)
+
+    assert asyncio.run(main()) == 4.0
+
+
+def test_closing_wakes_those_who_wait(gcs):
+    watch = watch_of()
+    waiter = threading.Thread(target=watch.wait)
+    waiter.start()
+    watch.close()
+    waiter.join(5)
+    assert not waiter.is_alive()
+    assert watch.deadline is None
