@@ -176,12 +176,10 @@ def _run(name: str, verb: Verb, arguments: list[str]) -> int:
     result = _load(verb.function)(config)
     if result is None:
         return 0
-    manifest = result.manifest
     if options.json:
-        summary = {k: getattr(manifest, k) for k in ("stage", "headline", "counts", "metrics", "seconds", "digest")}
-        print(json.dumps({"output": result.uri, **summary}))
+        print(json.dumps(result.summary() if hasattr(result, "summary") else {"output": str(result)}))
     else:
-        print(f"{manifest.headline}\n{result.uri}")
+        print(result)
     return 0
 
 

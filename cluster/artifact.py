@@ -75,6 +75,14 @@ class Artifact:
     def digest(self) -> str:
         return self.manifest.digest
 
+    def __str__(self) -> str:
+        return f"{self.manifest.headline}\n{self.uri}"
+
+    def summary(self) -> dict[str, Any]:
+        """What a machine wants to know of it, for --json."""
+        told = ("stage", "headline", "counts", "metrics", "seconds", "digest")
+        return {"output": self.uri, **{name: getattr(self.manifest, name) for name in told}}
+
     def local(self, cache: Path | None = None) -> Path:
         """The folder as a local path; an s3:// folder is downloaded once into `cache` (by digest)."""
         if "://" not in self.uri:
