@@ -26,7 +26,7 @@ from pyarrow import fs as arrow_fs
 from cluster.figure import Figure
 from cluster.settings import as_dict
 
-__all__ = ["Artifact", "Draft", "Manifest", "copy_tree", "digest_of", "finished", "open_artifact", "publish", "resolve"]
+__all__ = ["Artifact", "Draft", "Manifest", "copy_tree", "digest_of", "finished", "folder_digest", "open_artifact", "publish", "resolve"]
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -131,6 +131,11 @@ def resolve(uri: str) -> tuple[arrow_fs.FileSystem, str]:
 def digest_of(value: Any) -> str:
     """Hex digest of JSON-able data, independent of the order of keys."""
     return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+def folder_digest(uri: str) -> str:
+    """Digest of a folder's names and contents, for inputs that no stage made."""
+    return digest_of(_inventory(uri))
 
 
 def fingerprint(stage: str, inputs: Mapping[str, str], config: Any) -> str:

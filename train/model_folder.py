@@ -1,0 +1,123 @@
+"""Model folders: what every later stage opens, whoever made them.
+
+Promise: `open_model` takes a folder of pretrain, tune or compress (checked against its manifest) or any plain Hugging
+Face folder (checked for config, tokenizer and weights), local or s3://, and gives a local path and a digest;
+`write_model` writes such a folder. Price: one read of the weights to digest them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyarrow import fs as arrow_fs
+
+from cluster.artifact import copy_tree, folder_digest, open_artifact, resolve
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+Weights = dict[str, "torch.Tensor"]
+
+__all__ = ["MODEL_STAGES", "copy_tokenizer", "open_model", "write_model"]
+
+MODEL_STAGES = ("pretrain", "tune", "compress")
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.json",
+    "merges.txt", "tokenizer.model",
+)  # fmt: skip
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def open_model(uri: str) -> tuple[Path, str]:
+    """A local path of the model folder at `uri`, and the digest of its contents.
+
+    Raises ValueError naming what is missing: the folder, config.json, the tokenizer or the weights.
+    """
+    names = _names(uri)
+    if not names:
+        raise ValueError(f"{uri}: no such model folder; give one from `sterna {' or '.join(MODEL_STAGES)}`, or a Hugging Face folder")
+    if "adapter_config.json" in names and "config.json" not in names:
+        raise ValueError(f"{uri}: is an adapter without its model; run `sterna tune` with --merge, or give the base model")
+    if "manifest.json" in names:
+        artifact = open_artifact(uri, made_by=MODEL_STAGES)
+        path, digest = artifact.local(), artifact.digest
+    else:
+        digest = folder_digest(uri)
+        path = _downloaded(uri, digest) if "://" in uri else Path(resolve(uri)[1])
+    _check(uri, names, path)
+    return path, digest
+
+
+def write_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype, tokenizer: Path, state: Weights | None = None) -> None:
+    """Write `model` as a Hugging Face folder.
+
+    Weights (`state`, or the model's own parameters) go as safetensors in `dtype`; the tokenizer's files are
+    copied from the folder `tokenizer`; generation_config decodes greedily unless a caller samples.
+    """
+    from transformers import GenerationConfig
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    config.dtype, config.use_cache = dtype, True
+    weights = dict(model.named_parameters()) if state is None else state  # named once each: tied weights are written once
+    cast = {name: weight.detach().to(dtype) for name, weight in weights.items()}
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id, do_sample=False
+    )
+    model.save_pretrained(folder, state_dict=cast)
+    copy_tokenizer(tokenizer, folder)
+
+
+def copy_tokenizer(source: Path, destination: Path) -> None:
+    """Copy the files of a tokenizer from one folder to another, byte for byte."""
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in _TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, destination / name)
+
+
+def _names(uri: str) -> set[str]:
+    filesystem, path = resolve(uri)
+    if filesystem.get_file_info(path).type == arrow_fs.FileType.File:
+        raise ValueError(f"{uri}: is a file; give the model's folder")
+    found = filesystem.get_file_info(arrow_fs.FileSelector(path, allow_not_found=True))
+    return {info.base_name for info in found if info.type == arrow_fs.FileType.File}
+
+
+def _check(uri: str, names: set[str], path: Path) -> None:
+    if "config.json" not in names:
+        raise ValueError(f"{uri}: no config.json; a model folder in Hugging Face form is needed")
+    _read_json(uri, path / "config.json")
+    if not names & {"tokenizer.json", "tokenizer.model", "vocab.json"}:
+        raise ValueError(f"{uri}: no tokenizer (tokenizer.json); copy the tokenizer's files into the model folder")
+    if names & set(_WEIGHTS):
+        return
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        raise ValueError(f"{uri}: weights are pickled, not safetensors; convert them with `save_pretrained(..., safe_serialization=True)`")
+    raise ValueError(f"{uri}: no weights (model.safetensors); copy them into the model folder")
+
+
+def _read_json(uri: str, path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{uri}: {path.name} is not JSON ({error}); restore it") from None
+
+
+def _downloaded(uri: str, digest: str) -> Path:
+    place = Path(tempfile.gettempdir()) / "sterna-cache" / digest
+    if not place.exists():
+        with tempfile.TemporaryDirectory(dir=_made(place.parent)) as scratch:
+            copy_tree(uri, f"{scratch}/model")
+            Path(scratch, "model").rename(place)
+    return place
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
