@@ -28,7 +28,8 @@ figure { margin: 0; min-width: 0; } figure svg { width: 100%; height: auto; max-
 table { border-collapse: collapse; width: 100%; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.3rem 0.6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { position: sticky; top: 0; background: var(--back); font-weight: 600; }
-pre { margin: 0; padding: 0.75rem; overflow: auto; max-height: 26rem; background: var(--back); border-radius: 6px; font-size: 0.8rem; white-space: pre-wrap; }
+pre { margin: 0; padding: 0.75rem; overflow: auto; max-height: 26rem; background: var(--back); border-radius: 6px;
+      font-size: 0.8rem; white-space: pre-wrap; }
 .counts { display: flex; flex-wrap: wrap; gap: 0.3rem 1.2rem; color: var(--soft); font-size: 0.85rem; }
 .counts b { color: var(--ink); font-weight: 600; }
 </style>

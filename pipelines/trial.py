@@ -8,6 +8,7 @@ noise, and the share that does is reported. Price: two deployments and `num_requ
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import statistics
 import time
@@ -122,7 +123,7 @@ async def _complete(client: httpx.AsyncClient, body: dict[str, Any]) -> Stream:
                 times.append(time.perf_counter())
                 pieces.append(chunk["choices"][0]["text"])
     ended = time.perf_counter()
-    gaps = tuple(b - a for a, b in zip(times, times[1:], strict=False))
+    gaps = tuple(b - a for a, b in itertools.pairwise(times))
     first = times[0] - began if times else ended - began
     return Stream(text="".join(pieces), first_s=first, gaps_s=gaps, total_s=ended - began, num_tokens=num_tokens)
 

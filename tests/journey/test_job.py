@@ -1,0 +1,56 @@
+"""`ray job submit --working-dir . -- python -m sterna VERB` against a real local head with the directory uploaded."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+HEAD = """
+import logging, ray, sys
+address = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_port=0, logging_level=logging.ERROR).dashboard_url
+print(address, flush=True)
+sys.stdin.readline()
+ray.shutdown()
+"""
+
+
+@pytest.fixture
+def head():
+    """The HTTP address of a head of our own, gone when the test ends."""
+    env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    process = subprocess.Popen([sys.executable, "-c", HEAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    address = process.stdout.readline().strip()
+    assert address, "the head did not start"
+    yield f"http://{address}"
+    process.communicate("\n", timeout=60)
+
+
+def test_a_verb_runs_as_a_job_with_the_directory_uploaded(head, tmp_path):
+    text = tmp_path / "text"
+    text.mkdir()
+    for index in range(4):
+        lines = [f"def area_{index}_{n}(width, height):\n    return width * height + {index * n}\n" for n in range(30)]
+        (text / f"{index}.py").write_text("\n".join(lines))
+    corpus = tmp_path / "corpus"
+    command = ["python", "-m", "sterna", "curate", str(text), "--output", str(corpus), "--json"]
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    shown = subprocess.run(
+        [str(BIN / "ray"), "job", "submit", "--address", head, "--working-dir", str(ROOT), "--", *command],
+        cwd=ROOT, env=env, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    assert "attached to the Ray cluster" in shown.stdout, "the job started a cluster of its own"
+    assert json.loads((corpus / "manifest.json").read_text())["counts"]["documents_in"] == 4
+
+
+def test_what_is_uploaded_is_small():
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+    assert sum(file.stat().st_size for file in files) < 20 * 2**20
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert {".venv/", "/runs/", "/data/"} <= set(ignored), "Ray leaves out of the upload what .gitignore names"
