@@ -1,0 +1,74 @@
+"""The certificate: bounds that hold, noise that is ignored, intervals that contain their figure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from train.compress.certify import certify, flips_by_prompt, flips_upper, measure_noise
+from train.compress.divergence import Reference, Trace
+
+
+def trace_of(completion, flipped=(), *, margin=1.0, kl=0.01):
+    likeliest = np.array(completion)
+    likeliest[list(flipped)] += 1
+    size = len(completion)
+    return Trace(likeliest=likeliest, losses=np.full(size, 0.5), margins=np.full(size, float(margin)), kl=np.full(size, kl))
+
+
+def reference_of(completions, margin=1.0):
+    traces = tuple(trace_of(completion, margin=margin, kl=0.0) for completion in completions)
+    nothing = tuple(np.zeros((len(c), 0)) for c in completions)
+    return Reference(tuple((1,) for _ in completions), tuple(map(tuple, completions)), traces, nothing, nothing)
+
+
+TEXTS = ([np.full(10, 1.0)] * 4, [np.full(10, 1.1)] * 4)
+
+
+def test_the_figures_of_a_small_case():
+    completions = [[5] * 10 for _ in range(4)]
+    reference = reference_of(completions)
+    noise = measure_noise(reference, reference.traces, "itself")
+    assert (noise.flips, noise.decode_flips, noise.margin) == (0, 0, 0)
+    traces = [trace_of(completions[0], [3, 7]), *(trace_of(c) for c in completions[1:])]
+    found = certify(reference, traces, noise, TEXTS, seed=0)
+    assert found["flips"] == 2 / 40
+    assert found["fdt_p10"] == 3
+    assert found["fdt_median"] == found["longest"] == 10
+    assert found["diverged"] == 1
+    assert found["kl_mean"] == pytest.approx(0.01)
+    assert found["perplexity"] == pytest.approx(np.exp(1.1))
+    assert found["perplexity_base"] == pytest.approx(np.exp(1.0))
+    assert found["completion_perplexity"] == pytest.approx(np.exp(0.5))
+    assert found["flips"] < found["flips_upper"] < 0.3
+    for name, (low, high) in found["intervals"].items():
+        assert low <= found[name] + 1e-12, name
+        assert found[name] <= high + 1e-12, name
+
+
+def test_flips_within_the_noise_are_ignored_by_the_margin_aware_share():
+    completions = [[5] * 10]
+    reference = reference_of(completions, margin=0.01)
+    noise = measure_noise(reference, [trace_of(completions[0], [2], margin=0.05)], "other kernels")
+    assert noise.flips == 0.1
+    assert noise.margin == pytest.approx(0.04)
+    found = certify(reference, [trace_of(completions[0], [4])], noise, TEXTS, seed=0)
+    assert found["flips"] == 0.1
+    assert found["flips_beyond_noise"] == 0
+    assert found["noise_floor"] == 0.1
+
+
+def test_the_upper_bound_holds_on_fresh_prompts():
+    rng = np.random.default_rng(0)
+    truth, held = 0.02, 0
+    for _ in range(200):
+        rates = rng.beta(0.5, 0.5 * (1 - truth) / truth, 60)  # prompts differ a lot
+        flips = [rng.random(32) < rate for rate in rates]
+        held += flips_upper(flips, rng) >= truth
+    assert held >= 0.9 * 200
+
+
+def test_flips_by_prompt_compares_with_the_completion():
+    reference = reference_of([[1, 2], [3]])
+    flips = flips_by_prompt(reference, [trace_of([1, 2], [1]), trace_of([3])])
+    assert [each.tolist() for each in flips] == [[False, True], [False]]
