@@ -1,0 +1,223 @@
+"""Attention over paged KV, and the plain version beside it.
+
+Promise: every query sees exactly the keys at its own and earlier positions of its sequence (within the layer's window), whatever
+else is in the batch. Price: the blocks of the step's sequences are copied side by side once per layer (whole-block copies).
+How: KV lies head-major, [2, kv_heads, blocks, block_size * head_dim], so a gather of blocks *is* the
+[kv_heads, sequences, length, head_dim] that a batched product wants; queries that share a KV head ride as extra rows ("grouped
+queries"), which on a CPU is 5 to 40 times faster than scaled_dot_product_attention's own grouping for single queries. Sequences with
+few queries (decoding, verifying) go in one call per group of similar lengths; long chunks (prefill) one call each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence as Series
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+__all__ = ["KvCache", "Span", "StepAttention", "WholeAttention", "plain_attention"]
+
+FEW = 16
+"""Most queries of a sequence that ride with others'."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Consecutive new tokens of one sequence: positions [start, start + length), KV in `blocks`."""
+
+    start: int
+    length: int
+    blocks: Series[int]
+
+    @property
+    def end(self) -> int:
+        """The first position after it: the number of keys its last token sees."""
+        return self.start + self.length
+
+
+class KvCache:
+    """The KV blocks of all layers. Block `num_blocks` belongs to nobody: it pads, and stays zero."""
+
+    def __init__(
+        self, num_layers: int, num_kv_heads: int, head_dim: int, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.num_blocks, self.block_size, self.num_kv_heads, self.head_dim = num_blocks, block_size, num_kv_heads, head_dim
+        self.device = device
+        shape = (num_layers, 2, num_kv_heads, num_blocks + 1, block_size * head_dim)
+        self.layers = torch.zeros(shape, dtype=dtype, device=device).unbind()  # zeros, for what is masked must still be finite
+
+    @staticmethod
+    def bytes_per_block(num_layers: int, num_kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:
+        """Memory of one block over all layers."""
+        return num_layers * 2 * num_kv_heads * block_size * head_dim * dtype.itemsize
+
+    def write(self, layer: int, slots: Tensor, kv: Tensor) -> None:
+        """Store new keys and values, kv [2, kv_heads, T, head_dim], at `slots` [T] (block * block_size + offset)."""
+        self.layers[layer].view(2, self.num_kv_heads, -1, self.head_dim).index_copy_(2, slots, kv)
+
+    def read(self, layer: int, table: Tensor, num_sequences: int) -> Tensor:
+        """The blocks of `table` [sequences * n] side by side: [2, kv_heads, sequences, n * block_size, head_dim]."""
+        blocks = self.layers[layer].index_select(2, table)
+        return blocks.view(2, self.num_kv_heads, num_sequences, -1, self.head_dim)
+
+
+class StepAttention:
+    """The attention of one step: built once from the spans, called for every layer.
+
+    The step's tokens lie flat, span after span; spans should come sorted by `order`.
+    """
+
+    def __init__(self, cache: KvCache, spans: Series[Span], windows: Series[int | None]) -> None:
+        self._cache, self._windows = cache, windows
+        size, device = cache.block_size, cache.device
+        slots = [span.blocks[p // size] * size + p % size for span in spans for p in range(span.start, span.end)]
+        self._slots = torch.tensor(slots, device=device)
+        self._groups: list[_Few | _Long] = []
+        row = 0
+        for members in _grouped(spans, size):
+            maker = _Few if members[0].length <= FEW else _Long
+            self._groups.append(maker(cache, members, row, set(windows)))
+            row += sum(span.length for span in members)
+
+    def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        """q [T, heads, head_dim], kv [2, kv_heads, T, head_dim] of the step's tokens -> [T, heads * head_dim]."""
+        self._cache.write(layer, self._slots, kv)
+        window = self._windows[layer]
+        if len(self._groups) == 1:
+            return self._groups[0].attend(layer, q, window)
+        return torch.cat([group.attend(layer, q[group.rows], window) for group in self._groups])
+
+
+def order(span: Span) -> tuple[bool, int]:
+    """Sort key that puts spans that can share a call next to each other."""
+    return span.length > FEW, -span.end
+
+
+def _grouped(spans: Series[Span], block_size: int) -> list[list[Span]]:
+    """Runs of spans for one call each: long spans alone, others with those at least half as long (so padding at most doubles the work)."""
+    groups: list[list[Span]] = []
+    for span in spans:
+        last = groups[-1] if groups else None
+        fits = last and span.length <= FEW and last[0].length <= FEW and span.end * 2 + 2 * block_size >= last[0].end
+        if last is not None and fits:
+            last.append(span)
+        else:
+            groups.append([span])
+    return groups
+
+
+class _Few:
+    """Sequences with a few queries each, padded to the most queries and the longest keys among them."""
+
+    def __init__(self, cache: KvCache, spans: list[Span], row: int, windows: set[int | None]) -> None:
+        self._cache, self._count = cache, len(spans)
+        lengths = [span.length for span in spans]
+        self._most = most = max(lengths)
+        self.rows = slice(row, row + sum(lengths))
+        self._keys = keys = max(span.end for span in spans)
+        num_blocks = -(-keys // cache.block_size)
+        padding = cache.num_blocks
+        table = [b for span in spans for b in [*span.blocks[:num_blocks], *[padding] * (num_blocks - len(span.blocks))]]
+        device = cache.device
+        self._table = torch.tensor(table, device=device)
+        self._pad: Tensor | None = None
+        if min(lengths) < most:  # padded queries repeat their sequence's last one
+            starts = [sum(lengths[:i]) for i in range(len(spans))]
+            last = [s + n - 1 for s, n in zip(starts, lengths, strict=True)]
+            pad = [min(s + j, e) for s, e in zip(starts, last, strict=True) for j in range(most)]
+            self._pad = torch.tensor(pad, device=device)
+            self._unpad = torch.tensor([i * most + j for i, n in enumerate(lengths) for j in range(n)], device=device)
+        positions = [[min(span.start + j, span.end - 1) for j in range(most)] for span in spans]
+        self._masks = {w: self._mask(positions, w) for w in windows}
+
+    def _mask(self, positions: list[list[int]], window: int | None) -> Tensor | None:
+        """[1, sequences, queries, keys] where True is seen; None where every query sees every key."""
+        earliest = min(row[0] for row in positions)
+        latest = max(row[-1] for row in positions)
+        if earliest == self._keys - 1 and (window is None or latest < window):
+            return None
+        at = torch.tensor(positions, device=self._cache.device)[:, :, None]
+        key = torch.arange(self._keys, device=self._cache.device)
+        seen = key <= at
+        if window is not None:
+            seen &= key > at - window
+        return seen[None]
+
+    def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
+        cache = self._cache
+        if self._pad is not None:
+            q = q[self._pad]
+        kv_heads, dim, most, count = cache.num_kv_heads, cache.head_dim, self._most, self._count
+        heads = q.shape[1]
+        group = heads // kv_heads
+        keys, values = cache.read(layer, self._table, count)[..., : self._keys, :].unbind()
+        rows = q.view(count, most, kv_heads, group, dim).permute(2, 0, 1, 3, 4).reshape(kv_heads, count, most * group, dim)
+        mask = self._masks[window]
+        if mask is not None and most > 1:
+            mask = mask[:, :, :, None].expand(1, count, most, group, self._keys).reshape(1, count, most * group, self._keys)
+        out = scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
+        flat = out.view(kv_heads, count, most, group, dim).permute(1, 2, 0, 3, 4).reshape(count * most, heads * dim)
+        return flat if self._pad is None else flat[self._unpad]
+
+
+class _Long:
+    """One sequence with many queries."""
+
+    def __init__(self, cache: KvCache, spans: list[Span], row: int, windows: set[int | None]) -> None:
+        (self._span,) = spans
+        self._cache = cache
+        self.rows = slice(row, row + self._span.length)
+        num_blocks = -(-self._span.end // cache.block_size)
+        self._table = torch.tensor(self._span.blocks[:num_blocks], device=cache.device)
+        self._masks = {w: _causal_mask(self._span.start, self._span.end, w, cache.device) for w in windows}
+
+    def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
+        kv = self._cache.read(layer, self._table, 1)[..., : self._span.end, :]
+        return _whole(q, kv[:, :, 0], self._masks[window])
+
+
+def _causal_mask(start: int, end: int, window: int | None, device: torch.device) -> Tensor | None:
+    """[end - start, end] where True is seen; None where plain causality from position 0 says it all."""
+    if start == 0 and (window is None or window >= end):
+        return None
+    at = torch.arange(start, end, device=device)[:, None]
+    key = torch.arange(end, device=device)
+    seen = key <= at
+    return seen if window is None else seen & (key > at - window)
+
+
+def _whole(q: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
+    """q [n, heads, dim], kv [2, kv_heads, L, dim], mask [n, L] or None (causal, n == L) -> [n, heads * dim]."""
+    keys, values = kv[:, None].unbind()
+    rows = q.transpose(0, 1)[None]
+    grouped = rows.shape[1] != keys.shape[1]
+    out = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+    return out[0].transpose(0, 1).reshape(q.shape[0], -1)
+
+
+class WholeAttention:
+    """Attention of one whole sequence over itself, without a cache: for scoring given text in one pass."""
+
+    def __init__(self, length: int, windows: Series[int | None], device: torch.device) -> None:
+        self._windows = windows
+        self._masks = {w: _causal_mask(0, length, w, device) for w in set(windows)}
+
+    def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
+        """As `StepAttention`."""
+        return _whole(q, kv, self._masks[self._windows[layer]])
+
+
+def plain_attention(q: Tensor, keys: Tensor, values: Tensor, start: int, window: int | None = None) -> Tensor:
+    """The definition: q [n, heads, dim] at positions start…, keys and values [L, kv_heads, dim] at 0… -> [n, heads, dim]."""
+    n, heads, dim = q.shape
+    out = torch.empty_like(q)
+    for i in range(n):
+        first = 0 if window is None else max(0, start + i + 1 - window)
+        for head in range(heads):
+            shared = head // (heads // keys.shape[1])
+            scores = keys[first : start + i + 1, shared] @ q[i, head] / math.sqrt(dim)
+            out[i, head] = torch.softmax(scores, 0) @ values[first : start + i + 1, shared]
+    return out

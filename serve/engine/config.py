@@ -1,0 +1,68 @@
+"""The engine's settings.
+
+Promise: frozen data with a reason for every default; what cannot work is refused here, before any weight is read.
+Price: none.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cluster.settings import settings
+
+__all__ = ["EngineConfig"]
+
+
+@settings
+class EngineConfig:
+    """How the engine runs a model; the model itself comes from its folder."""
+
+    dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
+    """Number type of weights' activations and KV; auto takes the folder's own (float16 becomes bfloat16 on a CPU)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto takes a GPU where there is one."""
+    block_size: int = 16
+    """Tokens per KV block: small blocks waste less and share shorter prefixes, large ones copy faster."""
+    kv_bytes: int | None = None
+    """Memory for KV blocks in bytes; by default 1 GiB, or less where max_sequences sequences of max_length need less."""
+    num_blocks: int | None = None
+    """Number of KV blocks, instead of kv_bytes."""
+    max_sequences: int = 16
+    """Sequences that run at once; more of them wait."""
+    max_tokens_per_step: int = 512
+    """Tokens computed in one step: longer prompts are computed in chunks, so that running streams do not wait long."""
+    max_length: int | None = None
+    """Longest prompt and output together, in tokens; by default the model's own limit."""
+    prefix_cache: bool = True
+    """Keep the KV of finished requests, and share it with later ones that begin with the same tokens."""
+    draft: Literal["anpd", "off"] = "anpd"
+    """Draft tokens with n-grams of the request's own text and verify them together; never changes the tokens."""
+    draft_order: int = 5
+    """Longest n-gram of the drafter (ANPD's N)."""
+    draft_max: int = 7
+    """Most tokens drafted at once for a sequence (ANPD's K)."""
+    num_threads: int | None = None
+    """CPU threads of the whole process; by default torch's own choice."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "block_size",
+            "max_sequences",
+            "max_tokens_per_step",
+            "draft_max",
+            "kv_bytes",
+            "num_blocks",
+            "max_length",
+            "num_threads",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: {value} is too small; use at least 1")
+        if self.draft_order < 2:
+            raise ValueError(f"draft_order: {self.draft_order} is too small; an n-gram needs a context, so use at least 2")
+        if self.kv_bytes is not None and self.num_blocks is not None:
+            raise ValueError("num_blocks: set with kv_bytes, and they may disagree; set only one of them")
+        if self.max_tokens_per_step < self.max_sequences:
+            raise ValueError(
+                f"max_tokens_per_step: {self.max_tokens_per_step} leaves no token for some of the {self.max_sequences} sequences; raise it"
+            )

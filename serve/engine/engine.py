@@ -1,0 +1,260 @@
+"""The engine: continuous batching over paged KV with drafting, one rule for everything.
+
+A sequence *knows* its prompt, what it has emitted and maybe a draft; it has *computed* the KV of a prefix of them. Each step lets
+computed catch up with known, under a token budget. Prefill, chunked prefill, decoding, prefix hits, verification of drafts,
+recompute after preemption and resuming elsewhere are that rule.
+
+Promise: a request's tokens depend on the request and the model, never on its company, on drafts, preemption or a move (exactly, up
+to the number type's rounding). Price: `step` costs the model's pass plus some 50 microseconds. One thread at a time may call an Engine.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Series
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from serve.engine.attention import FEW, KvCache
+from serve.engine.blocks import BlockPool, root_hash
+from serve.engine.config import EngineConfig
+from serve.engine.draft import AnpdDrafter, StepCost
+from serve.engine.model import Model, Shape
+from serve.engine.request import Completion, Emission, Request, Sampling
+from serve.engine.runner import Runner
+from serve.engine.sample import Question, verify
+from serve.engine.schedule import Scheduler
+from serve.engine.sequence import Sequence
+from serve.engine.snapshot import Snapshot
+from serve.engine.text import TextStream, Tokenizer
+from serve.engine.weights import Weights, read_config
+
+__all__ = ["Engine"]
+
+DEFAULT_KV_BYTES = 1 << 30
+
+
+class Engine:
+    """A model being served to any number of requests."""
+
+    def __init__(self, runner: Runner, tokenizer: Tokenizer, config: EngineConfig, model_id: str, max_length: int) -> None:
+        self.config, self.tokenizer, self.model_id, self.max_length = config, tokenizer, model_id, max_length
+        self.runner, self.shape = runner, runner.model.shape
+        self.scheduler = Scheduler(
+            BlockPool(runner.cache.num_blocks),
+            block_size=config.block_size,
+            max_sequences=config.max_sequences,
+            max_tokens_per_step=config.max_tokens_per_step,
+            prefix_cache=config.prefix_cache,
+        )
+        self._live: dict[str, Sequence] = {}
+        self._ended: list[Emission] = []  # to be told at the next step
+        self._step_cost = StepCost()
+        self._num_arrived = 0
+
+    @classmethod
+    def load(cls, path: str | Path, config: EngineConfig = EngineConfig()) -> Engine:  # noqa: B008 (frozen)
+        """The engine for a Hugging Face model folder. ValueError for a folder it cannot run, in one line."""
+        folder = Path(path)
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        data = read_config(folder)
+        shape = Shape.of(data, str(folder))
+        tokenizer = Tokenizer(folder)
+        device = _device(config)
+        dtype = _dtype(config, data, device)
+        max_length = shape.max_length if config.max_length is None else config.max_length
+        if max_length > shape.max_length:
+            raise ValueError(f"max_length: {max_length} is beyond the {shape.max_length} tokens of {folder}; lower it")
+        weights = Weights(folder, data, dtype, device)
+        model = Model(shape, weights, dtype, device, max_length, tied=bool(data.get("tie_word_embeddings", False)))
+        num_blocks = _num_blocks(config, shape, dtype, max_length)
+        cache = KvCache(shape.num_layers, shape.num_kv_heads, shape.head_dim, num_blocks, config.block_size, dtype, device)
+        return cls(Runner(model, cache), tokenizer, config, folder.resolve().name, max_length)
+
+    # ---- requests ------------------------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Queue a request. ValueError if it can never run: too long, unknown tokens, an id in use."""
+        self._check(request)
+        if request.sampling.seed is None:
+            request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
+        sampling, config = request.sampling, self.config
+        stops = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else frozenset(self.shape.eos_token_ids))
+        sequence = Sequence(
+            request=request,
+            arrival=self._num_arrived,
+            limit=min(len(request.prompt) + sampling.max_tokens, self.max_length),
+            stop_ids=stops,
+            text=TextStream(self.tokenizer, request.prompt, sampling.stop),
+            drafter=AnpdDrafter(config.draft_order, config.draft_max) if config.draft == "anpd" else None,
+            root=root_hash(self.model_id, str(self.runner.model.dtype), request.tenant),
+        )
+        self._num_arrived += 1
+        if sequence.finish_reason:  # what was emitted elsewhere was all of it
+            self._ended.append(sequence.emission([], ""))
+            return
+        self._live[request.id] = sequence
+        self.scheduler.add(sequence)
+
+    def cancel(self, request_id: str) -> bool:
+        """End a request now and free what it holds; the next step reports it as cancelled. False if there is no such live request."""
+        sequence = self._live.pop(request_id, None)
+        if sequence is None:
+            return False
+        self.scheduler.drop(sequence)
+        sequence.finish_reason = "cancelled"
+        self._ended.append(sequence.emission([], sequence.text.finish()))
+        return True
+
+    def snapshot(self, request_id: str) -> Snapshot:
+        """A live request as data that can go on in another engine. ValueError if there is no such request."""
+        sequence = self._live.get(request_id)
+        if sequence is None:
+            raise ValueError(f"snapshot: no live request {request_id!r}; it has finished or was never added")
+        return Snapshot(origin=replace(sequence.request, emitted=()), emitted=sequence.emitted)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do or to tell."""
+        return bool(self._live or self._ended)
+
+    def _check(self, request: Request) -> None:
+        if request.id in self._live:
+            raise ValueError(f"request: id {request.id!r} is in use by a live request; choose another")
+        length, limit = len(request.prompt), self.max_length
+        if length >= limit:
+            raise ValueError(f"prompt: {length} tokens leave no room in the context of {limit} tokens; shorten it to {limit - 1} or fewer")
+        bad = next((t for t in (*request.prompt, *request.emitted) if not 0 <= t < self.shape.vocab_size), None)
+        if bad is not None:
+            raise ValueError(
+                f"prompt: token {bad} is outside the vocabulary of {self.shape.vocab_size}; encode it with this model's tokenizer"
+            )
+        most = min(length + request.sampling.max_tokens, limit)
+        room = self.scheduler.pool.total * self.config.block_size
+        if most > room:
+            raise ValueError(
+                f"max_tokens: prompt and output may reach {most} tokens, but the KV blocks hold {room}; ask for less or raise kv_bytes"
+            )
+
+    # ---- the loop ------------------------------------------------------------------------------------------------
+
+    def step(self) -> list[Emission]:
+        """Let every sequence that can run advance; what is new."""
+        began = time.perf_counter()
+        ended, self._ended = self._ended, []
+        batch = self.scheduler.plan(self._verify_cost())
+        if not batch.chunks:
+            return ended
+        logits = self.runner.run(batch)
+        chosen = verify([Question.of(chunk) for chunk in batch.sampling], logits)
+        emissions = self.scheduler.commit(batch, chosen)
+        if all(chunk.end - chunk.start <= FEW for chunk in batch.chunks):
+            self._step_cost.observe(batch.num_tokens, time.perf_counter() - began)
+        for emission in emissions:
+            if emission.finish_reason:
+                del self._live[emission.request_id]
+        return ended + emissions
+
+    def _verify_cost(self) -> float:
+        """What one more drafted token costs: its share of a step, for each of the sequences that wait for the step."""
+        num_running = max(1, len(self.scheduler.running))
+        return self._step_cost.g(num_running) * num_running
+
+    def generate(
+        self,
+        prompts: Series[str | Series[int]],
+        sampling: Sampling | Series[Sampling] = Sampling(),  # noqa: B008 (frozen)
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """Complete all prompts (texts or token ids), in their order. `progress` is called with the number of tokens of each step."""
+        assert not self.has_work, "generate needs an idle engine: use add and step beside other requests"
+        samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+        gathered: list[list[Emission]] = [[] for _ in prompts]
+        try:
+            for i, (prompt, how) in enumerate(zip(prompts, samplings, strict=True)):
+                tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+                self.add(Request(id=f"generate-{i}", prompt=tuple(tokens), sampling=how))
+            while self.has_work:
+                news = self.step()
+                for emission in news:
+                    gathered[int(emission.request_id.removeprefix("generate-"))].append(emission)
+                if progress is not None:
+                    progress(sum(len(emission.tokens) for emission in news))
+        finally:
+            self._forget_all()
+        return [_completion(emissions) for emissions in gathered]
+
+    def _forget_all(self) -> None:
+        for request_id in list(self._live):
+            self.cancel(request_id)
+        self._ended.clear()
+
+    def logits(self, tokens: Series[int]) -> Tensor:
+        """Logits [T, vocab] of a text in one teacher-forced pass (row i: what follows tokens[:i+1]), by the same weights and kernels."""
+        if not tokens or len(tokens) > self.max_length:
+            raise ValueError(f"tokens: {len(tokens)} given; score between 1 and {self.max_length} tokens at once")
+        return self.runner.logits(tokens)
+
+    def stats(self) -> dict[str, int]:
+        """Counts: sequences and blocks now; steps and tokens since the engine was loaded."""
+        scheduler, pool = self.scheduler, self.scheduler.pool
+        now = {
+            "running": len(scheduler.running),
+            "waiting": len(scheduler.waiting),
+            "total_blocks": pool.total,
+            "free_blocks": pool.num_free,
+            "cached_blocks": pool.num_cached,
+            "held_blocks": pool.num_held,
+        }
+        return now | asdict(scheduler.counters)
+
+
+def _completion(emissions: list[Emission]) -> Completion:
+    last = emissions[-1]
+    assert last.finish_reason is not None
+    asked = last.logprobs is not None
+    return Completion(
+        text="".join(e.text for e in emissions),
+        tokens=tuple(t for e in emissions for t in e.tokens),
+        finish_reason=last.finish_reason,
+        logprobs=tuple(p for e in emissions for p in e.logprobs or ()) if asked else None,
+        num_prompt_tokens=last.num_prompt_tokens,
+        num_cached_tokens=last.num_cached_tokens,
+        num_drafted=last.num_drafted,
+        num_accepted=last.num_accepted,
+    )
+
+
+def _device(config: EngineConfig) -> torch.device:
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise ValueError("device: cuda is not available here; use device auto or cpu")
+    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+
+
+def _dtype(config: EngineConfig, data: dict[str, object], device: torch.device) -> torch.dtype:
+    """What the config asks for; for auto, what the folder was saved in (no float16 on a CPU)."""
+    name = config.dtype
+    if name == "auto":
+        stored = str(data.get("dtype") or data.get("torch_dtype") or "float32")
+        name = "bfloat16" if stored in ("bfloat16", "float16") else "float32"
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}[name]
+
+
+def _num_blocks(config: EngineConfig, shape: Shape, dtype: torch.dtype, max_length: int) -> int:
+    """As configured; by default 1 GiB of blocks, or fewer if every sequence can reach the longest length with less."""
+    if config.num_blocks is not None:
+        return config.num_blocks
+    each = KvCache.bytes_per_block(shape.num_layers, shape.num_kv_heads, shape.head_dim, config.block_size, dtype)
+    if config.kv_bytes is not None:
+        if config.kv_bytes < each:
+            raise ValueError(f"kv_bytes: {config.kv_bytes} holds no block of {each} bytes; raise it")
+        return config.kv_bytes // each
+    longest = -(-max_length // config.block_size)
+    return max(longest, min(DEFAULT_KV_BYTES // each, longest * config.max_sequences))

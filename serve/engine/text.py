@@ -1,0 +1,169 @@
+"""Tokens to text and back: the tokenizer of a model folder, and text that is shown as tokens arrive.
+
+Promise: the text shown after k tokens is a function of the first k tokens alone (so a stream resumed elsewhere shows the same);
+an incomplete character or a possible beginning of a stop string is held back, and a stop string is never shown.
+Price: two decodes of a few tokens per token. Uses: tokenizers and jinja2, not transformers, which takes seconds to import.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = ["Decoder", "TextStream", "Tokenizer"]
+
+_INCOMPLETE = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
+_CONTEXT = 6  # tokens decoded before the new ones, for tokenizers whose first token loses its space
+_LONGEST_CHARACTER = 8  # tokens; more than this held back is not an unfinished character but broken bytes
+
+
+class Decoder(Protocol):
+    """Anything that turns tokens into text."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special ones left out."""
+
+
+class TextStream:
+    """The text of a growing run of tokens, in pieces that are safe to show."""
+
+    def __init__(self, decoder: Decoder, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
+        self._decoder = decoder
+        self._stop = tuple(stop)
+        self._window = list(prompt[-_CONTEXT:])  # tokens decoded together; those before `_read` are context
+        self._read = len(self._window)
+        self._held = ""  # decoded, but maybe the beginning of a stop string
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """What one more token lets show. Sets `stopped` once a stop string is complete."""
+        self._window.append(token)
+        return self._release(self._decode(final=False))
+
+    def finish(self) -> str:
+        """What was held back and need not be any more: nothing will follow."""
+        text = self._release(self._decode(final=True)) if self._read < len(self._window) else ""
+        held, self._held = self._held, ""
+        return text + held
+
+    def _decode(self, final: bool) -> str:
+        before = self._decoder.decode(self._window[: self._read])
+        text = self._decoder.decode(self._window)
+        waiting = len(self._window) - self._read
+        if text.endswith(_INCOMPLETE) and not final and waiting <= _LONGEST_CHARACTER:
+            return ""
+        self._window = self._window[-_CONTEXT:]
+        self._read = len(self._window)
+        return text[len(before) :]
+
+    def _release(self, new: str) -> str:
+        if self.stopped:
+            return ""
+        text = self._held + new
+        if not self._stop:
+            return text
+        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = max(_overlap(text, stop) for stop in self._stop)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
+
+
+class Tokenizer:
+    """The tokenizer of a model folder: tokenizer.json, and the chat template beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer as Fast
+
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise ValueError(f"model: {folder} has no tokenizer.json; save the tokenizer beside the weights (save_pretrained)")
+        self._fast = Fast.from_file(str(file))
+        settings_file = folder / "tokenizer_config.json"
+        self._settings: dict[str, Any] = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
+        template_file = folder / "chat_template.jinja"
+        self._template: str | None = template_file.read_text() if template_file.is_file() else _template(self._settings)
+        self._folder = folder
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
+        return int(self._fast.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text; by default with whatever the tokenizer puts around it (a begin token, often)."""
+        return list(self._fast.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special ones left out."""
+        return str(self._fast.decode(list(tokens), skip_special_tokens=True))
+
+    def token_text(self, token: int) -> str:
+        """One token's own text, special tokens included."""
+        return str(self._fast.decode([token], skip_special_tokens=False))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token given by its name, if there is one."""
+        found = self._fast.token_to_id(token)
+        return None if found is None else int(found)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the folder says how a conversation is written."""
+        return self._template is not None
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **extra: Any) -> str:
+        """A conversation as the model's prompt text. ValueError without a template, or when the template refuses the messages."""
+        from jinja2 import TemplateError
+
+        if self._template is None:
+            raise ValueError(f"chat template: {self._folder} has none; use a plain completion, or add chat_template.jinja to the folder")
+        names = {key: _name(self._settings.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        variables = {**{k: v for k, v in names.items() if v is not None}, "tools": None, "documents": None, **extra}
+        try:
+            return str(self._compiled.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **variables))
+        except TemplateError as error:
+            raise ValueError(f"messages: refused by the chat template of {self._folder}: {error}") from None
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **extra: Any) -> list[int]:
+        """A conversation as token ids; the template writes the special tokens itself."""
+        return self.encode(self.chat(messages, add_generation_prompt=add_generation_prompt, **extra), add_special_tokens=False)
+
+    @cached_property
+    def _compiled(self) -> Any:
+        from jinja2 import TemplateError
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def refuse(message: str) -> None:
+            raise TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.globals["raise_exception"] = refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+        return environment.from_string(self._template)
+
+
+def _template(settings: Mapping[str, Any]) -> str | None:
+    """The chat template in tokenizer_config.json: a string, or a list of named ones of which "default" counts."""
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        return next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    return template
+
+
+def _name(token: Any) -> str | None:
+    """A special token's text: written plainly, or as an object with its content."""
+    return token.get("content") if isinstance(token, dict) else token

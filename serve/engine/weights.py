@@ -1,0 +1,106 @@
+"""A model folder's config.json and safetensors, read lazily and checked.
+
+Promise: one ValueError line for a folder that is no model, lacks a tensor, or is quantised in a way we do not run; tensors are
+memory-mapped, and each is converted only when it is asked for. Price: the pages that are touched.
+Formats: Hugging Face folders; compressed-tensors `pack-quantized` int8 (per channel, symmetric), which stores
+`weight_packed` (int32: four values of 8 bits, offset by 128, lowest bits first), `weight_scale` and `weight_shape`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from serve.engine.linear import Linear, fuse
+
+__all__ = ["Weights", "read_config"]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json with the folder's generation_config.json laid over its end tokens."""
+    file = folder / "config.json"
+    if not folder.is_dir():
+        raise ValueError(f"model: no folder {folder}; give a Hugging Face model folder")
+    if not file.is_file():
+        raise ValueError(f"model: {folder} has no config.json; give a Hugging Face model folder")
+    try:
+        config: dict[str, Any] = json.loads(file.read_text())
+        generation = folder / "generation_config.json"
+        if generation.is_file():
+            config |= {k: v for k, v in json.loads(generation.read_text()).items() if k == "eos_token_id" and v is not None}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"model: {folder}: broken JSON in config.json or generation_config.json ({error}); save the model again") from None
+    return config
+
+
+class Weights:
+    """The tensors of a folder by name, as `dtype` on `device`."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
+        self._folder, self._dtype, self._device = folder, dtype, device
+        _check_quantisation(folder, config.get("quantization_config"))
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"model: {folder} has no *.safetensors; save the weights with save_pretrained")
+        try:
+            opened = [safe_open(str(file), framework="pt") for file in files]
+        except Exception as error:  # safetensors raises a bare exception type of its own for a broken file
+            raise ValueError(f"model: {folder}: cannot read the safetensors ({error}); save the weights again") from None
+        self._file_of = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def raw(self, name: str) -> Tensor:
+        """A tensor as stored."""
+        if name not in self._file_of:
+            raise ValueError(f"model: {self._folder} lacks the tensor {name}; its config.json and its weights do not belong together")
+        return self._file_of[name].get_tensor(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor in the engine's type and place."""
+        return self.raw(name).to(self._device, self._dtype)
+
+    def optional(self, name: str) -> Tensor | None:
+        """A tensor that only some families have."""
+        return self.tensor(name) if name in self else None
+
+    def linear(self, *modules: str) -> Linear:
+        """The projections `modules` (all of the same input), stacked into one."""
+        return fuse([self._projection(module) for module in modules])
+
+    def _projection(self, module: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        bias = self.optional(f"{module}.bias")
+        if f"{module}.weight_packed" not in self:
+            return self.tensor(f"{module}.weight"), None, bias
+        num_columns = int(self.raw(f"{module}.weight_shape")[1])
+        rows = unpack_int8(self.raw(f"{module}.weight_packed"), num_columns)
+        return rows.to(self._device), self.tensor(f"{module}.weight_scale"), bias
+
+
+def unpack_int8(packed: Tensor, num_columns: int) -> Tensor:
+    """[N, ceil(K / 4)] int32 to [N, K] int8."""
+    offset = packed.contiguous().view(torch.uint8)[:, :num_columns]
+    return (offset ^ 0x80).view(torch.int8)
+
+
+def _check_quantisation(folder: Path, quantisation: dict[str, Any] | None) -> None:
+    if quantisation is None:
+        return
+    method = quantisation.get("quant_method")
+    if method != "compressed-tensors":
+        raise ValueError(f"model: {folder} is quantised by {method!r}; the engine reads compressed-tensors folders (see `sterna compress`)")
+    for group in (quantisation.get("config_groups") or {}).values():
+        scheme = group.get("weights") or {}
+        kind = (scheme.get("num_bits"), scheme.get("type"), scheme.get("strategy"), scheme.get("symmetric", True))
+        form = group.get("format") or quantisation.get("format")
+        if kind != (8, "int", "channel", True) or form != "pack-quantized" or group.get("input_activations"):
+            raise ValueError(
+                f"model: {folder} has {scheme.get('num_bits')}-bit weights ({scheme.get('type')}, per {scheme.get('strategy')}, {form}); "
+                "the engine runs int8 weights per channel, symmetric, pack-quantized"
+            )
