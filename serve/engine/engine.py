@@ -23,7 +23,7 @@ from torch import Tensor
 from serve.engine.attention import FEW, KvCache
 from serve.engine.blocks import BlockPool, root_hash
 from serve.engine.config import EngineConfig
-from serve.engine.draft import AnpdDrafter, StepCost
+from serve.engine.draft import AnpdDrafter, Drafter, StepCost
 from serve.engine.model import Model, Shape
 from serve.engine.request import Completion, Emission, Request, Sampling
 from serve.engine.runner import Runner
@@ -84,7 +84,7 @@ class Engine:
         self._check(request)
         if request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
-        sampling, config = request.sampling, self.config
+        sampling = request.sampling
         stops = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else frozenset(self.shape.eos_token_ids))
         sequence = Sequence(
             request=request,
@@ -92,7 +92,7 @@ class Engine:
             limit=min(len(request.prompt) + sampling.max_tokens, self.max_length),
             stop_ids=stops,
             text=TextStream(self.tokenizer, request.prompt, sampling.stop),
-            drafter=AnpdDrafter(config.draft_order, config.draft_max) if config.draft == "anpd" else None,
+            drafter=self._drafter(request),
             root=root_hash(self.model_id, str(self.runner.model.dtype), request.tenant),
         )
         self._num_arrived += 1
@@ -123,6 +123,10 @@ class Engine:
     def has_work(self) -> bool:
         """Whether `step` has anything to do or to tell."""
         return bool(self._live or self._ended)
+
+    def _drafter(self, request: Request) -> Drafter | None:
+        """What drafts for a request."""
+        return AnpdDrafter(self.config.draft_order, self.config.draft_max) if self.config.draft == "anpd" else None
 
     def _check(self, request: Request) -> None:
         if request.id in self._live:

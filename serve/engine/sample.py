@@ -45,7 +45,7 @@ def processed(logits: Tensor, sampling: Sampling) -> Tensor:
         scaled = scaled.masked_fill(scaled < least, -torch.inf)
     probabilities = scaled.softmax(-1)
     if sampling.top_p < 1.0:
-        ranked, order = probabilities.sort(-1, descending=True, stable=True)
+        ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
         before = ranked.cumsum(-1) - ranked  # mass of the likelier tokens; the first is always kept
         kept = torch.zeros_like(ranked).scatter(-1, order, ranked.masked_fill(before >= sampling.top_p, 0.0))
         probabilities = kept / kept.sum(-1, keepdim=True)

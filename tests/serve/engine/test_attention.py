@@ -1,0 +1,72 @@
+"""Attention over paged KV equals the definition, for any mix of spans."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from serve.engine.attention import KvCache, Span, StepAttention, WholeAttention, order, plain_attention
+
+SIZE, KV_HEADS, HEADS, DIM = 4, 2, 6, 8
+
+
+def random_kv(length: int, seed: int) -> torch.Tensor:
+    """[2, kv_heads, length, dim]."""
+    return torch.randn(2, KV_HEADS, length, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize(
+    "spans",
+    [
+        [(0, 1)],
+        [(9, 1)],
+        [(7, 3)],
+        [(0, 20)],
+        [(11, 30)],
+        [(5, 1), (9, 1), (3, 1)],
+        [(5, 2), (40, 1), (3, 4)],
+        [(0, 1), (0, 17), (21, 25), (8, 3), (60, 2), (2, 1)],
+    ],
+)
+def test_step_attention_is_the_definition(spans: list[tuple[int, int]], window: int | None) -> None:
+    shuffled = list(range(60))
+    random.Random(0).shuffle(shuffled)
+    cache = KvCache(1, KV_HEADS, DIM, 60, SIZE, torch.float64, torch.device("cpu"))
+    placed = []
+    for start, length in spans:
+        blocks = [shuffled.pop() for _ in range(-(-(start + length) // SIZE))]
+        placed.append(Span(start, length, blocks))
+    placed.sort(key=order)
+    history = [random_kv(span.end, i) for i, span in enumerate(placed)]
+    for span, kv in zip(placed, history, strict=True):  # what earlier steps computed
+        slots = torch.tensor([span.blocks[p // SIZE] * SIZE + p % SIZE for p in range(span.start)], dtype=torch.long)
+        cache.write(0, slots, kv[:, :, : span.start])
+    new = torch.cat([kv[:, :, span.start :] for span, kv in zip(placed, history, strict=True)], dim=2)
+    q = torch.randn(new.shape[2], HEADS, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(99))
+    out = StepAttention(cache, placed, [window])(0, q, new)
+    row = 0
+    for span, kv in zip(placed, history, strict=True):
+        keys, values = kv.transpose(1, 2)
+        expected = plain_attention(q[row : row + span.length], keys, values, span.start, window)
+        torch.testing.assert_close(out[row : row + span.length].view(-1, HEADS, DIM), expected, rtol=0, atol=1e-12)
+        row += span.length
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_whole_attention_is_the_definition(window: int | None) -> None:
+    kv = random_kv(11, 1)
+    q = torch.randn(11, HEADS, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    out = WholeAttention(11, [window], torch.device("cpu"))(0, q, kv)
+    keys, values = kv.transpose(1, 2)
+    torch.testing.assert_close(out.view(11, HEADS, DIM), plain_attention(q, keys, values, 0, window), rtol=0, atol=1e-12)
+
+
+def test_padding_only_joins_sequences_of_similar_length() -> None:
+    from serve.engine.attention import _grouped
+
+    spans = sorted([Span(1000, 1, range(63)), Span(30, 1, range(2)), Span(900, 1, range(57)), Span(0, 40, range(3))], key=order)
+    groups = [[span.start for span in group] for group in _grouped(spans, 16)]
+    assert groups == [[1000, 900], [30], [0]]

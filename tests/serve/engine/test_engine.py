@@ -1,0 +1,262 @@
+"""The engine as its callers see it: requests in, emissions out, mistakes refused in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from serve.engine.config import EngineConfig
+from serve.engine.engine import Engine
+from serve.engine.request import Completion, Emission, Request, Sampling
+
+PROMPT = "def add(left, right):\n    return"
+GREEDY = Sampling(temperature=0, max_tokens=24, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_model_dir: Path) -> Engine:
+    return Engine.load(tiny_model_dir, EngineConfig(dtype="float64"))
+
+
+def drain(engine: Engine) -> dict[str, list[Emission]]:
+    """Step until nothing is left; the emissions by request."""
+    found: dict[str, list[Emission]] = {}
+    while engine.has_work:
+        for emission in engine.step():
+            found.setdefault(emission.request_id, []).append(emission)
+    return found
+
+
+def test_greedy_is_transformers_greedy(tiny_model_dir: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    engine = Engine.load(tiny_model_dir, EngineConfig(dtype="float32"))
+    prompt = engine.tokenizer.encode(PROMPT)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    theirs = model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :].tolist()
+    (ours,) = engine.generate([prompt], replace(GREEDY, ignore_eos=False))
+    assert list(ours.tokens) == theirs
+
+
+def test_generate_keeps_the_order_and_counts(engine: Engine) -> None:
+    steps: list[int] = []
+    prompts = [PROMPT, [5, 6, 7], "The tern"]
+    completions = engine.generate(prompts, [replace(GREEDY, max_tokens=n) for n in (3, 20, 9)], progress=steps.append)
+    assert [len(c.tokens) for c in completions] == [3, 20, 9]
+    assert sum(steps) == 32
+    assert [c.finish_reason for c in completions] == ["length"] * 3
+    assert completions[1].usage == {"prompt_tokens": 3, "completion_tokens": 20, "total_tokens": 23}
+    assert completions[0].text == engine.tokenizer.decode(completions[0].tokens)
+    assert not engine.has_work
+
+
+def test_logits_agree_with_what_generate_emits(engine: Engine) -> None:
+    (completion,) = engine.generate([[9, 8, 7]], GREEDY)
+    logits = engine.logits([9, 8, 7, *completion.tokens])
+    assert logits[2:-1].argmax(-1).tolist() == list(completion.tokens)
+
+
+def test_a_stop_string_ends_the_text_before_it(engine: Engine) -> None:
+    (whole,) = engine.generate([PROMPT], GREEDY)
+    stop = whole.text[5:8]
+    (cut,) = engine.generate([PROMPT], replace(GREEDY, stop=(stop,)))
+    assert cut.finish_reason == "stop"
+    assert cut.text == whole.text[: whole.text.find(stop)]
+    assert cut.tokens == whole.tokens[: len(cut.tokens)]
+
+
+def test_a_stop_token_ends_it_and_its_text_is_not_shown(engine: Engine) -> None:
+    (whole,) = engine.generate([PROMPT], GREEDY)
+    stop = whole.tokens[6]
+    (cut,) = engine.generate([PROMPT], replace(GREEDY, stop_token_ids=(stop,)))
+    end = whole.tokens.index(stop)
+    assert cut.tokens == whole.tokens[: end + 1]
+    assert cut.text == engine.tokenizer.decode(whole.tokens[:end])
+    assert cut.finish_reason == "stop"
+
+
+def test_output_ends_with_the_context(tiny_model_dir: Path) -> None:
+    small = Engine.load(tiny_model_dir, EngineConfig(max_length=20))
+    (completion,) = small.generate([[5] * 15], GREEDY)
+    assert (len(completion.tokens), completion.finish_reason) == (5, "length")
+
+
+def test_logprobs_come_with_every_token(engine: Engine) -> None:
+    (completion,) = engine.generate([PROMPT], replace(GREEDY, logprobs=2))
+    assert completion.logprobs is not None
+    assert [p.token for p in completion.logprobs] == list(completion.tokens)
+    assert all(p.top[0] == (p.token, p.logprob) for p in completion.logprobs)
+    assert engine.generate([PROMPT], GREEDY)[0].logprobs is None
+
+
+def test_choices_of_one_seed_differ_and_repeat(engine: Engine) -> None:
+    def run() -> list[Completion]:
+        for choice in range(3):
+            engine.add(Request(id=str(choice), prompt=(5, 6, 7), sampling=Sampling(seed=4, max_tokens=12, ignore_eos=True), choice=choice))
+        found = drain(engine)
+        return [tuple(t for e in found[str(choice)] for t in e.tokens) for choice in range(3)]
+
+    first = run()
+    assert len(set(first)) == 3
+    assert run() == first
+
+
+def test_a_request_without_seed_gets_one_that_travels(engine: Engine) -> None:
+    engine.add(Request(id="a", prompt=(5, 6), sampling=Sampling(max_tokens=4)))
+    seed = engine.snapshot("a").request().sampling.seed
+    assert seed is not None
+    assert 0 <= seed < 2**63
+    engine.cancel("a")
+    drain(engine)
+
+
+def test_cancel_frees_everything_and_is_told_once(engine: Engine) -> None:
+    for i in range(3):
+        engine.add(Request(id=str(i), prompt=tuple(range(5, 45)), sampling=GREEDY))
+    engine.step()
+    assert engine.stats()["held_blocks"] > 0
+    assert engine.cancel("0")
+    assert not engine.cancel("0")
+    for i in (1, 2):
+        engine.cancel(str(i))
+    stats = engine.stats()
+    assert (stats["held_blocks"], stats["running"], stats["waiting"]) == (0, 0, 0)
+    assert stats["free_blocks"] + stats["cached_blocks"] == stats["total_blocks"]
+    assert [e.finish_reason for e in engine.step()] == ["cancelled"] * 3
+    assert not engine.has_work
+
+
+def test_prefix_hits_are_counted_and_shared(tiny_model_dir: Path) -> None:
+    engine = Engine.load(tiny_model_dir, EngineConfig(dtype="float64", block_size=8))
+    prompt = list(range(5, 55))
+    (first,) = engine.generate([prompt], GREEDY)
+    (second,) = engine.generate([prompt], GREEDY)
+    assert (first.num_cached_tokens, second.num_cached_tokens) == (0, 48)
+    assert first.tokens == second.tokens
+
+
+def test_tenants_do_not_share_prefixes(tiny_model_dir: Path) -> None:
+    engine = Engine.load(tiny_model_dir, EngineConfig(block_size=8))
+    cached = []
+    for i, tenant in enumerate(("a", "a", "b")):
+        engine.add(Request(id=str(i), prompt=tuple(range(5, 55)), sampling=replace(GREEDY, max_tokens=2), tenant=tenant))
+        cached.append(drain(engine)[str(i)][-1].num_cached_tokens)
+    assert cached == [0, 48, 0]
+
+
+def test_what_was_already_complete_is_told_and_not_continued(engine: Engine) -> None:
+    engine.add(Request(id="a", prompt=(5, 6), sampling=Sampling(max_tokens=3, seed=1), emitted=(7, 8, 9)))
+    (emission,) = drain(engine)["a"]
+    assert (emission.tokens, emission.text, emission.finish_reason) == ((), "", "length")
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "complaint"),
+    [
+        ({"prompt": (5,) * 512}, "512 tokens leave no room in the context of 512 tokens"),
+        ({"prompt": (5, 400)}, "token 400 is outside the vocabulary of 400"),
+        ({"prompt": (5,), "emitted": (-1,)}, "token -1 is outside"),
+        ({"prompt": ()}, "has no tokens"),
+        ({"prompt": (5,), "choice": -1}, "choice: -1 is negative"),
+    ],
+)
+def test_requests_that_cannot_run_are_refused(engine: Engine, request_fields: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        engine.add(Request(id="bad", **request_fields))
+    assert not engine.has_work
+
+
+def test_an_id_in_use_is_refused(engine: Engine) -> None:
+    engine.add(Request(id="a", prompt=(5,)))
+    with pytest.raises(ValueError, match="id 'a' is in use"):
+        engine.add(Request(id="a", prompt=(5,)))
+    engine.cancel("a")
+    drain(engine)
+
+
+def test_a_request_that_no_pool_of_blocks_can_hold_is_refused(tiny_model_dir: Path) -> None:
+    engine = Engine.load(tiny_model_dir, EngineConfig(num_blocks=2, block_size=16))
+    with pytest.raises(ValueError, match="may reach 40 tokens, but the KV blocks hold 32"):
+        engine.add(Request(id="a", prompt=(5,) * 20, sampling=Sampling(max_tokens=20)))
+
+
+def test_a_missing_snapshot_is_refused(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="no live request 'nobody'"):
+        engine.snapshot("nobody")
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"max_tokens": 0}, "max_tokens: 0"),
+        ({"temperature": -1.0}, "temperature: -1.0"),
+        ({"temperature": float("nan")}, "temperature: nan"),
+        ({"top_p": 0.0}, "top_p: 0.0"),
+        ({"top_k": -1}, "top_k: -1"),
+        ({"logprobs": 101}, "logprobs: 101"),
+        ({"stop": ("",)}, "stop: give at most"),
+    ],
+)
+def test_sampling_that_makes_no_sense_is_refused(fields: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Sampling(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"block_size": 0}, "block_size: 0"),
+        ({"draft_order": 1}, "draft_order: 1"),
+        ({"num_blocks": 3, "kv_bytes": 9}, "set only one"),
+        ({"max_tokens_per_step": 4}, "max_tokens_per_step: 4 leaves no token"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(fields: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        EngineConfig(**fields)
+
+
+def without(folder: Path, copy: Path, *names: str) -> Path:
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(*names))
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("missing", "complaint"),
+    [("config.json", r"has no config\.json"), ("tokenizer.json", r"has no tokenizer\.json"), ("*.safetensors", r"has no \*\.safetensors")],
+)
+def test_folders_that_are_no_models_are_refused(tiny_model_dir: Path, tmp_path: Path, missing: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Engine.load(without(tiny_model_dir, tmp_path / "copy", missing))
+    with pytest.raises(ValueError, match="no folder"):
+        Engine.load(tmp_path / "nothing")
+
+
+def test_a_broken_folder_is_one_line(tiny_model_dir: Path, tmp_path: Path) -> None:
+    folder = without(tiny_model_dir, tmp_path / "copy")
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="cannot read the safetensors") as caught:
+        Engine.load(folder)
+    assert "\n" not in str(caught.value)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="broken JSON"):
+        Engine.load(folder)
+
+
+def test_a_config_of_another_model_is_noticed(tiny_model_dir: Path, tmp_path: Path) -> None:
+    folder = without(tiny_model_dir, tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(ValueError, match=r"lacks the tensor model\.layers\.2"):
+        Engine.load(folder)
+
+
+def test_max_length_beyond_the_model_is_refused(tiny_model_dir: Path) -> None:
+    with pytest.raises(ValueError, match="max_length: 1000 is beyond the 512 tokens"):
+        Engine.load(tiny_model_dir, EngineConfig(max_length=1000))

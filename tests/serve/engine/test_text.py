@@ -1,0 +1,123 @@
+"""Text as it streams: whole characters only, stop strings never, and always a function of the tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.engine.text import TextStream, Tokenizer
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(tokens).decode(errors="replace")
+
+
+def show(text: str, stop: Sequence[str] = (), prompt: str = "") -> tuple[list[str], bool]:
+    """The pieces a stream shows for the bytes of `text`, and whether a stop string ended it."""
+    stream = TextStream(Bytes(), list(prompt.encode()), stop)
+    pieces = []
+    for token in text.encode():
+        pieces.append(stream.push(token))
+        if stream.stopped:
+            break
+    if not stream.stopped:
+        pieces.append(stream.finish())
+    return pieces, stream.stopped
+
+
+@given(st.text(alphabet="aé日🐦 ", max_size=20), st.text(alphabet="bñ", max_size=5))
+def test_pieces_make_the_text_and_never_hold_half_a_character(text: str, prompt: str) -> None:
+    pieces, _ = show(text, prompt=prompt)
+    assert "".join(pieces) == text
+    assert "\ufffd" not in "".join(pieces)
+
+
+@given(st.text(alphabet="abc", max_size=30), st.lists(st.text(alphabet="abc", min_size=1, max_size=4), min_size=1, max_size=3))
+def test_text_ends_before_the_first_stop_string(text: str, stop: list[str]) -> None:
+    pieces, stopped = show(text, stop)
+    shown = "".join(pieces)
+    assert not any(s in shown for s in stop)
+    ends = [text.find(s) + len(s) for s in stop if s in text]
+    assert stopped == bool(ends)
+    if ends:  # the stream stops at the first completed one
+        first = text[: min(ends)]
+        assert shown == first[: min(first.find(s) for s in stop if s in first)]
+    else:
+        assert shown == text
+
+
+def test_what_may_become_a_stop_string_is_held_back() -> None:
+    stream = TextStream(Bytes(), [], ["END"])
+    assert [stream.push(t) for t in b"aEN"] == ["a", "", ""]
+    assert stream.push(ord("x")) == "ENx"
+
+
+def test_an_unfinished_character_is_shown_at_the_end_as_what_it_is() -> None:
+    stream = TextStream(Bytes(), [], [])
+    assert stream.push("é".encode()[0]) == ""
+    assert stream.finish() == "\ufffd"
+
+
+def test_broken_bytes_do_not_hold_back_text_for_ever() -> None:
+    stream = TextStream(Bytes(), [], [])
+    assert "".join(stream.push(0xFF) for _ in range(100)).count("\ufffd") >= 80
+
+
+@given(st.text(alphabet="aé🐦", min_size=1, max_size=12), st.data())
+def test_a_stream_resumed_anywhere_shows_the_rest(text: str, data: st.DataObject) -> None:
+    tokens = list(text.encode())
+    cut = data.draw(st.integers(0, len(tokens)))
+    whole, resumed = TextStream(Bytes(), [], ["🐦🐦"]), TextStream(Bytes(), [], ["🐦🐦"])
+    pieces = [whole.push(t) for t in tokens]
+    for token in tokens[:cut]:
+        resumed.push(token)
+    assert [resumed.push(t) for t in tokens[cut:]] == pieces[cut:]
+
+
+def test_tokenizer_reads_a_folder(tiny_model_dir: Path) -> None:
+    tokenizer = Tokenizer(tiny_model_dir)
+    text = "def add(left, right):\n    return 日本語 🐦"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.token_id("<|endoftext|>") == 0
+    assert tokenizer.decode([0, *tokenizer.encode("a")]) == "a"
+    assert tokenizer.token_text(0) == "<|endoftext|>"
+
+
+def test_streaming_real_tokens_gives_the_decoded_text(tiny_model_dir: Path) -> None:
+    tokenizer = Tokenizer(tiny_model_dir)
+    tokens = tokenizer.encode("Ünïcode: naïve café, 日本語, emoji 🐦 and a tab\there.")
+    stream = TextStream(tokenizer, tokenizer.encode("prompt "), [])
+    assert "".join([*(stream.push(t) for t in tokens), stream.finish()]) == tokenizer.decode(tokens)
+
+
+def test_chat_is_what_transformers_writes(tiny_model_dir: Path) -> None:
+    from transformers import AutoTokenizer
+
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "more"}]
+    theirs = AutoTokenizer.from_pretrained(tiny_model_dir)
+    assert Tokenizer(tiny_model_dir).chat(messages) == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def test_a_folder_without_tokenizer_or_template_says_so(tmp_path: Path, tiny_model_dir: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
+        Tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((tiny_model_dir / "tokenizer.json").read_bytes())
+    bare = Tokenizer(tmp_path)
+    assert not bare.has_chat_template
+    with pytest.raises(ValueError, match=r"chat template: .* has none"):
+        bare.chat([{"role": "user", "content": "hi"}])
+
+
+def test_a_template_may_refuse(tmp_path: Path, tiny_model_dir: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((tiny_model_dir / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ raise_exception('only users') }}"}))
+    with pytest.raises(ValueError, match="only users"):
+        Tokenizer(tmp_path).chat([{"role": "tool", "content": ""}])
