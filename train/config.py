@@ -42,7 +42,7 @@ class Recipe:
     zero_stage: int = 2
     """What ZeRO shards over the workers: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters."""
     precision: Precision = "auto"
-    """Arithmetic of the model; auto is bfloat16 where the processor multiplies it natively, else float32."""
+    """Arithmetic of the model; auto is bfloat16 where the processor has matrix units for it, else float32."""
     num_workers: int = 2
     """Workers that share each step."""
     checkpoint_every: int = 100
@@ -154,7 +154,7 @@ class TuneConfig:
     zero_stage: int = 2
     """ZeRO stage 0 to 3."""
     precision: Precision = "auto"
-    """auto, bfloat16 or float32."""
+    """Arithmetic of the model: auto, bfloat16 or float32."""
     checkpoint_every: int = 50
     """Steps between checkpoints."""
     seed: int = 0
@@ -197,7 +197,7 @@ class EvaluateConfig:
     batch_tokens: int = 8192
     """Tokens per forward pass."""
     precision: Precision = "auto"
-    """Arithmetic of the models; auto is bfloat16 where the processor multiplies it natively, else float32."""
+    """Arithmetic of the models; auto is bfloat16 where the processor has matrix units for it, else float32."""
 
     def __post_init__(self) -> None:
         if not self.models:

@@ -1,0 +1,129 @@
+"""Cross-entropy of a causal model, without a [tokens × vocabulary] float32 tensor.
+
+Promise: the sum over labelled positions of −log p(label), float32 (float64 for a float64 model), and its gradient,
+equal to the plain computation up to rounding. Price: logits exist for one chunk of positions at a time; the gradients
+of the output layer are made in the forward pass, chunk by chunk, so its matrix products are three and not four.
+Source: the idea of Liger Kernel's fused linear cross-entropy (arXiv 2410.10989).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from train.corpus import IGNORED
+
+__all__ = ["CausalLoss", "chunked_nll", "token_nll"]
+
+_CHUNK_ELEMENTS = 1 << 24  # logits of one chunk: 64 MiB in float32
+_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # families that alter logits after the output layer
+
+
+class CausalLoss(nn.Module):
+    """A causal model as a module from a batch to its loss sum; what an optimizer or DeepSpeed wraps.
+
+    B sequences of L tokens; `labels_BL` is already shifted: the target at a position is that position's label.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor) -> Tensor:
+        """Σ −log p(label) over positions whose label is not IGNORED, as a scalar tensor."""
+        weight = output_weight(self.model)
+        if weight is None:
+            logits_BLV = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+            kept = labels != IGNORED
+            return nn.functional.cross_entropy(_wide(logits_BLV[kept]), labels[kept], reduction="sum")
+        hidden_BLH = decoder(self.model)(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        kept = labels != IGNORED
+        return chunked_nll(hidden_BLH[kept], weight, labels[kept])
+
+
+def decoder(model: PreTrainedModel) -> nn.Module:
+    """The part of the model below its output layer (of the base model, when an adapter wraps it)."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base.get_decoder()
+
+
+def output_weight(model: PreTrainedModel) -> Tensor | None:
+    """The output layer's matrix [V, H], or None where logits are more than hidden · matrixᵀ."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings()
+    changed = any(getattr(base.config, name, None) not in (None, 1.0) for name in _LOGIT_CHANGES)
+    if changed or type(head) is not nn.Linear or head.bias is not None:
+        return None
+    return head.weight
+
+
+def chunked_nll(hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor) -> Tensor:
+    """Σ −log softmax(hidden · weightᵀ)[label] over N positions; differentiable in hidden and weight."""
+    return _ChunkedNll.apply(hidden_NH, weight_VH.to(hidden_NH.dtype), labels_N)  # type: ignore[no-any-return,no-untyped-call]
+
+
+@torch.no_grad()
+def token_nll(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, labels: Tensor) -> Tensor:
+    """−log p(label) per position [B, L], float32; 0 where the label is IGNORED."""
+    found = torch.zeros(labels.shape, dtype=torch.float32, device=labels.device)
+    kept = labels != IGNORED
+    weight = output_weight(model)
+    if weight is None:
+        logits_NV = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits[kept]
+        found[kept] = nn.functional.cross_entropy(_wide(logits_NV), labels[kept], reduction="none").float()
+        return found
+    hidden_NH = decoder(model)(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state[kept]
+    size = _chunk_size(weight)
+    parts = [_nll(h, weight, y)[0] for h, y in zip(hidden_NH.split(size), labels[kept].split(size), strict=True)]
+    found[kept] = torch.cat(parts).float()
+    return found
+
+
+class _ChunkedNll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor) -> Tensor:
+        size = _chunk_size(weight_VH)
+        wide = torch.float64 if hidden_NH.dtype == torch.float64 else torch.float32
+        total = torch.zeros((), dtype=wide, device=hidden_NH.device)
+        grad_hidden = torch.zeros_like(hidden_NH) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros(weight_VH.shape, dtype=wide, device=weight_VH.device) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(labels_N), size):
+            part = slice(start, start + size)
+            nll, logits, normalizer = _nll(hidden_NH[part], weight_VH, labels_N[part])
+            total += nll.sum()
+            if grad_hidden is None and grad_weight is None:
+                continue
+            error = logits.sub_(normalizer[:, None]).exp_()  # softmax, in place of the logits
+            error[torch.arange(len(nll), device=error.device), labels_N[part]] -= 1
+            narrow = error.to(hidden_NH.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = narrow @ weight_VH
+            if grad_weight is not None:
+                grad_weight += narrow.T @ hidden_NH[part]
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight_VH.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        hidden = None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype)
+        weight = None if grad_weight is None else grad_weight * scale.to(grad_weight.dtype)
+        return hidden, weight, None
+
+
+def _nll(hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(−log p per position, float32 logits, log-normaliser) of one chunk."""
+    logits_NV = _wide(hidden_NH @ weight_VH.T)
+    normalizer_N = torch.logsumexp(logits_NV, dim=-1)
+    return normalizer_N - logits_NV.gather(1, labels_N[:, None])[:, 0], logits_NV, normalizer_N
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _chunk_size(weight_VH: Tensor) -> int:
+    return max(1, _CHUNK_ELEMENTS // weight_VH.shape[0])

@@ -1,0 +1,174 @@
+"""`sterna pretrain`: a model from a plan, trained with ZeRO on Ray Train's workers.
+
+Promise: the model, steps and data that plan.toml says (or what the command line says instead); an interrupted run goes on
+from its newest checkpoint; the result is a Hugging Face folder that AutoModelForCausalLM loads. Price: the checkpoints.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.artifact import Artifact, Draft, copy_tree, digest_of, finished, open_artifact, publish, resolve
+from cluster.console import say
+from cluster.figure import lines
+from cluster.runtime import attached
+from cluster.settings import parse
+from train.config import PretrainConfig, Recipe, overridden
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from train.corpus import Sequences
+    from train.workers import Outcome
+
+__all__ = ["loss_curve", "pretrain"]
+
+_STAGE = "pretrain"
+_POINTS = 400  # of a curve in the manifest
+
+
+def pretrain(config: PretrainConfig) -> Artifact:
+    """Train the plan's model and write it to `config.output`."""
+    plan, plan_digest = _read_plan(config.plan)
+    recipe = parse(Recipe, overridden(plan["train"], config), where=f"{config.plan} [train]")
+    tokens = open_artifact(config.tokens or plan["train"].get("tokens") or _no_tokens(config.plan), made_by="tokenize")
+    _check_fit(plan, recipe, tokens)
+    inputs = {"plan": plan_digest, "tokens": tokens.digest}
+    if done := finished(config.output, stage=_STAGE, inputs=inputs, config=config):
+        say(f"{config.output}: already done")
+        return done
+    with publish(config.output, stage=_STAGE, inputs=inputs, config=config) as draft:
+        outcome = _train(config, plan, recipe, tokens, draft)
+        _describe(draft, plan, recipe, tokens, outcome)
+    return open_artifact(config.output, made_by=_STAGE)
+
+
+def _train(config: PretrainConfig, plan: dict[str, Any], recipe: Recipe, tokens: Artifact, draft: Draft) -> Outcome:
+    from train.workers import Job, train_on_workers
+
+    draft.scratch += ["ray", "checkpoints"]
+    job = Job(
+        label="pretrain",
+        recipe=recipe,
+        checkpoints=f"{draft.uri}/checkpoints",
+        scratch=draft.dir / "ray",
+        build=partial(_build, plan["model"], tokens, recipe.seed),
+        source=partial(_source, tokens),
+        export=partial(_export, draft.uri, tokens, config.save_precision),
+        max_failures=config.max_failures,
+    )
+    with attached():
+        return train_on_workers(job)
+
+
+def _build(table: dict[str, Any], tokens: Artifact, seed: int) -> PreTrainedModel:
+    from transformers import AutoTokenizer
+
+    from train.architectures import SpecialTokens, make_config, make_model
+
+    tokenizer = AutoTokenizer.from_pretrained(tokens.local() / "tokenizer")
+    return make_model(make_config(table, SpecialTokens.of(tokenizer)), seed=seed)
+
+
+def _source(tokens: Artifact) -> Sequences:
+    from train.corpus import Sequences
+
+    return Sequences.open(tokens.local())
+
+
+def _export(uri: str, tokens: Artifact, precision: str, model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    import tempfile
+
+    import torch
+
+    from train.model_folder import write_model
+
+    with tempfile.TemporaryDirectory(prefix="sterna-export-") as scratch:
+        write_model(model, Path(scratch), dtype=getattr(torch, precision), tokenizer=tokens.local() / "tokenizer", state=weights)
+        copy_tree(scratch, uri)
+
+
+def _describe(draft: Draft, plan: dict[str, Any], recipe: Recipe, tokens: Artifact, outcome: Outcome) -> None:
+    state = outcome.state
+    predicted = plan.get("predicted", {}).get("loss", {}).get("value")
+    loss, rate = state.final_loss(), state.tokens_per_second()
+    draft.counts = {
+        "steps": state.step,
+        "sequences": state.step * recipe.global_batch,
+        "target_tokens": sum(r.tokens for r in state.records),
+    }
+    draft.metrics = {
+        "final_loss": loss,
+        "predicted_loss": predicted,
+        "tokens_per_second": rate,
+        "steps": state.step,
+        "train_seconds": sum(r.seconds for r in state.records),
+        "epochs": state.step * recipe.global_batch / tokens.manifest.metrics["num_sequences"],
+        "precision": outcome.precision,
+        "zero_stage": recipe.zero_stage,
+        "num_workers": recipe.num_workers,
+        "resumed_at": outcome.resumed_at,
+    }
+    steps = [r.step for r in state.records]
+    flat = {"predicted": ([steps[0], steps[-1]], [predicted, predicted])} if predicted is not None else {}
+    draft.figures = {"loss": loss_curve("Pretraining loss", steps, [r.loss for r in state.records], flat)}
+    expected = f" (predicted {predicted:.2f})" if predicted is not None else ""
+    draft.headline = f"loss {loss:.2f} after {state.step:,} steps{expected}, {rate:,.0f} tokens/s"
+
+
+def loss_curve(title: str, steps: Sequence[int], losses: Sequence[float], extra: dict[str, Any]) -> dict[str, Any]:
+    """A figure of the loss by step, thinned to a few hundred points (each the mean of what it stands for)."""
+    size = -(-len(steps) // _POINTS)
+    groups = [slice(i, i + size) for i in range(0, len(steps), size)]
+    curve = ([steps[g][-1] for g in groups], [sum(losses[g]) / len(losses[g]) for g in groups])
+    return lines(title, "step", "nats per token", {"loss": curve, **extra})
+
+
+def _read_plan(uri: str) -> tuple[dict[str, Any], str]:
+    """(the tables of plan.toml, a digest), from a plan folder or from a file."""
+    if uri.endswith(".toml"):
+        filesystem, path = resolve(uri)
+        try:
+            with filesystem.open_input_stream(path) as stream:
+                raw = stream.readall()
+        except FileNotFoundError:
+            raise ValueError(f"{uri}: no such file; `sterna plan run` writes a plan.toml") from None
+        digest = digest_of(raw.decode(errors="replace"))
+    else:
+        artifact = open_artifact(uri, made_by="plan")
+        raw, digest = (artifact.local() / "plan.toml").read_bytes(), artifact.digest
+    try:
+        plan = tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{uri}: not TOML ({error}); write it again with `sterna plan run`") from None
+    for name in ("model", "train"):
+        if not isinstance(plan.get(name), dict):
+            raise ValueError(f"{uri}: has no [{name}] table; `sterna plan run` writes one")
+    return plan, digest
+
+
+def _no_tokens(plan: str) -> str:
+    raise ValueError(f"{plan}: [train] names no tokens; give --tokens FOLDER")
+
+
+def _check_fit(plan: dict[str, Any], recipe: Recipe, tokens: Artifact) -> None:
+    """That the plan is one for these tokens."""
+    from train.plan.shapes import ModelShape
+
+    shape = ModelShape.from_table(plan["model"])
+    known = tokens.manifest.metrics
+    if shape.vocab_size < known["vocab_size"]:
+        raise ValueError(
+            f"{tokens.uri}: has {known['vocab_size']} token ids, the plan's model {shape.vocab_size}; plan again for these tokens"
+        )
+    if recipe.sequence_length != known["sequence_length"]:
+        raise ValueError(
+            f"{tokens.uri}: sequences of {known['sequence_length']} tokens, the plan says {recipe.sequence_length}; plan again"
+        )
+    if recipe.sequence_length > shape.max_length:
+        raise ValueError(f"plan: sequences of {recipe.sequence_length} tokens exceed the model's max_length {shape.max_length}; plan again")
