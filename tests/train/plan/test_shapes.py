@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import itertools
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_candidates_grow_and_are_legal():
     assert sizes == sorted(sizes)
     assert sizes[0] < 1e6
     assert sizes[-1] > 10e9
-    assert all(b / a < 2.5 for a, b in zip(sizes, sizes[1:], strict=False))
+    assert all(b / a < 2.5 for a, b in itertools.pairwise(sizes))
     for shape in found:
         assert shape.num_heads * shape.head_dim == shape.hidden_size
         assert shape.num_heads % shape.num_kv_heads == 0

@@ -1,0 +1,74 @@
+"""Predicted bytes against what autograd saves, and the laws that every footprint obeys."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.architectures import make_config, make_model
+from train.plan.memory import footprint, layer_activation_bytes
+from train.plan.shapes import ModelShape, shape_of_width
+
+BATCH, LENGTH = 2, 64
+
+
+def saved_bytes_per_token(shape: ModelShape, dtype: torch.dtype) -> float:
+    """Bytes of distinct storages, parameters apart, that the decoder saves for its backward pass."""
+    model = make_model(make_config(shape), dtype=dtype)
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved: dict[int, tuple[int, torch.Tensor]] = {}  # the tensors are kept so that no address is used twice
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            saved[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    tokens = torch.zeros(BATCH, LENGTH, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.model(input_ids=tokens, use_cache=False).last_hidden_state.sum()
+    return sum(size for size, _ in saved.values()) / (BATCH * LENGTH)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_a_layers_activations_are_what_autograd_saves(width, precision):
+    shape = shape_of_width(width, vocab_size=300, max_length=LENGTH)
+    deeper = ModelShape.from_table(shape.table() | {"num_layers": shape.num_layers + 1})
+    dtype = getattr(torch, precision)
+    measured = saved_bytes_per_token(deeper, dtype) - saved_bytes_per_token(shape, dtype)
+    assert layer_activation_bytes(shape, precision) == pytest.approx(measured, rel=0.02)
+
+
+SHAPE = shape_of_width(256, vocab_size=8192, max_length=512)
+
+
+def of(**changes):
+    options = {"zero_stage": 2, "num_workers": 2, "micro_batch": 4, "sequence_length": 256, "precision": "bfloat16"} | changes
+    return footprint(SHAPE, **options)
+
+
+@given(st.integers(0, 3), st.integers(1, 64), st.integers(1, 64), st.sampled_from(["bfloat16", "float32"]))
+def test_terms_are_positive_add_up_and_grow_with_the_micro_batch(stage, workers, micro, precision):
+    small = of(zero_stage=stage, num_workers=workers, micro_batch=micro, precision=precision)
+    large = of(zero_stage=stage, num_workers=workers, micro_batch=micro + 1, precision=precision)
+    assert all(value >= 0 for value in small.terms().values())
+    assert small.total == pytest.approx(sum(small.terms().values()))
+    assert large.total > small.total
+
+
+@given(st.integers(2, 64))
+def test_a_higher_stage_needs_no_more_bytes_and_one_worker_gains_nothing(workers):
+    totals = [of(zero_stage=stage, num_workers=workers).total for stage in range(4)]
+    assert totals == sorted(totals, reverse=True)
+    assert len({of(zero_stage=stage, num_workers=1).total for stage in range(4)}) == 1
+
+
+def test_a_worked_example():
+    example, parameters = of(zero_stage=2, num_workers=2), SHAPE.num_parameters
+    assert example.weights == 2 * parameters
+    assert example.gradients == 2 * parameters / 2
+    assert example.optimizer == 12 * parameters / 2
+    assert example.logits == 4 * 256 * 8192 * 12
