@@ -1,0 +1,119 @@
+"""Quantised folders: int8 as compressed-tensors writes it, run by kernels, with the logits transformers gets from the same folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from serve.engine.config import EngineConfig
+from serve.engine.engine import Engine
+from serve.engine.linear import INT8_TOKENS, Int8
+from serve.engine.request import Sampling
+from serve.engine.weights import unpack_int8
+from train.compress.quantize import export_int8, load_dense, plan_int8
+
+
+def quantised(source: Path, output: Path, *, lm_head: bool = False) -> Path:
+    """`source` in int8, by the library that defines the format."""
+    model = load_dense(source, torch.float32)
+    output.mkdir()
+    export_int8(model, plan_int8(model, lm_head=lm_head), source, output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def int8_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quantised(tiny_model_dir, tmp_path_factory.mktemp("int8") / "model")
+
+
+def their_logits(folder: Path, tokens: list[int], dtype: torch.dtype) -> torch.Tensor:
+    from transformers import AutoModelForCausalLM
+
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)(torch.tensor([tokens])).logits[0]
+
+
+def test_int8_logits_are_transformers_logits(int8_dir: Path) -> None:
+    tokens = list(range(5, 60))
+    ours = Engine.load(int8_dir, EngineConfig(dtype="float32")).logits(tokens)
+    torch.testing.assert_close(ours, their_logits(int8_dir, tokens, torch.float32), rtol=0, atol=1e-4)
+
+
+def test_int8_is_not_the_original(int8_dir: Path, tiny_model_dir: Path) -> None:
+    tokens = list(range(5, 60))
+    config = EngineConfig(dtype="float32")
+    difference = Engine.load(int8_dir, config).logits(tokens) - Engine.load(tiny_model_dir, config).logits(tokens)
+    assert 0 < float(difference.abs().max()) < 1.0
+
+
+def test_an_untied_int8_head_with_biases_is_read(tmp_path: Path, tiny_model_dir: Path) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    source = tmp_path / "source"
+    shutil.copytree(tiny_model_dir, source)
+    torch.manual_seed(2)
+    sizes = {"vocab_size": 400, "hidden_size": 36, "intermediate_size": 50, "num_hidden_layers": 2}  # 50 % 4 != 0: a padded last word
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": False}
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes, **heads, bos_token_id=0, eos_token_id=0))
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.bias.normal_()
+    model.save_pretrained(source)
+    folder = quantised(source, tmp_path / "int8", lm_head=True)
+    tokens = list(range(5, 45))
+    ours = Engine.load(folder, EngineConfig(dtype="float32")).logits(tokens)
+    torch.testing.assert_close(ours, their_logits(folder, tokens, torch.float32), rtol=0, atol=1e-4)
+
+
+def test_the_kernel_is_the_plain_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(-127, 128, (96, 64), dtype=torch.int8, generator=generator)
+    scale = (torch.rand(96, generator=generator) + 0.5).to(torch.bfloat16) / 100
+    layer = Int8(rows, scale, bias=torch.ones(96, dtype=torch.bfloat16))
+    exact = Int8(rows, scale.double(), bias=torch.ones(96, dtype=torch.float64))
+    for num_tokens in (1, 3, INT8_TOKENS, INT8_TOKENS + 1, 40):
+        x = torch.randn(num_tokens, 64, generator=generator).to(torch.bfloat16)
+        torch.testing.assert_close(layer(x).double(), exact.plain(x.double()), rtol=0.01, atol=0.02)
+        torch.testing.assert_close(layer(x).double(), layer.plain(x).double(), rtol=0.02, atol=0.03)
+
+
+def test_unpacking_reverses_the_librarys_packing() -> None:
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    rows = torch.randint(-128, 128, (5, 22), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(unpack_int8(pack_to_int32(rows, 8), 22), rows)
+
+
+def test_int8_generates_the_same_drafted_or_not(int8_dir: Path) -> None:
+    prompts = [list(range(5, 40)), [7, 8, 9] * 6]
+    outcomes = [
+        [
+            c.tokens
+            for c in Engine.load(int8_dir, EngineConfig(dtype="float64", draft=draft)).generate(prompts, Sampling(seed=1, temperature=0.5))
+        ]
+        for draft in ("off", "anpd")
+    ]
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"quant_method": "gptq"}, "quantised by 'gptq'"),
+        ({"config_groups": {"a": {"weights": {"num_bits": 4, "type": "int", "strategy": "group"}}}}, "has 4-bit weights"),
+        ({"config_groups": {"a": {"weights": {"num_bits": 8, "type": "int", "strategy": "tensor"}}}}, "8-bit weights \\(int, per tensor"),
+    ],
+)
+def test_other_quantisations_are_refused(change: dict[str, Any], complaint: str, int8_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(int8_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] |= change
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=complaint):
+        Engine.load(folder)
