@@ -5,7 +5,10 @@ Promise: a wrong setting is one line before any model is loaded. Price: none; th
 
 from __future__ import annotations
 
+from dataclasses import field
+
 from cluster.settings import settings
+from serve.engine.config import EngineConfig
 
 __all__ = ["METHODS", "CompressConfig"]
 
@@ -36,6 +39,8 @@ class CompressConfig:
     """Length in tokens of the original's greedy completions; the first divergent token is censored there."""
     seed: int = 0
     """Draws the prompts and the bootstrap."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """The judging engine's settings (threads, memory for KV); its number type is the judging's own business."""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
