@@ -18,6 +18,7 @@ from cluster.console import say
 
 __all__ = ["attached", "num_cpus_available"]
 
+_LOOPBACK = "127.0.0.1"  # a cluster of one machine is nobody else's business
 _QUIET = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -33,15 +34,24 @@ def attached(*, num_cpus: int | None = None, **init: Any) -> Iterator[None]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, **init}
-    try:
-        ray.init(address="auto", **options)
-        say(f"attached to the Ray cluster at {ray.get_runtime_context().gcs_address}")
-    except ConnectionError:
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+    if not _join(options):
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, _node_ip_address=_LOOPBACK, **options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _join(options: dict[str, Any]) -> bool:
+    """Attach to the cluster that RAY_ADDRESS names or that runs on this node; False when there is none ("local": none wanted)."""
+    if os.environ.get("RAY_ADDRESS") == "local":
+        return False
+    try:
+        ray.init(address="auto", **options)
+    except ConnectionError:
+        return False
+    say(f"attached to the Ray cluster at {ray.get_runtime_context().gcs_address}")
+    return True
 
 
 def num_cpus_available() -> int:
