@@ -18,7 +18,6 @@ from cluster.console import say
 
 __all__ = ["attached", "num_cpus_available"]
 
-_LOOPBACK = "127.0.0.1"  # a cluster of one machine is nobody else's business
 _QUIET = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -35,7 +34,7 @@ def attached(*, num_cpus: int | None = None, **init: Any) -> Iterator[None]:
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, **init}
     if not _join(options):
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, _node_ip_address=_LOOPBACK, **options)
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
     try:
         yield
     finally:
