@@ -1,7 +1,7 @@
 """Ray Data as the pipelines use it: streaming, quiet unless someone watches, and with blocks of a known size.
 
-Promise: inside `streaming()` bars are drawn on a terminal only (on stderr) and Ray Data's own messages begin at errors;
-outside it everything is as it was found.
+Promise: inside `streaming()` results come in the order of the input, bars are drawn on a terminal only (on stderr) and Ray
+Data's own messages begin at errors; outside it everything is as it was found.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ def streaming() -> Iterator[None]:
     before = {name: getattr(context, name) for name in names if hasattr(context, name)}
     logger = logging.getLogger("ray.data")
     level = logger.level
+    ordered = context.execution_options.preserve_order
+    context.execution_options.preserve_order = True
     context.enable_progress_bars = sys.stderr.isatty()
     context.target_max_block_size = _BLOCK_BYTES
     if "print_on_execution_start" in before:
@@ -35,5 +37,6 @@ def streaming() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+        context.execution_options.preserve_order = ordered
         for name, value in before.items():
             setattr(context, name, value)
