@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import Any
 
 from cluster.settings import settings
@@ -56,7 +57,7 @@ class JourneyConfig:
 
     output: str = "runs/journey"
     """Folder that receives one folder per stage, and report.html."""
-    stages: dict[str, dict[str, Any]] = {}  # noqa: RUF012 - a frozen dataclass field, never written to
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     """The stages' own settings, by stage; a TOML file's tables. The journey itself wires inputs and outputs."""
     num_prompts: int = 200
     """Prompts for the service trial and for batch inference, cut from held-out documents."""

@@ -25,6 +25,7 @@ __all__ = ["STAGES", "render", "report"]
 STAGES = ("curate", "tokenize", "plan", "pretrain", "tune", "compress", "evaluate", "trial", "generate", "drill")
 _COLOURS = ("#2a6f97", "#e07a5f", "#3d9970", "#b5838d", "#6d597a", "#e9c46a", "#577590", "#bc4749")
 _MARK = "#bc4749"
+_MOST_BARS = 14
 
 
 def report(config: ReportConfig) -> Path:
@@ -54,7 +55,7 @@ def _section(folder: str, manifest: Manifest) -> dict[str, Any]:
         "seconds": f"{manifest.seconds:,.1f} s",
         "digest": manifest.digest[:12],
         "counts": [(name.replace("_", " "), _number(value)) for name, value in manifest.counts.items()],
-        "figures": [_draw(name, figure) for name, figure in manifest.figures.items()],
+        "figures": sorted((_draw(name, figure) for name, figure in manifest.figures.items()), key=lambda drawn: "svg" not in drawn),
     }
 
 
@@ -100,14 +101,16 @@ def _height(figure: Figure) -> float:
     if figure["kind"] == "timeline":
         return max(2.2, 0.32 * len(figure["lanes"]) + 1.0)
     if figure["kind"] == "bars":
-        return max(2.2, 0.32 * sum(len(group) for group in figure["groups"].values()) + 0.9)
+        return max(2.2, 0.32 * sum(len(group) for group in _folded(figure["groups"]).values()) + 0.9)
     return 3.2
 
 
 def _lines(axes: Any, figure: Figure) -> None:
     for index, curve in enumerate(figure["series"]):
         few = len(curve["x"]) <= 12
-        axes.plot(curve["x"], curve["y"], label=curve["name"], color=_COLOURS[index % len(_COLOURS)], lw=1.8, marker="o" if few else None, ms=4)
+        axes.plot(
+            curve["x"], curve["y"], label=curve["name"], color=_COLOURS[index % len(_COLOURS)], lw=1.8, marker="o" if few else None, ms=4
+        )
     axes.set_xlabel(figure["x"])
     axes.set_ylabel(figure["y"])
     if figure["log_x"]:
@@ -116,8 +119,18 @@ def _lines(axes: Any, figure: Figure) -> None:
         axes.legend()
 
 
+def _folded(groups: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """A single long series in descending order, its tail in one bar; anything else as it is."""
+    if len(groups) != 1 or len(next(iter(groups.values()))) <= _MOST_BARS:
+        return groups
+    name, group = next(iter(groups.items()))
+    ordered = sorted(group.items(), key=lambda item: -item[1])
+    head, tail = ordered[: _MOST_BARS - 1], ordered[_MOST_BARS - 1 :]
+    return {name: {**dict(head), f"{len(tail)} others": sum(value for _, value in tail)}}
+
+
 def _bars(axes: Any, figure: Figure) -> None:
-    groups = figure["groups"]
+    groups = _folded(figure["groups"])
     labels = list(dict.fromkeys(label for group in groups.values() for label in group))
     height = 0.8 / max(1, len(groups))
     for index, (name, group) in enumerate(groups.items()):
@@ -142,7 +155,9 @@ def _timeline(axes: Any, figure: Figure) -> None:
             axes.barh(row, max(end - start, 0.01), left=start, height=0.62, color=colour[label], edgecolor="white", lw=0.5)
     for at, label in figure["marks"]:
         axes.axvline(at, color=_MARK, lw=1.2, ls="--")
-        axes.annotate(label, (at, 1.0), xycoords=("data", "axes fraction"), xytext=(3, 3), textcoords="offset points", fontsize=8, color=_MARK)
+        axes.annotate(
+            label, (at, 1.0), xycoords=("data", "axes fraction"), xytext=(3, 3), textcoords="offset points", fontsize=8, color=_MARK
+        )
     axes.set_yticks(range(len(figure["lanes"])), list(figure["lanes"]))
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")

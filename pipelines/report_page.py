@@ -23,7 +23,8 @@ section, .card { background: var(--paper); border: 1px solid var(--line); border
 header.stage { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0.4rem 0.9rem; margin-bottom: 0.75rem; }
 .headline { font-weight: 500; } .meta { color: var(--soft); font-size: 0.85rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 1.25rem; margin-top: 1rem; }
-figure { margin: 0; min-width: 0; } figure svg { width: 100%; height: auto; max-height: 30rem; }
+figure { margin: 0; min-width: 0; } figure svg { width: 100%; height: auto; } figure.wide { grid-column: 1 / -1; }
+a { color: var(--accent); }
 .scroll { overflow: auto; max-height: 26rem; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.3rem 0.6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
@@ -52,7 +53,7 @@ pre { margin: 0; padding: 0.75rem; overflow: auto; max-height: 26rem; background
 <div class="counts">{% for name, value in s.counts %}<span>{{ name }} <b>{{ value }}</b></span>{% endfor %}</div>
 <div class="figures">
 {% for f in s.figures %}
-<figure><h3>{{ f.title }}</h3>
+<figure{% if not f.svg %} class="wide"{% endif %}><h3>{{ f.title }}</h3>
 {% if f.svg %}{{ f.svg | safe }}{% elif f.rows is defined %}
 <div class="scroll"><table><tr>{% for c in f.columns %}<th>{{ c }}</th>{% endfor %}</tr>
 {% for row in f.rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}</table></div>
