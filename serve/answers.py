@@ -1,0 +1,129 @@
+"""OpenAI's answers: what is new in a stream -> the next chunk, and a finished stream -> the whole response.
+
+Promise: the chunks of a stream, put together, are the whole response; text, finish reasons, usage and log probabilities have
+OpenAI's shapes for both endpoints. Price: dictionaries. Source: OpenAI's API reference (`token_ids` follows vLLM).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve.engine.request import TokenLogprob
+from serve.migrate import Fresh, Record
+from serve.protocol import ChatRequest, CompletionRequest
+
+__all__ = ["Answer"]
+
+
+@dataclass(slots=True)
+class Answer:
+    """One HTTP request's answer, however many choices it has."""
+
+    body: CompletionRequest | ChatRequest
+    id: str
+    created: int
+    """Unix seconds."""
+    token_text: Callable[[int], str]
+    """A token's own text."""
+    records: Sequence[Record]
+    """One per choice, in order."""
+    parts: list[list[Fresh]] = field(default_factory=list)
+    """What has been added to each choice."""
+    _offsets: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.parts = [[] for _ in self.records]
+        self._offsets = [0 for _ in self.records]
+
+    @property
+    def chat(self) -> bool:
+        """Whether this answers a chat."""
+        return isinstance(self.body, ChatRequest)
+
+    def opening(self) -> list[dict[str, Any]]:
+        """The chunks before any token: a chat names the role."""
+        return [self._chunk(i, delta={"role": "assistant", "content": ""}) for i in range(len(self.records))] if self.chat else []
+
+    def add(self, index: int, fresh: Fresh) -> dict[str, Any] | None:
+        """Take what is new in choice `index`; its chunk, or None while there is nothing to show."""
+        self.parts[index].append(fresh)
+        if not (fresh.text or fresh.logprobs or (self.body.return_token_ids and fresh.tokens)):
+            return None
+        logprobs = self._logprobs(index, [fresh])
+        extra = {"token_ids": list(fresh.tokens)} if self.body.return_token_ids else {}
+        if self.chat:
+            return self._chunk(index, delta={"content": fresh.text}, logprobs=logprobs, extra=extra)
+        return self._chunk(index, text=fresh.text, logprobs=logprobs, extra=extra)
+
+    def closing(self, index: int) -> dict[str, Any]:
+        """The chunk that says why choice `index` ended."""
+        reason = self._reason(index)
+        return self._chunk(index, delta={}, finish=reason) if self.chat else self._chunk(index, text="", finish=reason)
+
+    def usage_chunk(self) -> dict[str, Any]:
+        """The last chunk of a stream that asked for usage."""
+        return {**self._head(chunk=True), "choices": [], "usage": self.usage()}
+
+    def whole(self) -> dict[str, Any]:
+        """The response of a request that does not stream."""
+        return {**self._head(chunk=False), "choices": [self._choice(i) for i in range(len(self.records))], "usage": self.usage()}
+
+    def usage(self) -> dict[str, Any]:
+        """Tokens in and out; a prompt counts once, however many choices it has."""
+        prompts = sum(len(r.request.prompt) for r in self.records if r.request.choice == 0)
+        completion = sum(len(r.tokens) for r in self.records)
+        cached = sum(r.finish.num_cached_tokens for r in self.records if r.finish and r.request.choice == 0)
+        accepted = sum(r.finish.num_accepted for r in self.records if r.finish)
+        drafted = sum(r.finish.num_drafted for r in self.records if r.finish)
+        return {
+            "prompt_tokens": prompts,
+            "completion_tokens": completion,
+            "total_tokens": prompts + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+            "completion_tokens_details": {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted},
+        }
+
+    def _head(self, *, chunk: bool) -> dict[str, Any]:
+        kind = ("chat.completion.chunk" if chunk else "chat.completion") if self.chat else "text_completion"
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.body.model}
+
+    def _chunk(self, index: int, *, finish: str | None = None, logprobs: Any = None, extra: Any = None, **content: Any) -> dict[str, Any]:
+        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": finish, **(extra or {})}
+        usage = {"usage": None} if self.body.include_usage else {}
+        return {**self._head(chunk=True), "choices": [choice], **usage}
+
+    def _choice(self, index: int) -> dict[str, Any]:
+        text = "".join(part.text for part in self.parts[index])
+        content = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
+        extra = {"token_ids": list(self.records[index].tokens)} if self.body.return_token_ids else {}
+        logprobs = self._logprobs(index, self.parts[index])
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": self._reason(index), **extra}
+
+    def _reason(self, index: int) -> str:
+        finish = self.records[index].finish
+        assert finish is not None, f"choice {index} has not ended"
+        return finish.finish_reason
+
+    def _logprobs(self, index: int, parts: Sequence[Fresh]) -> dict[str, Any] | None:
+        if self.body.num_logprobs is None:
+            return None
+        entries: list[TokenLogprob] = [entry for part in parts for entry in part.logprobs or ()]
+        if self.chat:
+            return {"content": [self._chat_entry(entry) for entry in entries], "refusal": None}
+        texts = [self.token_text(entry.token) for entry in entries]
+        offsets = []
+        for text in texts:
+            offsets.append(self._offsets[index])
+            self._offsets[index] += len(text)
+        top = [{self.token_text(token): logprob for token, logprob in entry.top} for entry in entries]
+        return {"tokens": texts, "token_logprobs": [entry.logprob for entry in entries], "top_logprobs": top, "text_offset": offsets}
+
+    def _chat_entry(self, entry: TokenLogprob) -> dict[str, Any]:
+        top = [self._token(token, logprob) for token, logprob in entry.top]
+        return {**self._token(entry.token, entry.logprob), "top_logprobs": top}
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self.token_text(token)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}

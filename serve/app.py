@@ -1,0 +1,192 @@
+"""Binds the application: replicas on spot and on-demand nodes, gateways on nodes that stay, one HTTP address on the head.
+
+Promise: `running(config)` yields a base URL that answers, and leaves nothing behind; `serve(config)` is the same for people,
+until Ctrl-C or SIGTERM; `build(args)` gives the same application to `serve run serve.app:build model=DIR`. Mistakes (a folder
+that is no model, a busy port, a model that does not load) are one `ValueError` line, the first two before anything starts.
+Price: Ray Serve's start and one engine's loading, some seconds together.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ray
+import ray.serve
+from ray.serve.config import HTTPOptions, RequestRouterConfig
+from ray.serve.schema import ApplicationStatus
+
+from cluster.console import say
+from cluster.runtime import attached
+from cluster.settings import parse
+from serve.config import ServeConfig
+from serve.gateway import Ingress
+from serve.replica import EngineReplica
+from serve.request_router import ChosenReplica
+
+__all__ = ["APP", "application", "build", "running", "serve"]
+
+APP = "sterna"
+"""The application's name in Ray Serve."""
+MARKET = "ray.io/market-type"
+_POLL_S = 0.1
+
+
+def build(args: dict[str, Any]) -> ray.serve.Application:
+    """For `serve run serve.app:build model=DIR engine.dtype=bfloat16 …`: the settings of ServeConfig, dots for nested ones."""
+    nested: dict[str, Any] = {}
+    for key, value in args.items():
+        *path, last = key.split(".")
+        inner = nested
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    return application(parse(ServeConfig, nested, where="serve.app:build"))
+
+
+def application(config: ServeConfig) -> ray.serve.Application:
+    """The Serve application. ValueError if `config.model` is no model folder."""
+    config = replace(config, model=str(_model_folder(config.model)), name=config.name or Path(config.model).absolute().name)
+    kinds = {"spot": (config.spot_replicas, "!on-demand"), "on_demand": (config.on_demand_replicas, "!spot")}
+    replicas = {name: _replicas(config, name, count, market) for name, (count, market) in kinds.items() if count}
+    gateway = ray.serve.deployment(Ingress).options(
+        name="gateway",
+        num_replicas=config.gateways,
+        max_ongoing_requests=10_000,
+        ray_actor_options={"num_cpus": 0, "label_selector": {MARKET: "!spot"}},
+        graceful_shutdown_timeout_s=config.grace_s,
+        graceful_shutdown_wait_loop_s=0.2,
+        logging_config={"enable_access_log": False},
+    )
+    return gateway.bind(config, replicas)
+
+
+def _replicas(config: ServeConfig, name: str, count: int, market: str) -> ray.serve.Application:
+    """`market` is a selector that a node without the label satisfies too, so that a laptop can run either kind."""
+    resources = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica}
+    deployment = ray.serve.deployment(EngineReplica).options(
+        name=name,
+        num_replicas=count,
+        max_ongoing_requests=config.max_streams,
+        ray_actor_options={**resources, "label_selector": {MARKET: market}},
+        request_router_config=RequestRouterConfig(request_router_class=ChosenReplica),
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=20,  # a stream cut off then goes on elsewhere
+        graceful_shutdown_wait_loop_s=0.2,
+        logging_config={"enable_access_log": False},
+    )
+    return deployment.bind(config.model, config.engine, config.frame_s)
+
+
+@contextmanager
+def running(config: ServeConfig) -> Iterator[str]:
+    """The served model's base URL (…/v1), for the length of the block, on the attached Ray or one started here."""
+    app = application(config)
+    _refuse_busy_port(config)
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    needed = int(config.cpus_per_replica * (config.spot_replicas + config.on_demand_replicas)) + 1
+    with attached(num_cpus=max(needed, 2)):
+        if ray.serve.status().proxies:
+            raise ValueError(
+                "Ray Serve already runs on this cluster; deploy beside it with `serve run serve.app:build model=…`, "
+                "or stop it first with `serve shutdown`"
+            )
+        ray.serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=config.host, port=config.port))
+        try:
+            ray.serve.api._run(app, name=APP, route_prefix="/", _blocking=False)
+            url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"
+            _wait_until_ready(url, config.start_s)
+            yield f"{url}/v1"
+        finally:
+            ray.serve.shutdown()
+
+
+def serve(config: ServeConfig) -> None:
+    """Serve until interrupted (SIGINT or SIGTERM); the address and an example go to stderr."""
+    stop = threading.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stop.set())
+    with running(config) as url:
+        model = config.name or Path(config.model).absolute().name
+        say(f"{model} is served at {url} (Ctrl-C stops it); for example")
+        example = json.dumps({"model": model, "prompt": "def add(", "max_tokens": 32})
+        say(f"  curl {url}/completions -H 'content-type: application/json' -d '{example}'")
+        stop.wait()
+    say("stopped")
+
+
+def _model_folder(model: str) -> Path:
+    folder = Path(model).expanduser().absolute()
+    if not folder.is_dir():
+        raise ValueError(f"{model}: no such folder; `sterna pretrain`, `tune` or `compress` makes one, or save one with save_pretrained")
+    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    if not missing and not any(folder.glob("*.safetensors")):
+        missing = ["*.safetensors"]
+    if missing:
+        raise ValueError(
+            f"{model}: not a model folder, {missing[0]} is missing; save the model with save_pretrained, its tokenizer beside it"
+        )
+    return folder
+
+
+def _refuse_busy_port(config: ServeConfig) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just given up is free
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise ValueError(
+                f"port {config.port} on {config.host}: cannot listen there ({error.strerror}); choose another with --port"
+            ) from None
+
+
+def _wait_until_ready(url: str, patience_s: float) -> None:
+    deadline = time.monotonic() + patience_s
+    while not (_deployed() and _healthy(url)):
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"the model was not ready within {patience_s:g} s ({_what_is_missing()}); "
+                "are there enough CPUs for the replicas, of the right market type?"
+            )
+        time.sleep(_POLL_S)  # Serve has no event for it
+
+
+def _deployed() -> bool:
+    """Whether every replica runs. ValueError with the reason if a replica cannot start."""
+    app = ray.serve.status().applications.get(APP)
+    if app is None:
+        return False
+    if app.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+        raise _why({name: deployment.message for name, deployment in app.deployments.items()}, app.message)
+    return app.status == ApplicationStatus.RUNNING
+
+
+def _why(messages: Mapping[str, str], summary: str) -> Exception:
+    """A user's mistake that a replica found when it loaded the model is a ValueError here too."""
+    text = "\n".join([*messages.values(), summary])
+    mistakes: list[str] = re.findall(r"ValueError: (.+)", text)
+    return ValueError(mistakes[-1]) if mistakes else RuntimeError(f"the model could not be served: {text}")
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=2.0).status_code == 200
+    except httpx.TransportError:  # not listening yet
+        return False
+
+
+def _what_is_missing() -> str:
+    app = ray.serve.status().applications.get(APP)
+    states = {} if app is None else {name: dict(deployment.replica_states) for name, deployment in app.deployments.items()}
+    return ", ".join(f"{name}: {state}" for name, state in states.items()) or "nothing deployed"

@@ -1,0 +1,62 @@
+"""The settings of a served model.
+
+Promise: frozen data with a reason for every default; what cannot work is refused here, before anything starts.
+Price: none.
+"""
+
+from __future__ import annotations
+
+from cluster.settings import settings
+from serve.engine.config import EngineConfig
+
+__all__ = ["ServeConfig"]
+
+
+@settings
+class ServeConfig:
+    """A model behind an OpenAI-compatible HTTP address, on machines that may vanish."""
+
+    model: str
+    """The model's folder (config.json, tokenizer, safetensors), at a path that every node can read."""
+    name: str | None = None
+    """The name clients ask for; by default the folder's."""
+    host: str = "127.0.0.1"
+    """Address to listen on: this machine only unless told otherwise (0.0.0.0 listens to everyone)."""
+    port: int = 8000
+    """Port to listen on."""
+    spot_replicas: int = 0
+    """Engine replicas on spot nodes (Ray label ray.io/market-type=spot; a node without the label counts as either kind)."""
+    on_demand_replicas: int = 1
+    """Engine replicas on nodes that stay: a floor that serves on while spot nodes come and go."""
+    cpus_per_replica: float = 1.0
+    """CPU cores set aside for a replica."""
+    gpus_per_replica: float = 0.0
+    """GPUs set aside for a replica; the engine uses one if it gets one."""
+    engine: EngineConfig = EngineConfig()
+    """How each replica runs the model."""
+    max_streams: int = 256
+    """Streams a replica takes at once; the engine runs max_sequences of them and the others wait their turn."""
+    max_wait_s: float = 120.0
+    """How long a stream waits for a replica when there is none, as when every machine was taken at once."""
+    frame_s: float = 0.02
+    """A replica sends what it has at most this often per stream: fewer messages, for a delay nobody sees."""
+    gateways: int = 1
+    """Gateway processes, on nodes that stay; each takes a share of the clients."""
+    grace_s: float = 600.0
+    """How long a gateway that is being replaced goes on with the streams it has: longer than the longest stream."""
+    start_s: float = 300.0
+    """How long a start may take before it is given up."""
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("model: is empty; name the folder of a model")
+        if not 0 < self.port < 65536:
+            raise ValueError(f"port: {self.port} is not a port; use 1 to 65535")
+        if self.spot_replicas < 0 or self.on_demand_replicas < 0 or self.spot_replicas + self.on_demand_replicas < 1:
+            raise ValueError("on_demand_replicas: there is no replica at all; ask for at least one, spot or on demand")
+        for name in ("max_streams", "gateways"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is too few; use at least 1")
+        for name in ("max_wait_s", "frame_s", "cpus_per_replica", "gpus_per_replica", "grace_s", "start_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is negative")

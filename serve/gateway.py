@@ -1,0 +1,239 @@
+"""The gateway: OpenAI's HTTP interface, the owner of every client connection and of the record of every token sent.
+
+Promise: a client's stream ends complete or with an OpenAI error, never with a traceback or a page of HTML; the machines behind
+it may come and go meanwhile (serve/relay.py). Prompts become tokens here, once, so a move needs no tokenizer; a stream that
+waits for a machine is kept alive with SSE comments; a client that goes away is forgotten at the replica too.
+Price: one process per gateway, and two hops (proxy, gateway) of Ray's streaming. It imports no torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray.serve
+from fastapi import FastAPI, Request
+from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from cluster.preemption import DrainWatch
+from serve.answers import Answer
+from serve.config import ServeConfig
+from serve.engine.text import Tokenizer
+from serve.migrate import Fresh, Record
+from serve.protocol import ApiError, ChatRequest, CompletionRequest, engine_requests, read_body, token_prompts
+from serve.relay import Journal, Source, follow
+from serve.router import BOARD, Place
+
+__all__ = ["Gateway", "Ingress"]
+
+KEEP_ALIVE_S = 5.0
+"""A stream with nothing to say sends a comment this often, so that no proxy on the way gives it up."""
+_log = logging.getLogger(__name__)
+api = FastAPI(title="Sterna", docs_url=None, redoc_url=None)
+
+
+@api.exception_handler(ApiError)
+async def _on_api_error(_: Request, error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), status_code=error.status)
+
+
+@api.exception_handler(HTTPException)
+async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    what = {404: f"there is no {request.url.path} here", 405: f"{request.method} is not allowed for {request.url.path}"}
+    refusal = ApiError(error.status_code, what.get(error.status_code, str(error.detail)))
+    return JSONResponse(refusal.body(), status_code=refusal.status, headers=error.headers)
+
+
+@api.exception_handler(Exception)
+async def _on_failure(_: Request, error: Exception) -> JSONResponse:
+    _log.error("a request failed", exc_info=error)
+    return JSONResponse(ApiError(500, "the server failed; its log has the reason").body(), status_code=500)
+
+
+News = tuple[int, Fresh | ApiError | None]
+"""A choice's index with what is new in it, why it failed, or None at its end."""
+
+
+@dataclass(slots=True)
+class Run:
+    """An answer in the making: one task per choice, their news in one queue."""
+
+    answer: Answer
+    news: asyncio.Queue[News] = field(default_factory=asyncio.Queue)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def cancel(self) -> None:
+        """Stop every choice that has not ended."""
+        for task in self.tasks:
+            task.cancel()
+
+
+class Gateway:
+    """One gateway process."""
+
+    def __init__(self, config: ServeConfig, replicas: dict[str, DeploymentHandle[Any]]) -> None:
+        """`replicas` maps the name of each deployment of engines to its handle, the cheaper first."""
+        self._config = config
+        self._name = config.name or Path(config.model).name
+        self._created = int(time.time())
+        self._tokenizer = Tokenizer(Path(config.model))
+        self._max_length, self._vocab_size = _limits(config)
+        self._replicas = {name: handle.options(method_name="stream", stream=True) for name, handle in replicas.items()}
+        self._watch = DrainWatch()
+        BOARD.draining = lambda: self._watch.nodes
+        self._journal = Journal()
+
+    @api.get("/health")
+    async def health(self) -> Response:
+        """Whether a stream that comes now has a place to go."""
+        if BOARD.choose() is None:
+            raise ApiError(503, "no replica is ready", code="no_capacity")
+        return JSONResponse({"status": "ok"})
+
+    @api.get("/v1/models")
+    async def models(self) -> Response:
+        """The models served here."""
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    @api.get("/v1/models/{name:path}")
+    async def model(self, name: str) -> Response:
+        """One model."""
+        if name != self._name:
+            raise ApiError(404, f"model {name!r} does not exist here; this server has: {self._name}", param="model", code="model_not_found")
+        return JSONResponse(self._card())
+
+    @api.post("/v1/completions")
+    async def completions(self, request: Request) -> Response:
+        """Go on from a prompt."""
+        body = read_body(await request.body(), CompletionRequest, models=[self._name])
+        return await self._respond(body, token_prompts(body.prompts, self._tokenizer.encode, self._vocab_size), "cmpl")
+
+    @api.post("/v1/chat/completions")
+    async def chat(self, request: Request) -> Response:
+        """Answer a conversation."""
+        body = read_body(await request.body(), ChatRequest, models=[self._name])
+        try:
+            prompt = self._tokenizer.encode_chat(body.turns)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="messages") from None
+        return await self._respond(body, token_prompts([prompt], self._tokenizer.encode, self._vocab_size), "chatcmpl")
+
+    def journal(self) -> list[dict[str, Any]]:
+        """Where the latest streams stayed and stay (serve.relay.Stay as plain data); for operators, through a Serve handle."""
+        return self._journal.rows()
+
+    def _card(self) -> dict[str, Any]:
+        card = {"id": self._name, "object": "model", "created": self._created, "owned_by": "sterna"}
+        return {**card, "max_model_len": self._max_length}
+
+    async def _respond(self, body: CompletionRequest | ChatRequest, prompts: list[tuple[int, ...]], kind: str) -> Response:
+        name = f"{kind}-{secrets.token_hex(12)}"
+        requests = engine_requests(body, prompts, request_id=name, seed=secrets.randbits(63), max_length=self._max_length)
+        records = [Record(request) for request in requests]
+        run = Run(Answer(body, name, int(time.time()), self._tokenizer.token_text, records))
+        run.tasks = [asyncio.create_task(self._drive(run, index)) for index in range(len(records))]
+        handed_on = False
+        try:
+            if body.stream:
+                first = await _next(run)  # what fails at once fails with its HTTP status
+                response: Response = StreamingResponse(
+                    _events(run, first), media_type="text/event-stream", headers={"cache-control": "no-cache"}
+                )
+                handed_on = True
+                return response
+            return JSONResponse(await _whole(run))
+        finally:
+            if not handed_on:
+                run.cancel()
+
+    async def _drive(self, run: Run, index: int) -> None:
+        def send(fresh: Fresh) -> None:
+            run.news.put_nowait((index, fresh))
+
+        try:
+            await follow(run.answer.records[index], BOARD, self._open, send, journal=self._journal, max_wait_s=self._config.max_wait_s)
+        except ApiError as error:
+            run.news.put_nowait((index, error))
+        except Exception:
+            _log.exception("choice %d of %s failed", index, run.answer.id)
+            run.news.put_nowait((index, ApiError(500, "the server failed; its log has the reason")))
+        else:
+            run.news.put_nowait((index, None))
+
+    def _open(self, place: Place, request: Any, num_chars: int) -> Source:
+        source: Source = self._replicas[place.deployment].remote(request, num_chars, replica_id=place.replica_id)
+        return source
+
+
+async def _next(run: Run) -> News | None:
+    """The next piece of news, None if there is none for a while; raises an error that comes before any token."""
+    try:
+        async with asyncio.timeout(KEEP_ALIVE_S):
+            news = await run.news.get()
+    except TimeoutError:
+        return None
+    if isinstance(news[1], ApiError):
+        raise news[1]
+    return news
+
+
+async def _whole(run: Run) -> dict[str, Any]:
+    ended = 0
+    while ended < len(run.tasks):
+        index, what = await run.news.get()
+        if isinstance(what, ApiError):
+            raise what
+        if what is None:
+            ended += 1
+        else:
+            run.answer.add(index, what)
+    return run.answer.whole()
+
+
+async def _events(run: Run, news: News | None) -> AsyncIterator[bytes]:
+    """The answer as server-sent events, from its first piece of news on."""
+    ended = 0
+    try:
+        for chunk in run.answer.opening():
+            yield _event(chunk)
+        while True:
+            if news is None:
+                yield b": waiting for a machine\n\n"
+            elif news[1] is None:
+                ended += 1
+                yield _event(run.answer.closing(news[0]))
+            elif (new := run.answer.add(news[0], news[1])) is not None:  # type: ignore[arg-type]
+                yield _event(new)
+            if ended == len(run.tasks):
+                break
+            news = await _next(run)
+        if run.answer.body.include_usage:
+            yield _event(run.answer.usage_chunk())
+    except ApiError as error:
+        yield _event(error.body())
+    finally:
+        run.cancel()
+    yield b"data: [DONE]\n\n"
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _limits(config: ServeConfig) -> tuple[int, int]:
+    """Longest context and size of the vocabulary, from the model's own config.json."""
+    model = json.loads((Path(config.model) / "config.json").read_text())
+    own = int(model.get("max_position_embeddings") or 2**31)
+    return min(config.engine.max_length or own, own), int(model["vocab_size"])
+
+
+Ingress = ray.serve.ingress(api)(Gateway)  # not a decorator: Ray pickles what it wraps, and must find it whole
