@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray._raylet import GcsClient
+from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled, without stubs
 
 __all__ = ["DrainWatch", "drain", "draining_nodes", "my_deadline", "node_addresses"]
 

@@ -1,0 +1,165 @@
+"""The cloud's interruption notice -> a drain of this machine's Ray node: the watcher that runs on every spot machine.
+
+Promise: a notice (cluster/metadata.py: AWS, Google Cloud, a file) becomes a Ray drain with its deadline within `interval_s`; a metadata
+service that fails is reported once and asked again for ever; a drain that Ray does not take is tried again. Price: one or two HTTP
+requests per interval, one small process. The drain is the only channel: replicas, routers and training read it from Ray.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Literal
+
+import httpx
+
+from cluster.console import say
+from cluster.metadata import AwsMetadata, GcpMetadata, Notice, NoticeFile, Source
+from cluster.settings import settings
+
+__all__ = ["WatchConfig", "watch"]
+
+
+@settings
+class WatchConfig:
+    """`sterna cluster watch`: drains this machine's Ray node when its cloud says that the machine will be taken away."""
+
+    cloud: Literal["auto", "aws", "gcp", "file"] = "auto"
+    """Who gives notice: aws, gcp, file, or auto: whichever metadata service answers on this machine."""
+    file: str | None = None
+    """A file whose appearance is a notice (watched beside the cloud, too). Empty: the machine goes in 120 s; or JSON with `seconds` or
+    an ISO 8601 `time`, and a `reason`."""
+    metadata_url: str | None = None
+    """Base URL of the metadata service, instead of the cloud's own."""
+    interval_s: float = 2.0
+    """Seconds between two looks. AWS gives notice 120 s ahead, Google Cloud 30 s."""
+    grace_s: float = 2.0
+    """Seconds by which the deadline is brought forward, for the shutdown itself."""
+    rebalance: bool = True
+    """Whether AWS's rebalance recommendation (an elevated risk, no deadline) drains the node already."""
+    node: str | None = None
+    """Id (hexadecimal) of the Ray node to drain; by default every Ray node at this machine's address."""
+    address: str = "auto"
+    """Address of the Ray cluster (host:port); auto: the cluster that runs on this machine."""
+
+    def __post_init__(self) -> None:
+        if self.cloud == "file" and not self.file:
+            raise ValueError("file: is not given; with cloud=file, say which file is the notice")
+        if not self.interval_s > 0:
+            raise ValueError(f"interval_s: is {self.interval_s}; must be above 0")
+        if not self.grace_s >= 0:
+            raise ValueError(f"grace_s: is {self.grace_s}; must not be negative")
+
+
+def watch(config: WatchConfig, stop: threading.Event | None = None) -> Notice | None:
+    """Block until this machine is given notice and its Ray node is draining, or `stop` is set; the notice that was acted on.
+
+    A rebalance recommendation drains and the watch goes on, for the deadline that may follow.
+    """
+    stop = stop or threading.Event()
+    with httpx.Client(timeout=2.0, trust_env=False) as client:  # a proxy must never see a metadata request
+        sources = _sources(config, client)
+        if not (nodes := _await_nodes(config, stop)):
+            return None
+        say(f"watching {', '.join(type(s).__name__ for s in sources)} for Ray node {', '.join(node[:12] for node in nodes)}")
+        acted: Notice | None = None
+        trouble = ""
+        while not stop.is_set():
+            notice, problem = _look(sources)
+            if notice is not None and (acted is None or notice.deadline < acted.deadline):
+                refusal = _act(config, notice)
+                acted, problem = (acted, refusal) if refusal else (notice, problem)
+            if acted is not None and acted.final:
+                return acted
+            if problem and problem != trouble:
+                say(f"{problem}; trying again every {config.interval_s:g} s")
+            trouble = problem
+            stop.wait(config.interval_s)
+    return acted
+
+
+def _look(sources: list[Source]) -> tuple[Notice | None, str]:
+    """The most urgent notice of all sources, and what went wrong with one of them."""
+    found, problem = [], ""
+    for source in sources:
+        try:
+            if (notice := source.check()) is not None:
+                found.append(notice)
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            problem = f"{type(source).__name__}: {str(error).partition(chr(10))[0] or type(error).__name__}"
+    return min(found, key=lambda notice: notice.deadline, default=None), problem
+
+
+def _act(config: WatchConfig, notice: Notice) -> str:
+    """Drain this machine's nodes; what went wrong, or nothing. A node that has left already needs no drain."""
+    from cluster.preemption import drain
+
+    left_s = max(0.0, notice.deadline - time.time() - config.grace_s) if notice.final else None
+    try:
+        for node in _nodes(config):
+            drain(node, notice.reason, left_s, gcs_address=_gcs_address(config))
+            say(f"draining Ray node {node[:12]}: {notice.reason}" + ("" if left_s is None else f" in {left_s:.0f} s"))
+    except Exception as error:  # Ray's RPC errors have no common type, and a notice must not be lost to any of them
+        return f"the drain did not reach Ray: {error}"
+    return ""
+
+
+def _sources(config: WatchConfig, client: httpx.Client) -> list[Source]:
+    sources: list[Source] = [NoticeFile(config.file)] if config.file else []
+    cloud = _detect(config, client) if config.cloud == "auto" else config.cloud
+    if cloud == "aws":
+        sources.append(AwsMetadata(client, config.metadata_url, rebalance=config.rebalance))
+    elif cloud == "gcp":
+        sources.append(GcpMetadata(client, config.metadata_url))
+    return sources
+
+
+def _detect(config: WatchConfig, client: httpx.Client) -> Literal["aws", "gcp"]:
+    """Which cloud's metadata service answers here; asked three times, since a machine that boots may not be ready."""
+    for _ in range(3):
+        for cloud, source in (("aws", AwsMetadata(client, config.metadata_url)), ("gcp", GcpMetadata(client, config.metadata_url))):
+            try:
+                source.renew() if isinstance(source, AwsMetadata) else source.check()
+            except (httpx.HTTPError, ValueError):
+                continue
+            return cloud  # type: ignore[return-value]  # one of the two literals above
+    raise ValueError("cloud: no metadata service of AWS or Google Cloud answers on this machine; use --cloud file --file PATH elsewhere")
+
+
+def _gcs_address(config: WatchConfig) -> str:
+    """The address of the cluster's GCS; ConnectionError if none runs here, or several do."""
+    from ray._private import services
+
+    return str(services.canonicalize_bootstrap_address_or_die(config.address))
+
+
+def _nodes(config: WatchConfig) -> list[str]:
+    """The living Ray nodes that go when this machine goes: the one that was named, or all at this machine's address."""
+    from ray.util import get_node_ip_address
+
+    from cluster.preemption import node_addresses
+
+    addresses = node_addresses(_gcs_address(config))
+    here = {get_node_ip_address(), "127.0.0.1"}
+    return [node for node, address in addresses.items() if (address in here if config.node is None else node == config.node)]
+
+
+def _await_nodes(config: WatchConfig, stop: threading.Event) -> list[str]:
+    """This machine's Ray nodes, once there are any, since the watcher may start before Ray does; a named one must be there."""
+    waited = False
+    while not stop.is_set():
+        try:
+            if nodes := _nodes(config):
+                return nodes
+            if config.node is not None:
+                raise ValueError(f"node: no living Ray node has the id {config.node}; `ray list nodes` shows the ids")
+            problem = "no Ray node runs at this machine's address yet"
+        except ConnectionError as error:
+            if config.address != "auto" or config.node is not None:
+                raise ValueError(f"address: {config.address}: {error}") from None
+            problem = str(error)
+        if not waited:
+            say(f"waiting for Ray on this machine ({problem})")
+        waited = True
+        stop.wait(config.interval_s)
+    return []
