@@ -14,6 +14,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator
+from contextvars import Context
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,8 @@ class Gateway:
         requests = engine_requests(body, prompts, request_id=name, seed=secrets.randbits(63), max_length=self._max_length)
         records = [Record(request) for request in requests]
         run = Run(Answer(body, name, int(time.time()), self._tokenizer.token_text, records))
-        run.tasks = [asyncio.create_task(self._drive(run, index)) for index in range(len(records))]
+        # Each choice in a context of its own: within one HTTP request's context Serve gives all calls the same id, and mixes them up.
+        run.tasks = [asyncio.create_task(self._drive(run, index), context=Context()) for index in range(len(records))]
         handed_on = False
         try:
             if body.stream:

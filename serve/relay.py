@@ -146,9 +146,13 @@ async def _listen(record: Record, attempt: int, source: Source, stay: Stay, send
     except ApiError:
         raise
     except Exception as error:  # whatever ends a source is the same to its stream: it goes on elsewhere
-        _log.warning("%s: source %d at %s is lost: %s", record.request.id, attempt, stay.replica_id, str(error).split("\n")[0])
+        _log.warning("%s: source %d at %s is lost: %s", record.request.id, attempt, stay.replica_id, _line(error))
     finally:
         if not exhausted:
             source.cancel()
     record.lost(attempt)
     stay.end = "done" if record.finish else "moved" if record.num_moves > moves else "lost"
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0]
