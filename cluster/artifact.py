@@ -26,7 +26,7 @@ from pyarrow import fs as arrow_fs
 from cluster.figure import Figure
 from cluster.settings import as_dict
 
-__all__ = ["Artifact", "Draft", "Manifest", "copy_tree", "digest_of", "finished", "folder_digest", "open_artifact", "publish", "resolve"]
+__all__ = ["Artifact", "Draft", "Manifest", "content_digest", "copy_tree", "digest_of", "finished", "open_artifact", "publish", "resolve"]
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -133,8 +133,11 @@ def digest_of(value: Any) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
-def folder_digest(uri: str) -> str:
-    """Digest of a folder's names and contents, for inputs that no stage made."""
+def content_digest(uri: str) -> str:
+    """Digest of a file, or of a folder's names and contents, for inputs that no stage made."""
+    filesystem, path = resolve(uri)
+    if filesystem.get_file_info(path).type == arrow_fs.FileType.File:
+        return digest_of(_measure(filesystem, path))
     return digest_of(_inventory(uri))
 
 

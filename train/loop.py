@@ -217,8 +217,8 @@ class PlainStepper:
         self._optimizer.load_state_dict(saved["optimizer"])
 
     def weights(self) -> dict[str, Tensor]:
-        """Every parameter of the model, whole, by its name in the model."""
-        return dict(self._loss.model.named_parameters())
+        """Every trained parameter by its name in the model."""
+        return {name: p.detach() for name, p in self._loss.model.named_parameters() if p.requires_grad}
 
     def _nll(self, batch: Batch) -> Tensor:
         batch = batch.to(self._device)

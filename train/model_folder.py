@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyarrow import fs as arrow_fs
 
-from cluster.artifact import copy_tree, folder_digest, open_artifact, resolve
+from cluster.artifact import content_digest, copy_tree, open_artifact, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ def open_model(uri: str) -> tuple[Path, str]:
         artifact = open_artifact(uri, made_by=MODEL_STAGES)
         path, digest = artifact.local(), artifact.digest
     else:
-        digest = folder_digest(uri)
+        digest = content_digest(uri)
         path = _downloaded(uri, digest) if "://" in uri else Path(resolve(uri)[1])
     _check(uri, names, path)
     return path, digest

@@ -37,7 +37,7 @@ class ShardedStepper:
         deepspeed = _quiet_deepspeed(self._device)
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         assert self.world_size == recipe.num_workers, f"{self.world_size} workers for a recipe of {recipe.num_workers}"
-        self._micro_steps = recipe.micro_steps
+        self._micro_steps, self._stage = recipe.micro_steps, recipe.zero_stage
         loss = CausalLoss(model)
         weight = output_weight(model)
         self._engine, *_ = deepspeed.initialize(
@@ -61,9 +61,10 @@ class ShardedStepper:
         for batch in batches:
             nll = self._forward(batch)
             engine.backward(nll * scale)
+            norm = _norm(engine) if self._stage == 0 else 0.0  # stage 0 in float32 keeps no norm of its own
             engine.step()
             total += float(nll.detach())
-        return self.total(total) / num_labels, float(engine.get_global_grad_norm() or 0.0)
+        return self.total(total) / num_labels, float(engine.get_global_grad_norm() or norm)
 
     def nll(self, batch: Batch) -> float:
         """See Stepper."""
@@ -90,14 +91,15 @@ class ShardedStepper:
         self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False, load_lr_scheduler_states=False)
 
     def weights(self) -> dict[str, Tensor]:
-        """Every parameter whole, by its name in the model, the trained ones in float32; all workers must call it."""
+        """Every trained parameter, whole and in float32, by its name in the model; all workers must call it, rank 0 gets them."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        prefix = "model."  # CausalLoss.model
         found = {}
         for name, parameter in self._engine.module.named_parameters():
-            master = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
-            found[name.removeprefix(prefix)] = _gathered(parameter) if master is None else master
+            if parameter.requires_grad:
+                master = safe_get_full_fp32_param(parameter)
+                if self.rank == 0:  # without ZeRO in float32 there is no master: the parameter is it
+                    found[name.removeprefix("model.")] = (parameter if master is None else master).detach().cpu()
         return found
 
     def _forward(self, batch: Batch) -> Tensor:
@@ -105,11 +107,9 @@ class ShardedStepper:
         return self._engine(batch.input_ids, batch.labels, batch.position_ids)
 
 
-def _gathered(parameter: torch.nn.Parameter) -> Tensor:
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters([parameter]):
-        return parameter.detach().clone()
+def _norm(engine: Any) -> float:
+    grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
 
 def _quiet_deepspeed(device: torch.device) -> Any:

@@ -8,6 +8,7 @@ three picklable callables, so pretrain and tune, and later ways of tuning, share
 from __future__ import annotations
 
 import json
+import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ __all__ = ["Job", "Outcome", "train_on_workers"]
 _POLL_S = 0.5
 _SLOW_START_S = 60.0
 _NAMESPACE = b"sterna-train"
+_CONTROLLER = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}  # how soon Ray's controller sees that the workers are done, or dead
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +80,8 @@ def train_on_workers(job: Job) -> Outcome:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    for name, value in _CONTROLLER.items():
+        os.environ.setdefault(name, value)
     cpus, use_gpu = _share_of_cluster(job.recipe.num_workers)
     key = uuid.uuid4().hex.encode()
     trainer = TorchTrainer(

@@ -38,7 +38,7 @@ def deepspeed_config(recipe: Recipe, *, bfloat16: bool) -> dict[str, Any]:
         "steps_per_print": 1 << 30,
         "wall_clock_breakdown": False,
     }
-    if bfloat16:
+    if bfloat16 and recipe.zero_stage > 0:  # without ZeRO, DeepSpeed accumulates in the model's own type
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
 
