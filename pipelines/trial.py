@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import socket
 import statistics
 import time
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from serve.app import running
 from serve.config import ServeConfig
 from train.model_folder import open_model
 
-__all__ = ["Stream", "load", "read_prompts", "trial"]
+__all__ = ["Stream", "free_port", "load", "read_prompts", "trial"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +43,13 @@ class Stream:
     """Seconds between later pieces of text."""
     total_s: float
     num_tokens: int
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def read_prompts(path: str, at_most: int) -> list[str]:
@@ -75,7 +83,7 @@ def trial(config: TrialConfig) -> Artifact:
         wall: dict[tuple[str, int], float] = {}
         with progress("trial", len(variants) * len(config.concurrency) * len(prompts), "requests") as advance:
             for variant in variants:
-                service = ServeConfig(model=str(folder), port=0, engine=replace(config.engine, draft=variant))
+                service = ServeConfig(model=str(folder), port=free_port(), engine=replace(config.engine, draft=variant))
                 with running(service) as url:
                     asyncio.run(load(url, prompts[:2], 1, config.max_tokens))  # warm: first-use costs are not the service's speed
                     for concurrency in config.concurrency:
@@ -96,7 +104,7 @@ async def load(url: str, prompts: Sequence[str], concurrency: int, max_tokens: i
     """Stream a greedy completion of every prompt, `concurrency` at a time; results in the order of the prompts."""
     gate = asyncio.Semaphore(concurrency)
     async with httpx.AsyncClient(base_url=url, timeout=300) as client:
-        model = (await client.get("/v1/models")).raise_for_status().json()["data"][0]["id"]
+        model = (await client.get("/models")).raise_for_status().json()["data"][0]["id"]
 
         async def one(prompt: str) -> Stream:
             async with gate:
@@ -111,7 +119,7 @@ async def load(url: str, prompts: Sequence[str], concurrency: int, max_tokens: i
 async def _complete(client: httpx.AsyncClient, body: dict[str, Any]) -> Stream:
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     began, times, pieces, num_tokens = time.perf_counter(), [], [], 0
-    async with client.stream("POST", "/v1/completions", json=body) as response:
+    async with client.stream("POST", "/completions", json=body) as response:
         if response.status_code != 200:
             raise ValueError(f"the service answered {response.status_code}: {(await response.aread()).decode()[:300]}")
         async for line in response.aiter_lines():

@@ -145,3 +145,8 @@ def test_readme_links_lead_somewhere():
 def test_nothing_is_left_undone():
     for path in MODULES:
         assert not re.search(r"#\s*(TODO|FIXME|XXX|HACK)\b", path.read_text()), path
+
+
+def test_our_serve_is_never_hidden_by_rays():
+    for path in [*MODULES, *(ROOT / "tests").rglob("*.py")]:
+        assert not re.search(r"^\s*from ray import .*\bserve\b", path.read_text(), flags=re.M), f"{path}: write `import ray.serve`"
