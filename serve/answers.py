@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from serve.engine.request import TokenLogprob
@@ -32,6 +33,7 @@ class Answer:
     parts: list[list[Fresh]] = field(default_factory=list)
     """What has been added to each choice."""
     _offsets: list[int] = field(default_factory=list)
+    """Where each choice's next chunk begins in the text of its tokens, as logprobs count it."""
 
     def __post_init__(self) -> None:
         self.parts = [[] for _ in self.records]
@@ -51,7 +53,8 @@ class Answer:
         self.parts[index].append(fresh)
         if not (fresh.text or fresh.logprobs or (self.body.return_token_ids and fresh.tokens)):
             return None
-        logprobs = self._logprobs(index, [fresh])
+        logprobs = self._logprobs([fresh], self._offsets[index])
+        self._offsets[index] += sum(len(self.token_text(entry.token)) for entry in fresh.logprobs or ())
         extra = {"token_ids": list(fresh.tokens)} if self.body.return_token_ids else {}
         if self.chat:
             return self._chunk(index, delta={"content": fresh.text}, logprobs=logprobs, extra=extra)
@@ -98,7 +101,7 @@ class Answer:
         text = "".join(part.text for part in self.parts[index])
         content = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
         extra = {"token_ids": list(self.records[index].tokens)} if self.body.return_token_ids else {}
-        logprobs = self._logprobs(index, self.parts[index])
+        logprobs = self._logprobs(self.parts[index], 0)
         return {"index": index, **content, "logprobs": logprobs, "finish_reason": self._reason(index), **extra}
 
     def _reason(self, index: int) -> str:
@@ -106,17 +109,14 @@ class Answer:
         assert finish is not None, f"choice {index} has not ended"
         return finish.finish_reason
 
-    def _logprobs(self, index: int, parts: Sequence[Fresh]) -> dict[str, Any] | None:
+    def _logprobs(self, parts: Sequence[Fresh], offset: int) -> dict[str, Any] | None:
         if self.body.num_logprobs is None:
             return None
         entries: list[TokenLogprob] = [entry for part in parts for entry in part.logprobs or ()]
         if self.chat:
             return {"content": [self._chat_entry(entry) for entry in entries], "refusal": None}
         texts = [self.token_text(entry.token) for entry in entries]
-        offsets = []
-        for text in texts:
-            offsets.append(self._offsets[index])
-            self._offsets[index] += len(text)
+        offsets = list(accumulate((len(text) for text in texts), initial=offset))[:-1]
         top = [{self.token_text(token): logprob for token, logprob in entry.top} for entry in entries]
         return {"tokens": texts, "token_logprobs": [entry.logprob for entry in entries], "top_logprobs": top, "text_offset": offsets}
 

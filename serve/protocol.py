@@ -267,7 +267,8 @@ _TAGS = ("str", "int", "float", "bool")  # what pydantic adds to the path for th
 
 
 def _refusal(error: ValidationError) -> ApiError:
-    first = error.errors()[0]
+    # Each branch of a union has complained: the one that got furthest, and about more than the type, is the one that was meant.
+    first = max(error.errors(), key=lambda e: (len(e["loc"]), not e["type"].endswith("_type")))
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
     param = ""
