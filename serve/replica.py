@@ -93,7 +93,8 @@ class EngineThread:
             while True:
                 news = [item for note in self._next_notes() for item in note()]
                 if self._engine.has_work:
-                    news += [(emission.request_id, emission) for emission in self._engine.step()]
+                    emissions = self._engine.step()  # also of what was just cancelled: nobody's news any more
+                    news += [(emission.request_id, emission) for emission in emissions if emission.request_id in self._live]
                     self._live -= {name for name, what in news if isinstance(what, Emission) and what.finish_reason}
                 if news:
                     self._deliver(news)
