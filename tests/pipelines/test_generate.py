@@ -263,3 +263,59 @@ def our_workers() -> list[psutil.Process]:
 
     node = ray._private.worker._global_node
     return psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True)
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An S3 bucket on this machine."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    names = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3").create_bucket(Bucket="sterna")
+    yield "s3://sterna"
+    server.stop()
+
+
+def test_rows_in_a_bucket_are_answered_and_an_interrupted_run_goes_on(bucket, ray_session, tiny_model_dir, tmp_path, monkeypatch, capsys):
+    """The same stage with input and output on S3; engines run in this process, which knows the bucket, and the first run breaks off."""
+    import boto3
+
+    s3 = boto3.client("s3")
+    s3.put_object(Bucket="sterna", Key="in/a.jsonl", Body="".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS[:2]))
+    s3.put_object(Bucket="sterna", Key="in/b.jsonl", Body="".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS[2:]) + "broken")
+    done = []
+
+    def here(config, work, column, missing):
+        engine = BatchEngine(config, work, column, 1)
+        for first, last in missing:
+            if len(done) == 1 and first:
+                done.append("broken off")
+                raise ConnectionError("the machine vanished")
+            done.append(first)
+            yield {name: int(value[0]) for name, value in engine({"first": [first], "last": [last]}).items()}
+
+    monkeypatch.setattr(pipelines.generate, "_dataset", here)
+    config = config_of(tiny_model_dir, f"{bucket}/in/*.jsonl", f"{bucket}/rows", batch_size=2)
+    with pytest.raises(ConnectionError):
+        generate(config)
+    artifact = generate(config)
+    assert done == [0, "broken off", 2]
+    assert "1 of 2 batches were done before" in capsys.readouterr().err
+    keys = [entry["Key"] for entry in s3.list_objects_v2(Bucket="sterna")["Contents"]]
+    assert [key for key in keys if "work" in key] == []
+    assert artifact.manifest.counts["rows"] == 4
+    assert artifact.manifest.counts["unreadable"] == 1
+    own = Engine.load(tiny_model_dir, ONE).generate(PROMPTS, Sampling(max_tokens=8, temperature=0.0))
+    local = artifact.local(tmp_path)
+    assert [row["output"] for part in sorted(local.glob("*.parquet")) for row in pq.read_table(part).to_pylist()] == [c.text for c in own]
