@@ -152,7 +152,7 @@ async def _event(
     await strike(victim, marks)
     heard = await streams
     event = Event(title, victim, hit, marks, await _stays(began), heard, began, time.time())
-    say(f"drill: {title}: {len(hit)} streams were on {victim}; {event.left('moved')} moved, {event.left('lost')} resumed")
+    say(f"drill: {title} after {event.marks[0][0] - began:.1f} s of {event.ended_s - began:.1f}: {len(hit)} streams were on {victim}; {event.left('moved')} moved, {event.left('lost')} resumed")
     return event
 
 
