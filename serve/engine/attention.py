@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence as Series
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -47,7 +48,7 @@ class KvCache:
         self.num_blocks, self.block_size, self.num_kv_heads, self.head_dim = num_blocks, block_size, num_kv_heads, head_dim
         self.device = device
         shape = (num_layers, 2, num_kv_heads, num_blocks + 1, block_size * head_dim)
-        self.layers = torch.zeros(shape, dtype=dtype, device=device).unbind()  # zeros, for what is masked must still be finite
+        self.layers = _zeros(shape, dtype, device).unbind()  # zeros, for what is masked must still be finite
 
     @staticmethod
     def bytes_per_block(num_layers: int, num_kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:
@@ -62,6 +63,13 @@ class KvCache:
         """The blocks of `table` [sequences * n] side by side: [2, kv_heads, sequences, n * block_size, head_dim]."""
         blocks = self.layers[layer].index_select(2, table)
         return blocks.view(2, self.num_kv_heads, num_sequences, -1, self.head_dim)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that, on a CPU, take no memory before they are written to (numpy asks the system for pages it has not touched)."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 class StepAttention:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-__all__ = ["AnpdDrafter", "Drafter", "Pace", "StepCost"]
+__all__ = ["AnpdDrafter", "Drafter", "Odds", "StepCost"]
 
 
 class Drafter(Protocol):
@@ -67,50 +67,54 @@ class StepCost:
         return slope / base if base > slope else 1.0
 
 
-class Pace:
-    """How far ahead drafting pays, from how drafts fared: position j of a draft holds with about rate**j.
+class Odds:
+    """How often a guess holds, by the length of the context it rests on; older guesses fade.
 
-    The rate fades back to its prior while nothing is drafted, so a request whose text turns repetitive is tried again.
+    `parent` (the engine's odds over all requests, say) stands in while there is little experience; at the root, a prior does. Odds
+    that went unused drift back to the parent's, so that a text which turns repetitive is tried again.
 
-    >>> pace = Pace(); [pace.length(cost, 7) for cost in (0.0, 0.05, 0.5, 2.0)]
-    [7, 5, 1, 0]
+    >>> odds = Odds(); before = odds.of(2)
+    >>> odds.learn(2, held=False); odds.of(2) < before
+    True
     """
 
-    _PRIOR, _FADE, _FORGET = 0.55, 0.9, 0.995
+    _PRIOR = (0.3, 0.45, 0.6, 0.7, 0.75, 0.8, 0.8, 0.8)  # for contexts of 1, 2, … tokens; the last for all longer ones
+    _WEIGHT, _FADE, _DRIFT = 8.0, 0.95, 0.99
 
-    def __init__(self) -> None:
-        self._held, self._tried = self._PRIOR * 2, 2.0
+    def __init__(self, parent: Odds | None = None) -> None:
+        self._parent = parent
+        self._held = [0.0] * len(self._PRIOR)
+        self._tried = [0.0] * len(self._PRIOR)
 
-    @property
-    def rate(self) -> float:
-        """Estimated chance that a drafted token holds, given that those before it held."""
-        return self._held / self._tried
+    def of(self, context_length: int) -> float:
+        """The chance that a guess from a context of this many tokens holds."""
+        level = min(context_length, len(self._PRIOR)) - 1
+        prior = self._PRIOR[level] if self._parent is None else self._parent.of(context_length)
+        return (self._held[level] + self._WEIGHT * prior) / (self._tried[level] + self._WEIGHT)
 
-    def judge(self, num_drafted: int, num_accepted: int) -> None:
-        """A draft's fate: each accepted token held, the one after them (if drafted) did not."""
-        tried = num_accepted + (num_accepted < num_drafted)
-        self._held = self._held * self._FADE + num_accepted
-        self._tried = self._tried * self._FADE + tried
+    def learn(self, context_length: int, held: bool) -> None:
+        """A guess was verified."""
+        level = min(context_length, len(self._PRIOR)) - 1
+        self._held[level] = self._held[level] * self._FADE + held
+        self._tried[level] = self._tried[level] * self._FADE + 1
+        if self._parent is not None:
+            self._parent.learn(context_length, held)
 
-    def rest(self) -> None:
-        """A step without a draft: belief drifts towards the prior."""
-        self._held = self._held * self._FORGET + self._PRIOR * (1 - self._FORGET) * self._tried
-
-    def length(self, verify_cost: float, longest: int) -> int:
-        """The most tokens, up to `longest`, of which the last still earns `verify_cost`."""
-        rate, chance = min(self.rate, 0.99), 1.0
-        for j in range(longest):
-            chance *= rate
-            if chance <= verify_cost:
-                return j
-        return longest
+    def pass_over(self, context_length: int) -> None:
+        """A guess was not worth its cost."""
+        level = min(context_length, len(self._PRIOR)) - 1
+        self._held[level] *= self._DRIFT
+        self._tried[level] *= self._DRIFT
+        if self._parent is not None:
+            self._parent.pass_over(context_length)
 
 
 class AnpdDrafter:
     """Multi-level n-grams over the request's own prompt and output, the longest matching context first.
 
     Each context of 1 … order-1 tokens remembers what followed it, how often, and which follower is now the most frequent
-    (the latest of equals). A draft is grown token by token, each guess joining the context of the next.
+    (the latest of equals). A draft is grown token by token, each guess joining the context of the next, while the chance
+    that all of it holds is above what verifying the next token costs.
 
     >>> drafter = AnpdDrafter(order=3, max_draft=4)
     >>> drafter.observe([1, 2, 3, 9, 1, 2])
@@ -118,7 +122,7 @@ class AnpdDrafter:
     [3, 9, 1, 2]
     """
 
-    def __init__(self, order: int = 5, max_draft: int = 7) -> None:
+    def __init__(self, order: int = 5, max_draft: int = 7, odds: Odds | None = None) -> None:
         assert order >= 2, order
         assert max_draft >= 1, max_draft
         self._longest = order - 1
@@ -126,8 +130,8 @@ class AnpdDrafter:
         self._tail: tuple[int, ...] = ()  # the last order-1 tokens of the text
         self._counts: dict[tuple[int, ...], int] = {}  # (context…, follower) -> how often
         self._best: dict[tuple[int, ...], int] = {}  # context -> follower
-        self._pace = Pace()
-        self._num_proposed = 0
+        self._odds = Odds(odds)
+        self._levels: list[int] = []  # of the last proposal's guesses: the length of their contexts
 
     def observe(self, tokens: Iterable[int]) -> None:
         """Count the n-grams that end in each new token."""
@@ -146,20 +150,25 @@ class AnpdDrafter:
     def propose(self, verify_cost: float) -> list[int]:
         """Up to max_draft tokens; fewer where a longer draft would not earn `verify_cost`, none on a miss."""
         draft: list[int] = []
-        tail, best = self._tail, self._best
-        for _ in range(self._pace.length(verify_cost, self._max_draft)):
-            guess = next((best[tail[start:]] for start in range(len(tail)) if tail[start:] in best), None)
-            if guess is None:
+        self._levels = []
+        tail, best, chance = self._tail, self._best, 1.0
+        while len(draft) < self._max_draft:
+            context = next((tail[start:] for start in range(len(tail)) if tail[start:] in best), None)
+            if context is None:
                 break
-            draft.append(guess)
-            tail = (*tail, guess)[-self._longest :]
-        self._num_proposed = len(draft)
-        if not draft:
-            self._pace.rest()
+            chance *= self._odds.of(len(context))
+            if chance <= verify_cost:
+                self._odds.pass_over(len(context))
+                break
+            draft.append(best[context])
+            self._levels.append(len(context))
+            tail = (*tail, best[context])[-self._longest :]
         return draft
 
     def judge(self, num_accepted: int) -> None:
-        """Learn how far ahead to draft."""
-        if self._num_proposed:
-            self._pace.judge(self._num_proposed, num_accepted)
-            self._num_proposed = 0
+        """Learn the odds: each accepted token held, the one after them (if drafted) did not."""
+        for level in self._levels[:num_accepted]:
+            self._odds.learn(level, held=True)
+        if num_accepted < len(self._levels):
+            self._odds.learn(self._levels[num_accepted], held=False)
+        self._levels = []

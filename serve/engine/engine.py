@@ -23,7 +23,7 @@ from torch import Tensor
 from serve.engine.attention import FEW, KvCache
 from serve.engine.blocks import BlockPool, root_hash
 from serve.engine.config import EngineConfig
-from serve.engine.draft import AnpdDrafter, Drafter, StepCost
+from serve.engine.draft import AnpdDrafter, Drafter, Odds, StepCost
 from serve.engine.model import Model, Shape
 from serve.engine.request import Completion, Emission, Request, Sampling
 from serve.engine.runner import Runner
@@ -55,6 +55,7 @@ class Engine:
         self._live: dict[str, Sequence] = {}
         self._ended: list[Emission] = []  # to be told at the next step
         self._step_cost = StepCost()
+        self._odds = Odds()
         self._num_arrived = 0
 
     @classmethod
@@ -126,7 +127,7 @@ class Engine:
 
     def _drafter(self, request: Request) -> Drafter | None:
         """What drafts for a request."""
-        return AnpdDrafter(self.config.draft_order, self.config.draft_max) if self.config.draft == "anpd" else None
+        return AnpdDrafter(self.config.draft_order, self.config.draft_max, self._odds) if self.config.draft == "anpd" else None
 
     def _check(self, request: Request) -> None:
         if request.id in self._live:

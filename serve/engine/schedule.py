@@ -98,6 +98,7 @@ class Scheduler:
 
     def _schedule(self, sequence: Sequence, budget: int, chunks: dict[int, Chunk]) -> int:
         """Give a sequence as much of the budget as it can use, and blocks for it; returns the tokens used."""
+        sequence.draft = []  # one left over from a step that failed
         end = min(len(sequence.tokens), sequence.computed + budget)
         if end == sequence.computed:
             return 0

@@ -153,7 +153,7 @@ class Tokenizer:
         environment.globals["raise_exception"] = refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-        return environment.from_string(self._template)
+        return environment.from_string(self._template or "")
 
 
 def _template(settings: Mapping[str, Any]) -> str | None:

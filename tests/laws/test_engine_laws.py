@@ -177,3 +177,19 @@ def test_cancelling_at_any_moment_frees_everything_and_disturbs_nobody(engines: 
             assert tokens == expected[name][0][: len(tokens)]
         else:
             assert (tokens, text, reason) == expected[name]
+
+
+@pytest.mark.parametrize(("dtype", "noise"), [("float32", 1e-4), ("bfloat16", 0.15)])
+def test_in_short_number_types_a_difference_is_within_the_noise(tiny_model_dir: Path, dtype: str, noise: float) -> None:
+    """Kernels sum in another order at other widths: where tokens part, the two must have been as good as equal."""
+    plain, drafted = (Engine.load(tiny_model_dir, EngineConfig(dtype=dtype, draft=draft)) for draft in ("off", "anpd"))
+    exact = Engine.load(tiny_model_dir, EngineConfig(dtype="float64"))
+    prompts = [[7 + i, 8, 9, 10 + i] * 6 for i in range(8)]
+    sampling = Sampling(temperature=0, max_tokens=60, ignore_eos=True)
+    alone = [plain.generate([prompt], sampling)[0].tokens for prompt in prompts]
+    together = [completion.tokens for completion in drafted.generate(prompts, sampling)]
+    for prompt, one, other in zip(prompts, alone, together, strict=True):
+        parted = next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), None)
+        if parted is not None:
+            logits = exact.logits([*prompt, *one[:parted]])[-1]
+            assert abs(float(logits[one[parted]] - logits[other[parted]])) < noise
