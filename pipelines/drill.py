@@ -31,7 +31,7 @@ from cluster.figure import table, timeline
 from cluster.preemption import drain
 from pipelines.drill_config import DrillConfig
 from pipelines.drill_streams import Heard, Question, ask_all, difference, questions
-from serve.app import APP, MARKET, running
+from serve.app import APP, MARKET, quiet_ray, running
 from serve.config import ServeConfig
 
 __all__ = ["drill"]
@@ -107,7 +107,7 @@ def drill(config: DrillConfig) -> Artifact:
         return done
     with publish(config.output, stage="drill", inputs=inputs, config=config) as draft:
         began = time.time()
-        with _fleet() as fleet:
+        with quiet_ray(), _fleet() as fleet:
             serving = ServeConfig(model=config.model, port=_free_port(), spot_replicas=2, on_demand_replicas=1, engine=config.engine)
             say("drill: one on-demand node, two spot nodes; starting three replicas")
             with running(serving) as url:
@@ -152,7 +152,8 @@ async def _event(
     await strike(victim, marks)
     heard = await streams
     event = Event(title, victim, hit, marks, await _stays(began), heard, began, time.time())
-    say(f"drill: {title} after {event.marks[0][0] - began:.1f} s of {event.ended_s - began:.1f}: {len(hit)} streams were on {victim}; {event.left('moved')} moved, {event.left('lost')} resumed")
+    took = f"{event.marks[0][0] - began:.1f} s into {event.ended_s - began:.1f} s of streams"
+    say(f"drill: {title}, {took}: {len(hit)} were on {victim}; {event.left('moved')} moved, {event.left('lost')} resumed")
     return event
 
 

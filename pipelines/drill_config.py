@@ -30,7 +30,7 @@ class DrillConfig:
     """Where the drill's figures go."""
     streams: int = 10
     """Client connections open at once at each of the two events; every fifth asks for two choices."""
-    tokens: int = 400
+    tokens: int = 300
     """Tokens per stream: long enough that the event finds it in the middle."""
     notice_s: float = 4.0
     """Seconds between the notice and the machine's end, at the first event."""

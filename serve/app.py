@@ -35,7 +35,7 @@ from serve.gateway import Ingress
 from serve.replica import EngineReplica
 from serve.request_router import ChosenReplica
 
-__all__ = ["APP", "application", "build", "running", "serve"]
+__all__ = ["APP", "application", "build", "quiet_ray", "running", "serve"]
 
 APP = "sterna"
 """The application's name in Ray Serve."""
@@ -109,7 +109,19 @@ def running(config: ServeConfig) -> Iterator[str]:
             _wait_until_ready(url, config.start_s)
             yield f"{url}/v1"
         finally:
-            ray.serve.shutdown()
+            with quiet_ray():  # of its controller's own end Ray says that it failed
+                ray.serve.shutdown()
+
+
+@contextmanager
+def quiet_ray() -> Iterator[None]:
+    """Keep Ray's reports of processes that die off the terminal, where their death is what was asked for."""
+    said = ray._private.worker.print_to_stdstream
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        ray._private.worker.print_to_stdstream = said
 
 
 def serve(config: ServeConfig) -> None:
