@@ -299,6 +299,8 @@ def _commit(draft: Draft, output: str, manifest: Manifest) -> None:
     for name in draft.scratch:
         target = draft.dir / name
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+        if "://" in draft.uri and filesystem.get_file_info(f"{path}/{name}").type == arrow_fs.FileType.Directory:
+            filesystem.delete_dir(f"{path}/{name}")
     if "://" in draft.uri:
         copy_tree(str(draft.dir), draft.uri)
     files = _inventory(draft.uri)

@@ -55,8 +55,7 @@ def _train(config: PretrainConfig, plan: dict[str, Any], recipe: Recipe, tokens:
     job = Job(
         label="pretrain",
         recipe=recipe,
-        checkpoints=f"{draft.uri}/checkpoints",
-        scratch=draft.dir / "ray",
+        folder=draft.uri,
         build=partial(_build, plan["model"], tokens, recipe.seed),
         source=partial(_source, tokens),
         export=partial(_export, draft.uri, tokens, config.save_precision),

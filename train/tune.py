@@ -109,8 +109,7 @@ def _train(config: TuneConfig, recipe: Recipe, data: _Data, draft: Draft) -> Out
     job = Job(
         label="tune",
         recipe=recipe,
-        checkpoints=f"{draft.uri}/checkpoints",
-        scratch=draft.dir / "ray",
+        folder=draft.uri,
         build=partial(_build, config),
         source=partial(_source, f"{draft.uri}/data/train"),
         held_out=partial(_source, f"{draft.uri}/data/held_out"),

@@ -14,12 +14,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.experimental import internal_kv
 
+from cluster.artifact import resolve
 from cluster.console import progress, say
 from train.config import Recipe
 
@@ -45,10 +45,8 @@ class Job:
     label: str
     """What the progress bar is called."""
     recipe: Recipe
-    checkpoints: str
-    """Folder, local or s3://, that all workers can write."""
-    scratch: Path
-    """A folder of the driver's for Ray Train's own records."""
+    folder: str
+    """Folder, local or s3://, that all workers can write: its `checkpoints` and Ray Train's own records (`ray`) go there."""
     build: Callable[[], PreTrainedModel]
     """The model at step 0, equal on every worker."""
     source: Callable[[], Sequences]
@@ -83,6 +81,7 @@ def train_on_workers(job: Job) -> Outcome:
     for name, value in _CONTROLLER.items():
         os.environ.setdefault(name, value)
     cpus, use_gpu = _share_of_cluster(job.recipe.num_workers)
+    filesystem, place = resolve(f"{job.folder}/ray")
     key = uuid.uuid4().hex.encode()
     trainer = TorchTrainer(
         _on_worker,
@@ -90,7 +89,8 @@ def train_on_workers(job: Job) -> Outcome:
         scaling_config=ScalingConfig(num_workers=job.recipe.num_workers, resources_per_worker={"CPU": cpus}, use_gpu=use_gpu),
         run_config=RunConfig(
             name=f"run-{key.decode()}",
-            storage_path=str(job.scratch),
+            storage_path=place,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=job.max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -114,18 +114,18 @@ def _on_worker(config: dict[str, Any]) -> Outcome:
     from train.sharded import ShardedStepper
 
     job: Job = config["job"]
-    recipe = job.recipe
+    recipe, checkpoints = job.recipe, f"{job.folder}/checkpoints"
     torch.set_num_threads(config["num_threads"])
     device = ray.train.torch.get_device()
     model = job.build()
     stepper = ShardedStepper(model, recipe, device)
     held_out = job.held_out() if job.held_out else None
     before = held_out_loss(stepper, held_out, recipe.micro_batch) if held_out else None
-    saved = newest(job.checkpoints)
+    saved = newest(checkpoints)
     state = restore(saved, stepper) if saved else State()
 
     def checkpoint(now: State) -> None:
-        save(job.checkpoints, stepper, now)
+        save(checkpoints, stepper, now)
         ray.train.report({"step": now.step, "loss": now.records[-1].loss})
 
     done = run(stepper, job.source(), recipe, state=state, report=_reporter(config["key"], stepper.rank), checkpoint=checkpoint)
@@ -162,20 +162,29 @@ def _watched(job: Job, key: bytes) -> Iterator[None]:
 
 
 def _watch(job: Job, key: bytes, stop: threading.Event) -> None:
-    seen, waited_s = 0, 0.0
-    with progress(job.label, job.recipe.steps, "steps") as advance:
+    say(f"{job.label}: starting {job.recipe.num_workers} workers")
+    waited_s = 0.0
+    while (news := _news(key)) is None:
+        if stop.wait(_POLL_S):
+            return
+        waited_s += _POLL_S
+        if waited_s == _SLOW_START_S:
+            say(f"{job.label}: still waiting for {job.recipe.num_workers} workers; is the cluster busy?")
+    seen = news["step"] - 1  # a resumed run's bar starts where the run does
+    with progress(job.label, job.recipe.steps - seen, "steps") as advance:
         while True:
             last = stop.wait(_POLL_S)
-            raw = internal_kv._internal_kv_get(key, namespace=_NAMESPACE)
-            news = json.loads(raw) if raw else None
-            if news and news["step"] > seen:
+            news = _news(key) or news
+            if news["step"] > seen:
                 advance(news["step"] - seen, f"loss {news['loss']:.3f}  {news['rate']:,.0f} tokens/s")
                 seen = news["step"]
-            waited_s += _POLL_S
-            if news is None and waited_s == _SLOW_START_S:
-                say(f"{job.label}: still waiting for {job.recipe.num_workers} workers; is the cluster busy?")
             if last:
                 return
+
+
+def _news(key: bytes) -> dict[str, Any] | None:
+    raw = internal_kv._internal_kv_get(key, namespace=_NAMESPACE)
+    return json.loads(raw) if raw else None
 
 
 def _share_of_cluster(num_workers: int) -> tuple[float, bool]:

@@ -1,0 +1,107 @@
+"""ZeRO on two processes against one process of plain torch (no Ray: the stepper needs only a process group)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_WORKER = '''
+import json, sys
+from pathlib import Path
+import torch, torch.distributed
+from transformers import AutoModelForCausalLM
+from train.checkpoint import newest, restore, save
+from train.config import Recipe
+from train.corpus import Sequences
+from train.loop import State, held_out_loss, run
+from train.sharded import ShardedStepper
+
+model_dir, tokens_dir, scratch, out = map(Path, sys.argv[1:5])
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo")
+source, found = Sequences.open(tokens_dir), {}
+for precision, stage in [("float32", 0), ("float32", 1), ("float32", 2), ("float32", 3), ("bfloat16", 2)]:
+    recipe = Recipe(steps=6, global_batch=8, micro_batch=2, sequence_length=32, learning_rate=1e-3, clip=0.5,
+                    num_workers=2, zero_stage=stage, precision=precision, checkpoint_every=3)
+    def fresh():
+        return ShardedStepper(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32), recipe)
+    stepper, place = fresh(), str(scratch / f"{precision}-{stage}")
+    before = held_out_loss(stepper, source, 4)
+    state = run(stepper, source, recipe, state=State(), checkpoint=lambda s: save(place, stepper, s) if s.step == 3 else None)
+    weights = stepper.weights()
+    resumed = fresh()
+    again = run(resumed, source, recipe, state=restore(newest(place), resumed))
+    if stepper.rank == 0:
+        found[f"{precision}-{stage}"] = {
+            "before": before,
+            "losses": [r.loss for r in state.records],
+            "norms": [r.gradient_norm for r in state.records],
+            "resumed": [r.loss for r in again.records],
+            "norm_of_weights": {name: float(w.double().norm()) for name, w in weights.items()},
+        }
+if torch.distributed.get_rank() == 0:
+    out.write_text(json.dumps(found))
+'''
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tokens_dir: Path) -> dict:
+    folder = tmp_path_factory.mktemp("zero")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    arguments = [sys.executable, "-c", _WORKER, str(tiny_model_dir), str(tokens_dir), str(folder), str(folder / "found.json")]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[2]
+    logs = [(folder / f"{rank}.txt").open("w") for rank in (0, 1)]
+    workers = [
+        subprocess.Popen(arguments, cwd=root, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=logs[rank], stderr=logs[rank])
+        for rank in (0, 1)
+    ]
+    codes = [worker.wait(timeout=240) for worker in workers]
+    assert codes == [0, 0], (folder / "0.txt").read_text()[-3000:]
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_model_dir: Path, tokens_dir: Path) -> dict:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from train.config import Recipe
+    from train.corpus import Sequences
+    from train.loop import PlainStepper, State, held_out_loss, run
+
+    recipe = Recipe(
+        steps=6, global_batch=8, micro_batch=8, sequence_length=32, learning_rate=1e-3, clip=0.5, num_workers=1, precision="float32"
+    )
+    stepper = PlainStepper(AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32), recipe)
+    source = Sequences.open(tokens_dir)
+    before = held_out_loss(stepper, source, 4)
+    state = run(stepper, source, recipe, state=State())
+    norms = {name: float(w.double().norm()) for name, w in stepper.weights().items()}
+    return {"before": before, "losses": [r.loss for r in state.records], "norms": [r.gradient_norm for r in state.records], "weights": norms}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_zero_stage_takes_the_steps_of_one_process(runs: dict, plain: dict, stage: int):
+    found = runs[f"float32-{stage}"]
+    assert found["before"] == pytest.approx(plain["before"], rel=1e-5)
+    assert found["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+    assert found["norms"] == pytest.approx(plain["norms"], rel=1e-3)
+    assert found["norm_of_weights"] == pytest.approx(plain["weights"], rel=1e-4)
+
+
+def test_bfloat16_stays_near(runs: dict, plain: dict):
+    assert runs["bfloat16-2"]["losses"] == pytest.approx(plain["losses"], rel=1e-2)
+
+
+@pytest.mark.parametrize("run", ["float32-0", "float32-1", "float32-2", "float32-3", "bfloat16-2"])
+def test_a_restored_run_continues_the_curve(runs: dict, run: str):
+    assert runs[run]["resumed"] == pytest.approx(runs[run]["losses"], rel=1e-6)

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from train.config import Recipe
+from train.zero import deepspeed_config
+
+RECIPE = {"steps": 9, "global_batch": 12, "micro_batch": 3, "sequence_length": 64, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_the_configuration_says_what_the_recipe_says(stage: int, bfloat16: bool):
+    config = deepspeed_config(Recipe(**RECIPE, zero_stage=stage, clip=0.5), bfloat16=bfloat16)
+    assert config["zero_optimization"]["stage"] == stage
+    assert config["bf16"]["enabled"] is bfloat16
+    assert config["gradient_clipping"] == 0.5
+    assert config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"] * 2 == 12
+    assert "scheduler" not in config
+    assert json.loads(json.dumps(config)) == config
+
+
+def test_gradients_of_a_bfloat16_model_are_added_up_in_float32():
+    assert deepspeed_config(Recipe(**RECIPE), bfloat16=True)["data_types"] == {"grad_accum_dtype": "fp32"}
