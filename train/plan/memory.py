@@ -17,7 +17,8 @@ __all__ = ["Footprint", "Precision", "footprint"]
 Precision = Literal["bfloat16", "float32"]
 
 RUNTIME_BYTES = 700 * 2**20  # the interpreter, torch, transformers, DeepSpeed and a Ray worker before the model exists (CPU)
-BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default size of a communication bucket
+BUCKET_ELEMENTS = 20_000_000  # gradients exchanged at once: as train/zero.py configures it
+LOGIT_ELEMENTS = 1 << 24  # logits that exist at once: as train/loss.py chunks them
 FRAGMENTATION = 0.08  # of everything that is allocated and freed within a step
 
 
@@ -36,7 +37,7 @@ class Footprint:
     activations: float
     """What autograd keeps of each layer for the way back."""
     logits: float
-    """The output layer's values, their float32 copy, its log-softmax and gradient."""
+    """A chunk of the output layer's values, in float32 and in the model's type, and the float32 gradient of its matrix."""
     fragmentation: float
     """Allowance for an allocator that cannot reuse every hole."""
     runtime: float
@@ -64,10 +65,11 @@ def footprint(
     parameters, tokens = shape.num_parameters, micro_batch * sequence_length
     share = {stage: 1 / num_workers if zero_stage >= stage else 1.0 for stage in (1, 2, 3)}
     activations = tokens * (shape.num_layers * layer_activation_bytes(shape, precision) + shape.hidden_size * (width + 4))
-    logits = tokens * shape.vocab_size * (2 * width + 8.0)
+    chunk = min(tokens * shape.vocab_size, max(LOGIT_ELEMENTS, shape.vocab_size))
+    logits = chunk * (2 * width + 4.0) + 4.0 * shape.vocab_size * shape.hidden_size
     return Footprint(
         weights=width * parameters * share[3],
-        gradients=width * parameters * share[2],
+        gradients=(width if precision == "float32" else width + 4) * parameters * share[2],  # bfloat16 is summed in float32
         optimizer=12 * parameters * share[1],
         buckets=2.0 * width * min(parameters, BUCKET_ELEMENTS) if num_workers > 1 else 0.0,
         activations=activations,

@@ -16,7 +16,7 @@ __all__ = ["Architecture", "ModelShape", "candidate_shapes", "shape_of_width"]
 
 Architecture = Literal["dense"]
 
-_WIDTHS = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2048, 2560, 3072, 4096, 5120, 6144, 8192)
+_WIDTHS = (96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2048, 2560, 3072, 4096, 5120, 6144, 8192)
 _TIED_BELOW = 2048  # narrower models share their embedding: there it is a large part of all parameters
 
 

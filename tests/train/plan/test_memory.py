@@ -69,6 +69,14 @@ def test_a_higher_stage_needs_no_more_bytes_and_one_worker_gains_nothing(workers
 def test_a_worked_example():
     example, parameters = of(zero_stage=2, num_workers=2), SHAPE.num_parameters
     assert example.weights == 2 * parameters
-    assert example.gradients == 2 * parameters / 2
+    assert example.gradients == (2 + 4) * parameters / 2
     assert example.optimizer == 12 * parameters / 2
-    assert example.logits == 4 * 256 * 8192 * 12
+    assert example.logits == 4 * 256 * 8192 * 8 + 4 * 8192 * 256
+
+
+def test_the_constants_are_those_of_the_training_code():
+    from train import loss, zero
+    from train.plan import memory
+
+    assert memory.BUCKET_ELEMENTS == zero._BUCKET_ELEMENTS
+    assert memory.LOGIT_ELEMENTS == loss._CHUNK_ELEMENTS

@@ -48,7 +48,7 @@ def test_candidates_grow_and_are_legal():
     found = list(candidate_shapes(vocab_size=8192, max_length=512))
     sizes = [shape.num_parameters for shape in found]
     assert sizes == sorted(sizes)
-    assert sizes[0] < 1e6
+    assert sizes[0] < 1.5e6
     assert sizes[-1] > 10e9
     assert all(b / a < 2.5 for a, b in itertools.pairwise(sizes))
     for shape in found:
