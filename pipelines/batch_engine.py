@@ -140,16 +140,30 @@ class BatchEngine:
         threads = config.engine.num_threads or num_threads
         self._thread = EngineThread(folder, replace(config.engine, num_threads=threads))
         self._thread.start()
-        self._tokenizer = self._thread.ready.result().tokenizer
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Answer the batches that begin at rows batch["first"] (each up to batch["last"], excluded) and say what was done."""
+        """Answer the batches that begin at rows batch["first"] (each up to batch["last"], excluded) and say what was done.
+
+        A model that the engine refuses is the user's mistake, handed to the driver as one line and not as a dead actor.
+        """
+        try:
+            self._thread.ready.result()
+        except ValueError as error:
+            nothing = np.zeros(len(batch["first"]), np.int64)
+            return {
+                "first": nothing,
+                "tokens": nothing,
+                "errors": nothing,
+                "rows": nothing,
+                "mistake": np.array([str(error)] * len(nothing)),
+            }
         done = [summary(self._answered(int(first), int(last))) for first, last in zip(batch["first"], batch["last"], strict=True)]
         return {
             "first": np.array([each["first"] for each in done]),
             "tokens": np.array([int(each["tokens"].sum()) for each in done]),
             "errors": np.array([int(each["errors"].sum()) for each in done]),
             "rows": np.array([len(each["errors"]) for each in done]),
+            "mistake": np.array([""] * len(done)),
         }
 
     def _answered(self, first: int, last: int) -> pa.Table:
@@ -173,10 +187,11 @@ class BatchEngine:
         return self._thread.ask(request)
 
     def _encode(self, prompt: Any) -> list[int]:
+        tokenizer = self._thread.ready.result().tokenizer
         if isinstance(prompt, str) and prompt:
-            return self._tokenizer.encode(prompt)
+            return tokenizer.encode(prompt)
         if isinstance(prompt, list) and prompt and all(isinstance(m, dict) and m.get("role") and "content" in m for m in prompt):
-            return self._tokenizer.encode_chat(prompt)
+            return tokenizer.encode_chat(prompt)
         what = "missing" if prompt is None else "empty" if not prompt else f"a {type(prompt).__name__}, not a text or messages"
         raise ValueError(f"{self.column}: {what}")
 

@@ -56,25 +56,35 @@ def generate(config: GenerateConfig) -> Artifact:
         return done
     with publish(config.output, stage="generate", inputs=inputs, config=same_work) as draft:
         work = f"{draft.uri}/work"
-        staged, column = _prepare(config, folder, draft, f"{work}/input")
-        batches = _batches(staged.num_rows, config.batch_size)
-        started = time.monotonic()
-        curve = _run(config, work, column, batches) if not _gathered(draft, staged) else []
-        seconds = time.monotonic() - started
+        with _leaving_nothing(draft, work):
+            staged = stage(config.input, f"{work}/input")
+            column = _prompt_column(config, staged, folder)
+            batches = _batches(staged.num_rows, config.batch_size)
+            started = time.monotonic()
+            curve = _run(config, work, column, batches) if not _gathered(draft, staged) else []
+            seconds = time.monotonic() - started
         _gather(draft, work, batches, staged)
         _fill(draft, staged, curve, seconds)
     return open_artifact(config.output, made_by="generate")
 
 
-def _prepare(config: GenerateConfig, folder: Path, draft: Draft, place: str) -> tuple[Staged, str]:
-    """Stage the input and find its prompts; a mistake leaves nothing behind."""
+@contextmanager
+def _leaving_nothing(draft: Draft, work: str) -> Iterator[None]:
+    """A user's mistake leaves nothing behind, unless answers of an earlier run would go with it."""
     try:
-        staged = stage(config.input, place)
-        return staged, _prompt_column(config, staged, folder)
+        yield
     except ValueError:
         filesystem, path = resolve(draft.uri)
-        filesystem.delete_dir(path)
+        if not _answered(work) and not _parts(draft):
+            filesystem.delete_dir(path)
         raise
+
+
+def _answered(work: str) -> set[str]:
+    """Names of the batches' files that are there."""
+    filesystem, path = resolve(f"{work}/answers")
+    found = filesystem.get_file_info(arrow_fs.FileSelector(path, allow_not_found=True))
+    return {info.base_name for info in found if info.base_name.endswith(".parquet")}
 
 
 def _prompt_column(config: GenerateConfig, staged: Staged, folder: Path) -> str:
@@ -107,7 +117,7 @@ def _run(config: GenerateConfig, work: str, column: str, batches: list[tuple[int
     """Compute the batches that are not there yet; returns (seconds, tokens so far) as they came."""
     filesystem, answers = resolve(f"{work}/answers")
     filesystem.create_dir(answers, recursive=True)
-    there = {info.base_name for info in filesystem.get_file_info(arrow_fs.FileSelector(answers))}
+    there = _answered(work)
     missing = [(first, last) for first, last in batches if answers_uri(work, first).rsplit("/", 1)[-1] not in there]
     if len(missing) < len(batches):
         say(f"generate: {len(batches) - len(missing)} of {len(batches)} batches were done before")
@@ -117,9 +127,11 @@ def _run(config: GenerateConfig, work: str, column: str, batches: list[tuple[int
     curve, tokens, began = [(0.0, 0)], 0, time.monotonic()
     with attached(), streaming(), progress("generate", total, "rows") as advance:
         for done in _dataset(config, work, column, missing):
-            tokens += done["tokens"]
+            if done["mistake"]:
+                raise ValueError(done["mistake"])
+            tokens += int(done["tokens"])
             curve.append((time.monotonic() - began, tokens))
-            advance(done["rows"], f"{tokens / curve[-1][0]:,.0f} tokens/s")
+            advance(int(done["rows"]), f"{tokens / curve[-1][0]:,.0f} tokens/s")
     return curve
 
 

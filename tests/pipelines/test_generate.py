@@ -143,6 +143,16 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tiny_model_dir, tmp_path, rows
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
 
+def test_a_model_that_the_engine_refuses_is_one_line(ray_session, tiny_model_dir, tmp_path):
+    source = write_prompts(tmp_path / "in.jsonl", PROMPTS)
+    config = GenerateConfig(
+        model=str(tiny_model_dir), input=str(source), output=str(tmp_path / "out"), concurrency=1, engine=EngineConfig(max_length=9999)
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="max_length: 9999 is beyond"):
+        generate(config)
+    assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 def test_settings_are_checked_before_anything_is_read():
     for wrong in ({"temperature": -1}, {"max_tokens": 0}, {"batch_size": 0}, {"concurrency": -1}, {"stop": ("",)}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -303,7 +313,7 @@ def test_rows_in_a_bucket_are_answered_and_an_interrupted_run_goes_on(bucket, ra
                 done.append("broken off")
                 raise ConnectionError("the machine vanished")
             done.append(first)
-            yield {name: int(value[0]) for name, value in engine({"first": [first], "last": [last]}).items()}
+            yield {name: value[0] for name, value in engine({"first": [first], "last": [last]}).items()}
 
     monkeypatch.setattr(pipelines.generate, "_dataset", here)
     config = config_of(tiny_model_dir, f"{bucket}/in/*.jsonl", f"{bucket}/rows", batch_size=2)
