@@ -38,7 +38,7 @@ from train.model_folder import open_model
 
 __all__ = ["generate"]
 
-_MOST_BATCHES = 20_000
+_MOST_BATCHES = 5_000
 _PART_ROWS = 50_000
 _MOST_CPUS = 8
 
