@@ -39,7 +39,7 @@ class TrialConfig:
 class ReportConfig:
     """Draw stage folders as one page."""
 
-    folders: tuple[str, ...]
+    folders: tuple[str, ...] = ()
     """Stage folders (each with its manifest.json), in the order of the page."""
     output: str = "report.html"
     """The page: one file that needs nothing else."""

@@ -17,7 +17,7 @@ import jinja2
 from cluster.artifact import Manifest, open_artifact
 from cluster.console import say
 from cluster.figure import Figure
-from pipelines.config import ReportConfig
+from pipelines.journey_config import ReportConfig
 from pipelines.report_page import PAGE
 
 __all__ = ["STAGES", "render", "report"]

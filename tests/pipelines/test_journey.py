@@ -6,8 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.config import JourneyConfig
+from pipelines.journey_config import JourneyConfig
 from pipelines.journey import STEPS, Arrival, _configure, journey, write_prompts
+
+BUDGET = {"plan": {"budget": "minutes=1"}}
 
 
 def test_every_input_is_an_earlier_output(tmp_path):
@@ -16,13 +18,13 @@ def test_every_input_is_an_earlier_output(tmp_path):
         for folder in step.reads.values():
             assert set((folder,) if isinstance(folder, str) else folder) <= made, step.stage
         made.add(step.output)
-        config = _configure(step, JourneyConfig(), tmp_path)
+        config = _configure(step, JourneyConfig(stages=BUDGET), tmp_path)
         assert config.output == str(tmp_path / step.output)
 
 
 def test_a_wrong_key_in_a_late_stage_stops_the_journey_before_the_first(tmp_path):
     with pytest.raises(ValueError, match=r"\[compress\]: unknown key 'methid'; did you mean 'method'"):
-        journey(JourneyConfig(output=str(tmp_path / "j"), stages={"compress": {"methid": "int8"}}))
+        journey(JourneyConfig(output=str(tmp_path / "j"), stages={**BUDGET, "compress": {"methid": "int8"}}))
     assert list(tmp_path.iterdir()) == []
 
 
