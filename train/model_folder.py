@@ -63,13 +63,15 @@ def write_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype, tok
 
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
-    config.dtype, config.use_cache = dtype, True
+    config.use_cache = True
     weights = dict(model.named_parameters()) if state is None else state  # named once each: tied weights are written once
     cast = {name: weight.detach().to(dtype) for name, weight in weights.items()}
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id, do_sample=False
     )
     model.save_pretrained(folder, state_dict=cast)
+    config.dtype = dtype  # save_pretrained records the type that the model has in memory
+    config.save_pretrained(folder)
     copy_tokenizer(tokenizer, folder)
 
 

@@ -73,6 +73,8 @@ def _read(config: TuneConfig, model: Path) -> _Data:
     length = config.max_length or min(context, _DEFAULT_LENGTH)
     if length > context:
         raise ValueError(f"max_length: {length} tokens exceed the model's context of {context}")
+    if config.targets:
+        _check_targets(config, model)
     read = [from_jsonl(uri) if _is_file(uri) else from_corpus(uri, config.max_pairs) for uri in config.data]
     found = [conversation for part in read for conversation in part.found]
     dropped = sum((part.dropped for part in read), Counter[str]())
@@ -120,14 +122,28 @@ def _train(config: TuneConfig, recipe: Recipe, data: _Data, draft: Draft) -> Out
         return train_on_workers(job)
 
 
+def _check_targets(config: TuneConfig, path: Path) -> None:
+    """That the modules to adapt exist, on a model without weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        _adapted(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)), config)
+
+
 def _build(config: TuneConfig) -> Any:
     """The model with fresh LoRA updates (which start at zero effect), frozen but for them."""
     import torch
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     path, _ = open_model(config.model)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    torch.manual_seed(config.seed)
+    return _adapted(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), config)
+
+
+def _adapted(model: PreTrainedModel, config: TuneConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,
@@ -135,7 +151,6 @@ def _build(config: TuneConfig) -> Any:
         target_modules=list(config.targets) or "all-linear",
         task_type="CAUSAL_LM",
     )
-    torch.manual_seed(config.seed)
     try:
         return get_peft_model(model, lora)
     except ValueError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-_WORKER = '''
+_WORKER = """
 import json, sys
 from pathlib import Path
 import torch, torch.distributed
@@ -47,7 +47,7 @@ for precision, stage in [("float32", 0), ("float32", 1), ("float32", 2), ("float
         }
 if torch.distributed.get_rank() == 0:
     out.write_text(json.dumps(found))
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +59,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tokens_
     arguments = [sys.executable, "-c", _WORKER, str(tiny_model_dir), str(tokens_dir), str(folder), str(folder / "found.json")]
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[2]
-    logs = [(folder / f"{rank}.txt").open("w") for rank in (0, 1)]
-    workers = [
-        subprocess.Popen(arguments, cwd=root, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=logs[rank], stderr=logs[rank])
-        for rank in (0, 1)
-    ]
+    workers = []
+    for rank in (0, 1):
+        with (folder / f"{rank}.txt").open("w") as log:
+            mine = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            workers.append(subprocess.Popen(arguments, cwd=root, env=mine, stdout=log, stderr=log))
     codes = [worker.wait(timeout=240) for worker in workers]
     assert codes == [0, 0], (folder / "0.txt").read_text()[-3000:]
     return json.loads((folder / "found.json").read_text())
@@ -86,7 +86,12 @@ def plain(tiny_model_dir: Path, tokens_dir: Path) -> dict:
     before = held_out_loss(stepper, source, 4)
     state = run(stepper, source, recipe, state=State())
     norms = {name: float(w.double().norm()) for name, w in stepper.weights().items()}
-    return {"before": before, "losses": [r.loss for r in state.records], "norms": [r.gradient_norm for r in state.records], "weights": norms}
+    return {
+        "before": before,
+        "losses": [r.loss for r in state.records],
+        "norms": [r.gradient_norm for r in state.records],
+        "weights": norms,
+    }
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.artifact import publish
+from train.config import EvaluateConfig
+from train.model_folder import open_model, write_model
+
+SETTINGS = EvaluateConfig(models=("m",), data=("d",), output="o")  # any settings will do
+
+
+@pytest.fixture
+def plain_copy(tmp_path: Path, tiny_model_dir: Path) -> Path:
+    return Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+
+
+def test_a_plain_folder_opens_and_its_digest_follows_its_content(plain_copy: Path):
+    path, digest = open_model(str(plain_copy))
+    assert path == plain_copy
+    assert open_model(str(plain_copy))[1] == digest
+    (plain_copy / "config.json").write_text((plain_copy / "config.json").read_text() + " ")
+    assert open_model(str(plain_copy))[1] != digest
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("config.json", "no config.json"), ("tokenizer.json", "no tokenizer"), ("model.safetensors", "no weights")],
+)
+def test_what_is_missing_is_named(plain_copy: Path, missing: str, message: str):
+    (plain_copy / missing).unlink()
+    with pytest.raises(ValueError, match=message) as caught:
+        open_model(str(plain_copy))
+    assert str(plain_copy) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_mistakes_have_their_own_line(tmp_path: Path, plain_copy: Path):
+    with pytest.raises(ValueError, match="no such model folder"):
+        open_model(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="is a file"):
+        open_model(str(plain_copy / "config.json"))
+    (plain_copy / "model.safetensors").rename(plain_copy / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="pickled, not safetensors"):
+        open_model(str(plain_copy))
+    (plain_copy / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        open_model(str(plain_copy))
+    (plain_copy / "config.json").rename(plain_copy / "adapter_config.json")
+    with pytest.raises(ValueError, match="adapter without its model"):
+        open_model(str(plain_copy))
+
+
+def test_a_folder_of_another_stage_is_refused(tmp_path: Path):
+    with publish(str(tmp_path / "corpus"), stage="curate", inputs={}, config=SETTINGS) as draft:
+        (draft.dir / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="was made by `sterna curate`"):
+        open_model(str(tmp_path / "corpus"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_written_model_gives_the_same_logits_and_generates(tmp_path: Path, tiny_model_dir: Path, dtype: torch.dtype):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    write_model(model, tmp_path, dtype=dtype, tokenizer=tiny_model_dir)
+    assert open_model(str(tmp_path))[0] == tmp_path
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.dtype == dtype
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.to(dtype))
+        torch.testing.assert_close(again.float()(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    made = again.generate(ids, max_new_tokens=4, min_new_tokens=4, attention_mask=torch.ones_like(ids))
+    assert made.shape == (1, 7)
+    assert AutoTokenizer.from_pretrained(tmp_path).encode("def") == AutoTokenizer.from_pretrained(tiny_model_dir).encode("def")
