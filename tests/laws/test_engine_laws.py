@@ -42,7 +42,7 @@ def make_requests(seed: int, temperature: float) -> list[Request]:
     shared = tuple(rng.randrange(4, 400) for _ in range(13))
     requests = []
     for i in range(6):
-        motif = tuple(rng.randrange(4, 400) for _ in range(3))
+        motif = tuple(rng.randrange(4, 400) for _ in range(rng.choice([2, 3, 4])))  # some make equal blocks at different places
         prompt = (shared if i % 2 else ()) + motif * rng.randrange(1, 5)
         sampling = Sampling(
             max_tokens=rng.randrange(1, 40),

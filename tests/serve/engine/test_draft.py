@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.engine.draft import AnpdDrafter, Odds, StepCost
@@ -42,6 +42,7 @@ def _latest_leader(followers: list[tuple[int, int]], leaders: set[int], counts: 
     return best
 
 
+@settings(deadline=None)
 @given(texts)
 def test_the_first_guess_is_the_definitions(text: list[int]) -> None:
     drafter = AnpdDrafter(order=4, max_draft=1)
@@ -50,6 +51,7 @@ def test_the_first_guess_is_the_definitions(text: list[int]) -> None:
     assert drafter.propose(0.0) == ([] if guess is None else [guess])
 
 
+@settings(deadline=None)
 @given(texts, st.integers(1, 39))
 def test_observing_in_pieces_is_observing_at_once(text: list[int], cut: int) -> None:
     whole, parts = AnpdDrafter(), AnpdDrafter()

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
@@ -16,6 +16,7 @@ from serve.engine.sample import Question, draw, processed, uniform, verify
 seeds = st.integers(0, 2**63 - 1)
 
 
+@settings(deadline=None)
 @given(seeds, st.integers(0, 1000), st.integers(0, 100_000))
 def test_uniform_is_inside_the_unit_interval(seed: int, choice: int, position: int) -> None:
     assert 0.0 < uniform(seed, choice, position) < 1.0

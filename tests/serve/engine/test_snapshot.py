@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.engine.request import Request, Sampling
@@ -27,6 +27,7 @@ requests = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(requests, tokens)
 def test_json_round_trip(request: Request, emitted: tuple[int, ...]) -> None:
     snapshot = Snapshot(origin=request, emitted=emitted)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.engine.text import TextStream, Tokenizer
@@ -33,6 +33,7 @@ def show(text: str, stop: Sequence[str] = (), prompt: str = "") -> tuple[list[st
     return pieces, stream.stopped
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="aé日🐦 ", max_size=20), st.text(alphabet="bñ", max_size=5))
 def test_pieces_make_the_text_and_never_hold_half_a_character(text: str, prompt: str) -> None:
     pieces, _ = show(text, prompt=prompt)
@@ -40,6 +41,7 @@ def test_pieces_make_the_text_and_never_hold_half_a_character(text: str, prompt:
     assert "\ufffd" not in "".join(pieces)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="abc", max_size=30), st.lists(st.text(alphabet="abc", min_size=1, max_size=4), min_size=1, max_size=3))
 def test_text_ends_before_the_first_stop_string(text: str, stop: list[str]) -> None:
     pieces, stopped = show(text, stop)
@@ -71,6 +73,7 @@ def test_broken_bytes_do_not_hold_back_text_for_ever() -> None:
     assert "".join(stream.push(0xFF) for _ in range(100)).count("\ufffd") >= 80
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="aé🐦", min_size=1, max_size=12), st.data())
 def test_a_stream_resumed_anywhere_shows_the_rest(text: str, data: st.DataObject) -> None:
     tokens = list(text.encode())
