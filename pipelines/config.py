@@ -29,7 +29,7 @@ class TokenizeConfig:
     """Share of the documents kept out of training, as text, for evaluation; chosen by the hash of their ids, so always the same."""
     bucket_sequences: int = 1024
     """Documents are packed with others within about this many sequences of them in order: more pads less, fewer keeps order closer."""
-    shard_sequences: int = 16_384
+    shard_sequences: int = 65_536
     """About how many sequences a shard file holds; a task holds one shard's tokens in memory."""
     seed: int = 0
     """Of the order of the documents and of the tokenizer's sample."""

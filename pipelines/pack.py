@@ -102,13 +102,15 @@ def best_fit(lengths: Sequence[int], capacity: int) -> tuple[list[int], list[int
 
 def fill(tokens: Tokens, lengths: Ints, packed: Packing, capacity: int, pad: int) -> tuple[Tokens, npt.NDArray[np.uint16]]:
     """The pieces' tokens, one after the other [t], as sequences [n, capacity] and their segment ids (uint16) [n, capacity]."""
-    begins = np.cumsum(lengths) - lengths
-    target = np.repeat(packed.sequence * capacity + packed.offset - begins, lengths) + np.arange(tokens.size)
-    sequences = np.full(packed.num_sequences * capacity, pad, tokens.dtype)
-    segments = np.zeros(packed.num_sequences * capacity, np.uint16)
-    sequences[target] = tokens
-    segments[target] = np.repeat(packed.segment, lengths)
-    return sequences.reshape(-1, capacity), segments.reshape(-1, capacity)
+    sequences = np.full((packed.num_sequences, capacity), pad, tokens.dtype)
+    segments = np.zeros((packed.num_sequences, capacity), np.uint16)
+    places = zip(packed.sequence.tolist(), packed.offset.tolist(), packed.segment.tolist(), lengths.tolist(), strict=True)
+    begin = 0
+    for sequence, offset, segment, length in places:  # a loop over pieces, so that no array of indices is as long as the tokens
+        sequences[sequence, offset : offset + length] = tokens[begin : begin + length]
+        segments[sequence, offset : offset + length] = segment
+        begin += length
+    return sequences, segments
 
 
 def _segments(sequence: Ints, offset: Ints) -> Ints:

@@ -13,7 +13,7 @@ from cluster import figure
 from cluster.figure import Figure
 from pipelines.curate.document import UNREADABLE
 
-__all__ = ["balance", "figures", "headline", "refuse_nothing"]
+__all__ = ["balance", "figures", "headline", "nothing_left"]
 
 Counted = Sequence[Mapping[str, Any]]
 """Rows of reason ("" for kept), kind, documents, num_bytes and samples, as `steps.write` returns them."""
@@ -67,15 +67,18 @@ def headline(counts: Mapping[str, float], kept_bytes: int) -> str:
     return f"{counts['kept']:,} of {counts['documents_in']:,} documents kept ({share:.0%}), {kept_bytes / 1e6:.1f} MB".replace("%)", " %)")
 
 
-def refuse_nothing(counts: Mapping[str, float], unreadable: Sequence[str]) -> None:
-    """ValueError when no document is left: everything was unreadable, or everything was dropped."""
-    if counts["kept"]:
-        return
-    reasons = {name.removeprefix("dropped."): n for name, n in counts.items() if name.startswith("dropped.")}
+def nothing_left(reasons: Sequence[str], unreadable: Sequence[str]) -> str:
+    """What to tell the user when the quality rules leave no document: all was unreadable, or everything was dropped.
+
+    >>> nothing_left(["gopher.short_document"] * 2, [])
+    'input: no document is left of 2 (gopher.short_document 2); choose another --profile or give more text'
+    """
+    if not reasons:
+        return "input: holds no document; give an input that holds text"
     if all(reason.startswith(UNREADABLE) for reason in reasons):
-        raise ValueError(f"input: none of its {counts['documents_in']:,} records can be read; the first: {unreadable[0]}")
-    named = ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:4])
-    raise ValueError(f"input: no document is left of {counts['documents_in']:,} ({named}); choose another --profile or more text")
+        return f"input: none of its {len(reasons):,} records can be read; the first: {unreadable[0]}"
+    named = ", ".join(f"{reason} {n:,}" for reason, n in Counter(reasons).most_common(4))
+    return f"input: no document is left of {len(reasons):,} ({named}); choose another --profile or give more text"
 
 
 def _by_reason(rows: Counted) -> Counter[str]:

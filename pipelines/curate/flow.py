@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import ray.data
 from cluster.artifact import Artifact, Draft, digest_of, finished, open_artifact, publish, resolve
 from cluster.console import say
 from cluster.runtime import attached
-from pipelines.curate.account import balance, figures, headline, refuse_nothing
+from pipelines.curate.account import balance, figures, headline, nothing_left
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.dedup import Signatures, Verdicts, duplicates
 from pipelines.curate.piece import read_piece, write_piece
@@ -46,6 +47,7 @@ def curate(config: CurateConfig) -> Artifact:
     with publish(config.output, stage="curate", inputs=inputs, config=config) as draft, attached(), streaming():
         clock = [time.monotonic()]
         staged = stage_documents(files, config, draft)
+        refuse_if_nothing_left(staged, draft)
         clock.append(time.monotonic())
         signatures = signatures_of(staged, config)
         verdicts = duplicates(signatures, staged["piece"].to_pylist(), config)
@@ -73,12 +75,19 @@ def stage_documents(files: list[SourceFile], config: CurateConfig, draft: Draft)
         .map_batches(partial(timed, "minhash", partial(sign, config=config)), **_WHOLE)
         .map_batches(partial(stage, folder=f"{draft.uri}/{_STAGED}", num_bands=config.bands), **_WHOLE)
     )
-    rows = list(staged.iter_batches(**_WHOLE))
-    if not rows:
-        raise ValueError("input: holds no document; give an input that holds text")
-    table = pa.concat_tables([table.cast(SUMMARY) for table in rows]).sort_by("first").combine_chunks()
+    rows = [table.cast(SUMMARY) for table in staged.iter_batches(**_WHOLE) if table.num_rows]
+    table = pa.concat_tables([SUMMARY.empty_table(), *rows]).sort_by("first").combine_chunks()
     write_piece(table, summary)
     return table
+
+
+def refuse_if_nothing_left(staged: pa.Table, draft: Draft) -> None:
+    """ValueError, and no trace of the attempt, when no document passed."""
+    if not any(staged["row"].to_pylist()):
+        reasons, unreadable = (list(chain.from_iterable(staged[name].to_pylist())) for name in ("reasons", "unreadable"))
+        filesystem, path = resolve(draft.uri)
+        filesystem.delete_dir(path)
+        raise ValueError(nothing_left(reasons, unreadable))
 
 
 def signatures_of(staged: pa.Table, config: CurateConfig) -> Signatures:
@@ -130,9 +139,8 @@ _FATE = pa.schema(
 
 
 def account(draft: Draft, staged: pa.Table, counted: list[dict[str, Any]], bytes_in: int, clock: list[float]) -> None:
-    """Counts that add up, figures and metrics, or a ValueError when nothing is left."""
+    """Counts that add up, figures and metrics."""
     draft.counts = balance(sum(staged["documents_in"].to_pylist()), counted)
-    refuse_nothing(draft.counts, [example for examples in staged["unreadable"].to_pylist() for example in examples])
     kept_bytes = sum(row["num_bytes"] for row in counted if not row["reason"])
     seconds = dict(zip(("documents", "duplicates", "write"), np.diff(clock).round(3).tolist(), strict=True))
     inside: dict[str, float] = {}

@@ -186,7 +186,7 @@ def _ngram_measures(group: _Group, words: U64) -> dict[str, Floats]:
         whole = at + n <= words.size
         whole[whole] = group.word_text[at[whole] + n - 1] == group.word_text[at[whole]]
         at = at[whole]
-        grams = mix(grams[whole] + words[at + n - 1])
+        grams = mix(mix(grams[whole]) + words[at + n - 1])  # not a plain sum: order counts
         again, first, count = repeats(grams)
         if n <= 4:
             found[f"top_{n}gram_chars"] = _top_share(group, at[first], count, n)
@@ -221,7 +221,8 @@ def _covered_share(group: _Group, at: Ints, n: int) -> Floats:
 def _distinct_stop_words(group: _Group, hashes: U64) -> Floats:
     codes = codes_of(" ".join(_STOP_WORDS))
     known = span_hashes(codes, *runs(codes != 0x20))
-    return np.sum([group.count(group.word_text, hashes == word) > 0 for word in known], axis=0).astype(np.float64)
+    found: Floats = np.sum([group.count(group.word_text, hashes == word) > 0 for word in known], axis=0).astype(np.float64)
+    return found
 
 
 def _sentences(group: _Group) -> Floats:

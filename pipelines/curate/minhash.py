@@ -66,7 +66,7 @@ def _shingles_of_group(texts: Sequence[str], ngram: int) -> list[U64]:
     starts, ends = runs((codes != _SPACE) & (codes != _NEWLINE))
     words = span_hashes(codes, starts, ends)
     upto = np.searchsorted(starts, np.flatnonzero(codes == _NEWLINE)).tolist()  # words up to the end of each text
-    padded = np.concatenate((words, np.zeros(ngram - 1, np.uint64)))
+    padded = np.concatenate((words, np.zeros(ngram, np.uint64)))
     grams = _weighted(np.lib.stride_tricks.sliding_window_view(padded, ngram))
     result: list[U64] = []
     for begin, end in zip([0, *upto], upto, strict=False):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import stat
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ FORMATS = {
     ".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".jsonl.zst": "jsonl", ".parquet": "parquet",
 }  # fmt: skip
 _CODE = {"py"}
+_INSTALLED = {"py", "md", "rst", "txt"}
 _SKIPPED_FOLDERS = re.compile(r"(^|/)(__pycache__|\.[^/]+)/")
 _CHUNK_BYTES = 8 << 20
 _PART_CHARS = 250_000  # a longer .txt is several documents, cut at blank lines
@@ -62,7 +65,7 @@ def find_files(inputs: Sequence[str]) -> list[SourceFile]:
     """
     found: dict[str, SourceFile] = {}
     for item in inputs or installed_text():
-        files = _find_in(item)
+        files = [f for f in _find_in(item) if inputs or f.format in _INSTALLED]
         if not files:
             raise ValueError(f"{item}: holds no text to read; formats: {' '.join(FORMATS)}")
         for file in files:
@@ -124,18 +127,41 @@ def _find_in(item: str) -> list[SourceFile]:
     root, pattern = _split_glob(item)
     filesystem, path = resolve(root)
     scheme = root.split("://")[0] + "://" if "://" in root else ""
+    wanted = _matcher(pattern)
     try:
         info = filesystem.get_file_info(path)
         if info.type == arrow_fs.FileType.NotFound:
             raise ValueError(f"{root}: no such file or folder; give an input that exists")
         if info.type == arrow_fs.FileType.File:
-            return [_named_file(info, scheme, path)]
-        infos = filesystem.get_file_info(arrow_fs.FileSelector(path, recursive=True))
+            return [_named_file(scheme, path, info)]
+        listed = _list_remote(filesystem, path) if scheme else _list_local(path, skip_hidden=not pattern)
+        return [
+            SourceFile(f"{scheme}{path}/{name}", format_, size, modified_ns, name)
+            for name, size, modified_ns in listed
+            if (format_ := _format_of(name)) is not None and wanted(name)
+        ]
     except OSError as error:
         raise ValueError(f"{root}: cannot be listed ({' '.join(str(error).split())}); check the path and the permissions") from None
-    wanted = _matcher(pattern)
-    listed = (i for i in infos if i.type == arrow_fs.FileType.File and wanted(i.path.removeprefix(path).lstrip("/")))
-    return [file for info in listed if (file := _source_file(info, scheme, path)) is not None]
+
+
+def _list_remote(filesystem: arrow_fs.FileSystem, path: str) -> Iterator[tuple[str, int, int]]:
+    """Name below `path`, size and time of change (ns) of every file."""
+    for info in filesystem.get_file_info(arrow_fs.FileSelector(path, recursive=True)):
+        if info.type == arrow_fs.FileType.File:
+            yield info.path.removeprefix(path).lstrip("/"), info.size, info.mtime_ns or 0
+
+
+def _list_local(path: str, skip_hidden: bool) -> Iterator[tuple[str, int, int]]:
+    """The same; ten times faster than pyarrow, since only files of a known format are looked at."""
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(f for f in folders if not skip_hidden or not (f.startswith(".") or f == "__pycache__"))
+        below = folder[len(path) :].lstrip("/") + "/" if folder != path else ""
+        for name in filter(_format_of, names):
+            status = os.stat(f"{folder}/{name}", follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode) and os.path.exists(f"{folder}/{name}"):
+                status = os.stat(f"{folder}/{name}")
+            if stat.S_ISREG(status.st_mode):
+                yield below + name, status.st_size, status.st_mtime_ns
 
 
 def _split_glob(item: str) -> tuple[str, str]:
@@ -156,19 +182,21 @@ def _matcher(pattern: str) -> Any:
     return re.compile(expression).fullmatch
 
 
-def _named_file(info: Any, scheme: str, path: str) -> SourceFile:
-    file = _source_file(info, scheme, path.rsplit("/", 1)[0])
-    if file is None:
+def _named_file(scheme: str, path: str, info: arrow_fs.FileInfo) -> SourceFile:
+    format_ = _format_of(info.base_name)
+    if format_ is None:
         raise ValueError(f"{scheme}{path}: not a format that curate reads; give one of {' '.join(FORMATS)}")
-    return file
+    return SourceFile(scheme + path, format_, info.size, info.mtime_ns or 0, info.base_name)
 
 
-def _source_file(info: Any, scheme: str, root: str) -> SourceFile | None:
-    suffix = next((s for s in sorted(FORMATS, key=len, reverse=True) if info.base_name.lower().endswith(s)), None)
-    if suffix is None:
-        return None
-    name = info.path.removeprefix(root).lstrip("/")
-    return SourceFile(scheme + info.path, FORMATS[suffix], info.size, info.mtime_ns or 0, name)
+def _format_of(name: str) -> str | None:
+    """By the suffix, the one before .gz or .zst included.
+
+    >>> _format_of("a/b.JSONL.gz"), _format_of("setup.cfg")
+    ('jsonl', None)
+    """
+    parts = name.rsplit("/", 1)[-1].lower().split(".")
+    return FORMATS.get("." + ".".join(parts[-2:])) or FORMATS.get("." + parts[-1]) if len(parts) > 1 else None
 
 
 @lru_cache(maxsize=16)

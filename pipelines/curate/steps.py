@@ -42,6 +42,7 @@ SUMMARY = pa.schema(
         "bands": pa.large_binary(),
         "has_words": pa.list_(pa.bool_()),
         "seconds": pa.map_(pa.string(), pa.float64()),
+        "reasons": pa.list_(pa.string()),  # of the documents dropped so far
         "unreadable": pa.list_(pa.string()),  # an example: source and what is wrong
     }
 )
@@ -112,6 +113,7 @@ def stage(documents: pa.Table, folder: str, num_bands: int) -> pa.Table:
         "bands": b"".join(value or bytes(8 * num_bands) for value in bands),
         "has_words": [value is not None for value in bands],
         "seconds": [(n.removeprefix(_SECONDS), pc.sum(documents[n]).as_py()) for n in documents.column_names if n.startswith(_SECONDS)],
+        "reasons": documents["reason"].drop_null().to_pylist(),
         "unreadable": [f"{r['source']}: {r['excerpt']}" for r in bad.to_pylist()],
     }
     return pa.Table.from_pylist([row], SUMMARY)
