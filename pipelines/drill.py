@@ -21,6 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
 import ray
 import ray.serve
 from ray.cluster_utils import Cluster
@@ -40,6 +41,8 @@ WARM_TOKENS = 20
 """A stream is in the middle of generation from here on."""
 _STORE_BYTES = 100 << 20
 _LOOK_S = 0.02
+_PROMPT_ROOM = 64
+"""Tokens of the model's context left for the prompt."""
 
 
 @dataclass(slots=True)
@@ -117,10 +120,11 @@ def drill(config: DrillConfig) -> Artifact:
 
 
 async def _perform(config: DrillConfig, fleet: Fleet, url: str) -> tuple[list[Event], list[list[Heard]]]:
-    model = Path(config.model).absolute().name
-    asked = questions(config.prompts, model=model, count=config.streams, tokens=config.tokens, seed=config.seed)
+    (card,) = httpx.get(f"{url}/models", timeout=10.0).json()["data"]
+    tokens = min(config.tokens, card["max_model_len"] - _PROMPT_ROOM)
+    asked = questions(config.prompts, model=card["id"], count=config.streams, tokens=tokens, seed=config.seed)
     undisturbed = await ask_all(url, asked)
-    say(f"drill: {len(asked)} undisturbed streams recorded")
+    say(f"drill: {len(asked)} undisturbed streams of {tokens} tokens recorded")
 
     async def with_notice(victim: str, marks: list[tuple[float, str]]) -> None:
         drain(fleet.nodes[victim].node_id, "fire drill", config.notice_s)
@@ -152,6 +156,8 @@ async def _event(
     await strike(victim, marks)
     heard = await streams
     event = Event(title, victim, hit, marks, await _stays(began), heard, began, time.time())
+    if not event.left("moved") + event.left("lost"):
+        raise RuntimeError(f"drill: {title}: the streams on {victim} were over before it went; use more --tokens")
     took = f"{event.marks[0][0] - began:.1f} s into {event.ended_s - began:.1f} s of streams"
     say(f"drill: {title}, {took}: {len(hit)} were on {victim}; {event.left('moved')} moved, {event.left('lost')} resumed")
     return event

@@ -30,8 +30,8 @@ class DrillConfig:
     """Where the drill's figures go."""
     streams: int = 10
     """Client connections open at once at each of the two events; every fifth asks for two choices."""
-    tokens: int = 300
-    """Tokens per stream: long enough that the event finds it in the middle."""
+    tokens: int = 240
+    """Tokens per stream, or fewer where the model's context is short: long enough that the event finds it in the middle."""
     notice_s: float = 4.0
     """Seconds between the notice and the machine's end, at the first event."""
     prompts: tuple[str, ...] = PROMPTS

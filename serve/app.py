@@ -127,9 +127,9 @@ def quiet_ray() -> Iterator[None]:
 def serve(config: ServeConfig) -> None:
     """Serve until interrupted (SIGINT or SIGTERM); the address and an example go to stderr."""
     stop = threading.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: stop.set())
     with running(config) as url:
+        for name in (signal.SIGINT, signal.SIGTERM):  # only now: Ray sets handlers of its own when it starts
+            signal.signal(name, lambda *_: stop.set())
         model = config.name or Path(config.model).absolute().name
         say(f"{model} is served at {url} (Ctrl-C stops it); for example")
         example = json.dumps({"model": model, "prompt": "def add(", "max_tokens": 32})
