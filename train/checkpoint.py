@@ -30,6 +30,7 @@ class Saving(Protocol):
 
     rank: int
     world_size: int
+    precision: str
 
     def save(self, folder: Path) -> None: ...
 
@@ -45,6 +46,8 @@ class Saved:
     uri: str
     state: State
     world_size: int
+    precision: str
+    """Arithmetic of the run; whoever goes on with it must keep it."""
 
 
 def save(uri: str, stepper: Saving, state: State) -> Saved:
@@ -55,10 +58,10 @@ def save(uri: str, stepper: Saving, state: State) -> Saved:
         copy_tree(scratch, place)
     stepper.barrier()  # every part is in place
     if stepper.rank == 0:
-        _commit(place, state, stepper.world_size)
+        _commit(place, state, stepper)
         _prune(uri)
     stepper.barrier()
-    return Saved(place, state, stepper.world_size)
+    return Saved(place, state, stepper.world_size, stepper.precision)
 
 
 def newest(uri: str) -> Saved | None:
@@ -71,7 +74,7 @@ def newest(uri: str) -> Saved | None:
         with filesystem.open_input_stream(marker) as stream:
             data = json.loads(stream.readall())
         if _sizes(filesystem, f"{root}/{name}") == data["files"]:
-            return Saved(f"{uri.rstrip('/')}/{name}", State.from_json(data["state"]), data["world_size"])
+            return Saved(f"{uri.rstrip('/')}/{name}", State.from_json(data["state"]), data["world_size"], data["precision"])
     return None
 
 
@@ -94,9 +97,9 @@ def restore(saved: Saved, stepper: Saving) -> State:
     return saved.state
 
 
-def _commit(place: str, state: State, world_size: int) -> None:
+def _commit(place: str, state: State, stepper: Saving) -> None:
     filesystem, path = resolve(place)
-    data = {"state": state.to_json(), "world_size": world_size, "files": _sizes(filesystem, path)}
+    data = {"state": state.to_json(), "world_size": stepper.world_size, "precision": stepper.precision, "files": _sizes(filesystem, path)}
     with filesystem.open_output_stream(f"{path}/{_MARKER}.writing") as stream:
         stream.write(json.dumps(data).encode())
     filesystem.move(f"{path}/{_MARKER}.writing", f"{path}/{_MARKER}")

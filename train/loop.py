@@ -174,6 +174,7 @@ class PlainStepper:
         self._device = device or torch.device("cpu")
         self._recipe = recipe
         self._bfloat16 = use_bfloat16(recipe.precision, self._device)
+        self.precision = "bfloat16" if self._bfloat16 else "float32"
         self._loss = CausalLoss(model.float().to(self._device))
         self._optimizer = torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=0.0, betas=ADAM_BETAS, eps=1e-8, fused=True)
 

@@ -38,12 +38,14 @@ class ShardedStepper:
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         assert self.world_size == recipe.num_workers, f"{self.world_size} workers for a recipe of {recipe.num_workers}"
         self._micro_steps, self._stage = recipe.micro_steps, recipe.zero_stage
+        bfloat16 = _all_use_bfloat16(recipe.precision, self._device)
+        self.precision = "bfloat16" if bfloat16 else "float32"
         loss = CausalLoss(model)
         weight = output_weight(model)
         self._engine, *_ = deepspeed.initialize(
             model=loss,
             model_parameters=parameter_groups(loss, recipe.weight_decay),
-            config=deepspeed_config(recipe, bfloat16=use_bfloat16(recipe.precision, self._device)),
+            config=deepspeed_config(recipe, bfloat16=bfloat16),
         )
         if recipe.zero_stage == 3 and weight is not None:
             deepspeed.zero.register_external_parameter(loss, weight)  # used outside its own layer's forward
@@ -105,6 +107,13 @@ class ShardedStepper:
     def _forward(self, batch: Batch) -> Tensor:
         batch = batch.to(self._device)
         return self._engine(batch.input_ids, batch.labels, batch.position_ids)
+
+
+def _all_use_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether every worker's machine would: they may differ, the arithmetic may not."""
+    vote = torch.tensor(int(use_bfloat16(precision, device)), device=device)
+    torch.distributed.all_reduce(vote, op=torch.distributed.ReduceOp.MIN)
+    return bool(vote)
 
 
 def _norm(engine: Any) -> float:

@@ -13,7 +13,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -110,18 +110,20 @@ def _on_worker(config: dict[str, Any]) -> Outcome:
     import torch
 
     from train.checkpoint import newest, restore, save
-    from train.loop import State, held_out_loss, run, use_bfloat16
+    from train.loop import State, held_out_loss, run
     from train.sharded import ShardedStepper
 
     job: Job = config["job"]
     recipe, checkpoints = job.recipe, f"{job.folder}/checkpoints"
     torch.set_num_threads(config["num_threads"])
     device = ray.train.torch.get_device()
+    saved = newest(checkpoints)
+    if saved:
+        recipe = replace(recipe, precision=saved.precision)
     model = job.build()
     stepper = ShardedStepper(model, recipe, device)
     held_out = job.held_out() if job.held_out else None
     before = held_out_loss(stepper, held_out, recipe.micro_batch) if held_out else None
-    saved = newest(checkpoints)
     state = restore(saved, stepper) if saved else State()
 
     def checkpoint(now: State) -> None:
@@ -134,7 +136,7 @@ def _on_worker(config: dict[str, Any]) -> Outcome:
     if stepper.rank == 0:
         job.export(model, weights)
     stepper.barrier()
-    return Outcome(done, "bfloat16" if use_bfloat16(recipe.precision, device) else "float32", state.step, before, after)
+    return Outcome(done, stepper.precision, state.step, before, after)
 
 
 def _reporter(key: bytes, rank: int) -> Callable[..., None]:

@@ -13,6 +13,7 @@ class Notes:
     """A stepper whose weights are one line of text."""
 
     rank = 0
+    precision = "float32"
 
     def __init__(self, text: str = "", world_size: int = 1) -> None:
         self.text, self.world_size = text, world_size

@@ -15,6 +15,7 @@ _WORKER = """
 import json, sys
 from pathlib import Path
 import torch, torch.distributed
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from train.checkpoint import newest, restore, save
 from train.config import Recipe
@@ -26,19 +27,24 @@ model_dir, tokens_dir, scratch, out = map(Path, sys.argv[1:5])
 torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo")
 source, found = Sequences.open(tokens_dir), {}
-for precision, stage in [("float32", 0), ("float32", 1), ("float32", 2), ("float32", 3), ("bfloat16", 2)]:
+for kind, precision, stage in [
+    *(("full", "float32", stage) for stage in range(4)), ("full", "bfloat16", 2), ("lora", "float32", 2)
+]:
     recipe = Recipe(steps=6, global_batch=8, micro_batch=2, sequence_length=32, learning_rate=1e-3, clip=0.5,
                     num_workers=2, zero_stage=stage, precision=precision, checkpoint_every=3)
     def fresh():
-        return ShardedStepper(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32), recipe)
-    stepper, place = fresh(), str(scratch / f"{precision}-{stage}")
+        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+        torch.manual_seed(0)
+        lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        return ShardedStepper(get_peft_model(model, lora) if kind == "lora" else model, recipe)
+    stepper, place = fresh(), str(scratch / f"{kind}-{precision}-{stage}")
     before = held_out_loss(stepper, source, 4)
     state = run(stepper, source, recipe, state=State(), checkpoint=lambda s: save(place, stepper, s) if s.step == 3 else None)
     weights = stepper.weights()
     resumed = fresh()
     again = run(resumed, source, recipe, state=restore(newest(place), resumed))
     if stepper.rank == 0:
-        found[f"{precision}-{stage}"] = {
+        found[f"{kind}-{precision}-{stage}"] = {
             "before": before,
             "losses": [r.loss for r in state.records],
             "norms": [r.gradient_norm for r in state.records],
@@ -96,7 +102,7 @@ def plain(tiny_model_dir: Path, tokens_dir: Path) -> dict:
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_every_zero_stage_takes_the_steps_of_one_process(runs: dict, plain: dict, stage: int):
-    found = runs[f"float32-{stage}"]
+    found = runs[f"full-float32-{stage}"]
     assert found["before"] == pytest.approx(plain["before"], rel=1e-5)
     assert found["losses"] == pytest.approx(plain["losses"], rel=1e-4)
     assert found["norms"] == pytest.approx(plain["norms"], rel=1e-3)
@@ -104,9 +110,16 @@ def test_every_zero_stage_takes_the_steps_of_one_process(runs: dict, plain: dict
 
 
 def test_bfloat16_stays_near(runs: dict, plain: dict):
-    assert runs["bfloat16-2"]["losses"] == pytest.approx(plain["losses"], rel=1e-2)
+    assert runs["full-bfloat16-2"]["losses"] == pytest.approx(plain["losses"], rel=1e-2)
 
 
-@pytest.mark.parametrize("run", ["float32-0", "float32-1", "float32-2", "float32-3", "bfloat16-2"])
+def test_lora_trains_only_its_own_weights(runs: dict):
+    found = runs["lora-float32-2"]
+    assert found["losses"][-1] < found["losses"][0]
+    assert found["norm_of_weights"]
+    assert all(".lora_" in name for name in found["norm_of_weights"])
+
+
+@pytest.mark.parametrize("run", [*(f"full-float32-{stage}" for stage in range(4)), "full-bfloat16-2", "lora-float32-2"])
 def test_a_restored_run_continues_the_curve(runs: dict, run: str):
     assert runs[run]["resumed"] == pytest.approx(runs[run]["losses"], rel=1e-6)
