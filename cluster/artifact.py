@@ -23,6 +23,7 @@ from typing import Any
 import xxhash
 from pyarrow import fs as arrow_fs
 
+from cluster.console import say
 from cluster.figure import Figure
 from cluster.settings import as_dict
 
@@ -121,11 +122,13 @@ def resolve(uri: str) -> tuple[arrow_fs.FileSystem, str]:
     """The filesystem and the path of a local path or an s3:// URI (endpoint from AWS_ENDPOINT_URL, as boto3 reads it)."""
     if "://" not in uri:
         return arrow_fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    if not uri.startswith("s3://"):
+        raise ValueError(f"{uri}: not a storage location that Sterna knows; use a local path or s3://bucket/folder")
     try:
         filesystem, path = arrow_fs.FileSystem.from_uri(uri)
-    except Exception as error:
-        raise ValueError(f"{uri}: not a storage location this machine can use ({error}); use a local path or s3://bucket/folder") from None
-    return filesystem, path
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{uri}: not a storage location this machine can use ({_one_line(error)}); use s3://bucket/folder") from None
+    return filesystem, path.rstrip("/")
 
 
 def digest_of(value: Any) -> str:
@@ -163,6 +166,8 @@ def open_artifact(uri: str, *, made_by: tuple[str, ...] | str) -> Artifact:
         raise ValueError(f"{uri}: {what}; {should}")
     if manifest.stage not in stages:
         raise ValueError(f"{uri}: was made by `sterna {manifest.stage}`, but a folder from `sterna {verbs}` is needed here")
+    if digest_of(manifest.files) != manifest.digest:
+        raise ValueError(f"{uri}: its {MANIFEST} was changed by hand; {should}, run it again")
     actual = _inventory(uri)
     for name, entry in manifest.files.items():
         if name not in actual:
@@ -173,11 +178,15 @@ def open_artifact(uri: str, *, made_by: tuple[str, ...] | str) -> Artifact:
 
 
 def finished(output: str, *, stage: str, inputs: Mapping[str, str], config: Any) -> Artifact | None:
-    """The artifact at `output` if this very run has finished before, else None."""
-    manifest = _read_manifest(output)
-    if manifest is None or manifest.fingerprint != fingerprint(stage, inputs, config):
+    """The artifact at `output` if this very run has finished before and is still whole, else None: then it must be run."""
+    try:
+        manifest = _read_manifest(output)
+        if manifest is None or manifest.fingerprint != fingerprint(stage, inputs, config):
+            return None
+        return open_artifact(output, made_by=stage)
+    except ValueError as error:
+        say(f"{error.args[0].partition(';')[0]}; making it again")
         return None
-    return open_artifact(output, made_by=stage)
 
 
 @contextmanager
@@ -187,7 +196,7 @@ def publish(output: str, *, stage: str, inputs: Mapping[str, str], config: Any) 
     The work happens in `<output>.partial`, which an interrupted run with the same fingerprint finds again
     (`draft.resumed`) and any other run clears. What stood at `output` stays until the new folder is whole.
     """
-    _refuse_foreign(output)
+    _refuse_foreign(output, stage)
     print_ = fingerprint(stage, inputs, config)
     partial = output.rstrip("/") + ".partial"
     started = time.monotonic()
@@ -213,10 +222,13 @@ def copy_tree(source: str, destination: str) -> None:
 
 def _read_manifest(uri: str) -> Manifest | None:
     filesystem, path = resolve(uri)
-    if filesystem.get_file_info(f"{path}/{MANIFEST}").type != arrow_fs.FileType.File:
-        return None
-    with filesystem.open_input_stream(f"{path}/{MANIFEST}") as stream:
-        raw = stream.readall()
+    try:
+        if filesystem.get_file_info(f"{path}/{MANIFEST}").type != arrow_fs.FileType.File:
+            return None
+        with filesystem.open_input_stream(f"{path}/{MANIFEST}") as stream:
+            raw = stream.readall()
+    except OSError as error:
+        raise ValueError(f"{uri}: cannot be read ({_one_line(error)}); check the location and your access to it") from None
     try:
         data = json.loads(raw)
         if data.get("schema") != SCHEMA_VERSION:
@@ -246,24 +258,40 @@ def _measure(filesystem: arrow_fs.FileSystem, path: str) -> dict[str, Any]:
     return {"bytes": size, "xxh3": hasher.hexdigest()}
 
 
-def _refuse_foreign(output: str) -> None:
+def _refuse_foreign(output: str, stage: str) -> None:
+    """ValueError if publishing to `output` would replace what this stage has not made, or cannot be done at all."""
     filesystem, path = resolve(output)
     info = filesystem.get_file_info(path)
     if info.type == arrow_fs.FileType.File:
         raise ValueError(f"{output}: is a file; choose another --output folder")
-    if info.type == arrow_fs.FileType.Directory and _list(filesystem, path) and _read_manifest(output) is None:
+    if info.type != arrow_fs.FileType.Directory or not (names := _list(filesystem, path)) or _STATE in names:
+        return  # nothing there, or an upload of ours that was cut short
+    try:
+        manifest = _read_manifest(output)
+    except ValueError:
+        manifest = None
+    if manifest is None:
         raise ValueError(f"{output}: holds files that no Sterna stage made; choose another --output folder")
+    if manifest.stage != stage:
+        raise ValueError(f"{output}: holds what `sterna {manifest.stage}` made; choose another --output folder, or delete this one")
 
 
 @contextmanager
 def _exclusive(partial: str, output: str) -> Iterator[None]:
     lock = Path(resolve(partial)[1] + ".lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as handle:
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = lock.open("w")
+    except OSError as error:
+        raise ValueError(f"{output}: cannot be written ({error.strerror}); choose another --output folder") from None
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{output}: another run is writing this folder; wait for it or choose another --output") from None
+            held = os.fstat(handle.fileno()).st_ino == lock.stat().st_ino  # else the run before has just removed it
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        if not held:
+            raise ValueError(f"{output}: another run is writing this folder; wait for it or choose another --output")
         try:
             yield
         finally:
@@ -277,21 +305,34 @@ def _no_lock(_: str) -> Iterator[None]:
 
 def _begin(partial: str, print_: str) -> Draft:
     filesystem, path = resolve(partial)
-    state = f"{path}/{_STATE}"
-    resumed = False
-    if filesystem.get_file_info(state).type == arrow_fs.FileType.File:
-        with filesystem.open_input_stream(state) as stream:
-            resumed = json.loads(stream.readall()).get("fingerprint") == print_
-    if not resumed:
-        if filesystem.get_file_info(path).type == arrow_fs.FileType.Directory:
-            filesystem.delete_dir(path)
-        filesystem.create_dir(path, recursive=True)
-        with filesystem.open_output_stream(state) as stream:
-            stream.write(json.dumps({"fingerprint": print_}).encode())
     local = "://" not in partial
     folder = Path(path) if local else Path(tempfile.gettempdir()) / "sterna-scratch" / print_
+    resumed = _state_of(filesystem, path) == print_ and (local or folder.is_dir())  # scratch stays on the machine that made it
+    if not resumed:
+        try:
+            if filesystem.get_file_info(path).type == arrow_fs.FileType.Directory:
+                filesystem.delete_dir(path)
+            filesystem.create_dir(path, recursive=True)
+            with filesystem.open_output_stream(f"{path}/{_STATE}") as stream:
+                stream.write(json.dumps({"fingerprint": print_}).encode())
+        except OSError as error:
+            raise ValueError(f"{partial}: cannot be written ({_one_line(error)}); choose another --output") from None
+        if not local:
+            shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     return Draft(uri=path if local else partial, dir=folder, resumed=resumed)
+
+
+def _state_of(filesystem: arrow_fs.FileSystem, path: str) -> str | None:
+    """The fingerprint of the run that left its work at `path`; None if there is none, or it was killed while it wrote that."""
+    if filesystem.get_file_info(f"{path}/{_STATE}").type != arrow_fs.FileType.File:
+        return None
+    with filesystem.open_input_stream(f"{path}/{_STATE}") as stream:
+        raw = stream.readall()
+    try:
+        return str(json.loads(raw)["fingerprint"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _commit(draft: Draft, output: str, manifest: Manifest) -> None:
@@ -308,30 +349,40 @@ def _commit(draft: Draft, output: str, manifest: Manifest) -> None:
     if "://" not in draft.uri:
         _publish_local(Path(path), Path(resolve(output)[1]), manifest)
         return
+    _publish_remote(draft, output, manifest)
+
+
+def _publish_remote(draft: Draft, output: str, manifest: Manifest) -> None:
+    """Copy the files, then the manifest. A folder without a manifest may not be read, one with the state file may be overwritten."""
+    filesystem, path = resolve(draft.uri)
     out_fs, out = resolve(output)
-    if out_fs.get_file_info(f"{out}/{MANIFEST}").type == arrow_fs.FileType.File:
-        out_fs.delete_file(f"{out}/{MANIFEST}")  # no manifest: nobody may read the folder until it is whole again
-        for stale in _list(out_fs, out):
-            out_fs.delete_file(f"{out}/{stale}")
-    for name in files:
+    stale = _list(out_fs, out)
+    out_fs.copy_file(f"{path}/{_STATE}", f"{out}/{_STATE}")
+    for name in sorted(set(stale) - {_STATE}, key=lambda name: name != MANIFEST):  # the manifest first
+        out_fs.delete_file(f"{out}/{name}")
+    for name in manifest.files:
         out_fs.copy_file(f"{path}/{name}", f"{out}/{name}")
     with out_fs.open_output_stream(f"{out}/{MANIFEST}") as stream:
         stream.write(_dump(manifest))
+    out_fs.delete_file(f"{out}/{_STATE}")
     filesystem.delete_dir(path)
     shutil.rmtree(draft.dir, ignore_errors=True)
 
 
 def _publish_local(partial: Path, output: Path, manifest: Manifest) -> None:
-    (partial / _STATE).unlink()
+    """Swap the folders. Killed between the two renames, the earlier folder waits beside as `.replaced` and the work is resumed."""
     (partial / MANIFEST).write_bytes(_dump(manifest))
+    old = output.with_name(output.name + ".replaced")
     if output.exists():
-        old = output.with_name(output.name + ".replaced")
         shutil.rmtree(old, ignore_errors=True)
         output.rename(old)
-        partial.rename(output)
-        shutil.rmtree(old)
-    else:
-        partial.rename(output)
+    partial.rename(output)
+    (output / _STATE).unlink()  # last, so that an interrupted swap finds its work again
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _dump(manifest: Manifest) -> bytes:
