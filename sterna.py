@@ -8,16 +8,20 @@ Price: `sterna --help` imports neither ray nor torch; `sterna VERB --help` impor
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import json
+import logging
 import os
+import signal
 import sys
 import textwrap
 import tomllib
 import types
 import typing
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +117,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         name, rest = _split_verb(arguments)
         return _run(name, VERBS[name], rest)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != signal.SIGTERM:  # argparse's own exits; Ray turns SIGTERM into one
+            raise
         print("sterna: interrupted; run the same command again to go on where it stopped", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
@@ -173,7 +179,8 @@ def _run(name: str, verb: Verb, arguments: list[str]) -> int:
     given = {k: v for k, v in vars(options).items() if k in {f.name for f in dataclasses.fields(cls)} and v is not None}
     config = parse(cls, _merge(name, verb, options, given), where=f"{options.config or 'command line'}")
     _quieten()
-    result = _load(verb.function)(config)
+    with contextlib.redirect_stdout(sys.stderr):  # third parties print; stdout is for the result
+        result = _load(verb.function)(config)
     if result is None:
         return 0
     if options.json:
@@ -275,9 +282,8 @@ def _quieten() -> None:
     for variable, value in {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1",
                             "RAY_DEDUP_LOGS": "1", "PYTHONWARNINGS": "ignore"}.items():  # fmt: skip
         os.environ.setdefault(variable, value)
-    import warnings
-
     warnings.simplefilter("ignore")
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 if __name__ == "__main__":

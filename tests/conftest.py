@@ -14,7 +14,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A busy machine is not a failure, and CI tries the same examples each time.
+hypothesis.settings.register_profile("sterna", deadline=None, derandomize=bool(os.environ.get("CI")))
+hypothesis.settings.load_profile("sterna")
 
 _BESIDE = Path(__file__).resolve().parents[2] / "shared"
 
