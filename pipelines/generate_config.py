@@ -29,13 +29,14 @@ class GenerateConfig:
     max_tokens: int = 128
     """The most tokens per answer."""
     temperature: float = 0.0
-    """0 takes the likeliest token, which is the same on every run and machine; 1 samples from the model as it is."""
+    """0 takes the likeliest token; 1 samples from the model as it is. In bfloat16 near ties may fall either way, since rows share steps;
+    engine.dtype=float32 makes that rare."""
     top_p: float = 1.0
     """Draw from the smallest set of tokens that holds this much probability."""
     top_k: int = 0
     """Draw from the k likeliest tokens only; 0 means all."""
     seed: int = 0
-    """Every row draws with its own seed, made of this one and its position: a rerun draws the same."""
+    """Every row draws with its own seed, made of this one and its position: a rerun draws with the same."""
     stop: tuple[str, ...] = ()
     """Texts that end an answer; they are not part of it."""
     batch_size: int = 16
