@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import inspect
 import textwrap
+import typing
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeVar, dataclass_transform
@@ -81,7 +82,7 @@ def _explain(cls: type[Any], error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"] if part != "function-after")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] in unknown:
-        known = [f.name for f in dataclasses.fields(cls)]
+        known = [f.name for f in dataclasses.fields(_owner(cls, key.split(".")[:-1]))]
         close = difflib.get_close_matches(key.split(".")[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
         return f"unknown key {key!r}; {hint}{more}"
@@ -89,3 +90,14 @@ def _explain(cls: type[Any], error: ValidationError) -> str:
         return f"{key!r} is required{more}"
     message = str(first["msg"]).removeprefix("Value error, ")
     return f"{key}: {message}{more}" if key else f"{message}{more}"
+
+
+def _owner(cls: type[Any], path: list[str]) -> type[Any]:
+    """The settings class that holds the key at the end of `path`; the outer one where the way there is not by settings alone."""
+    for name in path:
+        hint = typing.get_type_hints(cls).get(name)
+        inner = [t for t in (hint, *typing.get_args(hint)) if isinstance(t, type) and dataclasses.is_dataclass(t)]
+        if not inner:
+            return cls
+        cls = inner[0]
+    return cls
