@@ -37,6 +37,11 @@ def test_imports_point_down():
     assert run.returncode == 0, run.stdout
 
 
+def test_nothing_imports_the_command_line():
+    for path in MODULES:
+        assert path.name == "sterna.py" or not re.search(r"^\s*(import|from) sterna\b", path.read_text(), flags=re.M), path
+
+
 def test_pure_files_load_neither_ray_nor_torch():
     assert loaded_by([name_of(ROOT / path) for path in PURE]) == set()
 
