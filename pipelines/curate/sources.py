@@ -36,7 +36,7 @@ _CODE = {"py"}
 _INSTALLED = {"py", "md", "rst", "txt"}
 _SKIPPED_FOLDERS = re.compile(r"(^|/)(__pycache__|\.[^/]+)/")
 _CHUNK_BYTES = 8 << 20
-_PART_CHARS = 250_000  # a longer .txt is several documents, cut at blank lines
+_PART_CHARS = 250_000  # a longer .txt is several documents, cut at blank lines, or else at lines
 _YIELD_CHARS = 8 << 20
 
 
@@ -259,13 +259,14 @@ def _read_text(uri: str, _: str) -> Iterator[Record]:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """The text cut after blank lines into parts of up to `_PART_CHARS`, or one paragraph where that is longer."""
+    """The text cut after blank lines into parts of up to `_PART_CHARS`; a longer paragraph is cut after lines, a longer line stays."""
     part = ""
     for paragraph in re.split(r"(?<=\n)(?=[ \t]*\r?\n)", text):
-        if part and len(part) + len(paragraph) > _PART_CHARS:
-            yield part
-            part = ""
-        part += paragraph
+        for block in [paragraph] if len(paragraph) <= _PART_CHARS else paragraph.splitlines(keepends=True):
+            if part and len(part) + len(block) > _PART_CHARS:
+                yield part
+                part = ""
+            part += block
     yield part
 
 

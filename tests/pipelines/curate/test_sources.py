@@ -90,12 +90,13 @@ def test_undecodable_binary_and_vanished_files(tmp_path):
 
 def test_a_long_text_file_is_cut_at_blank_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_PART_CHARS", 40)
-    text = "\n\n".join(f"paragraph {i} of the book" for i in range(9)) + "\n\n" + "x" * 100
+    text = "\n\n".join(f"paragraph {i} of the book" for i in range(9)) + "\n\n" + "x" * 100 + "\n" + "a line\n" * 20
     (tmp_path / "book.txt").write_text(text)
     (tmp_path / "code.py").write_text(text)
     parts = [row["text"] for row in rows_of(tmp_path / "book.txt")]
     assert "".join(parts) == text
-    assert len(parts) > 3
+    assert len(parts) > 6
+    assert all(len(part) <= 40 or part.strip() == "x" * 100 for part in parts)
     assert len(rows_of(tmp_path / "code.py")) == 1
 
 
