@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import math
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,7 @@ from train.plan import budget as budget_module
 from train.plan import config as config_module
 from train.plan.budget import Data, decide, probe_shapes
 from train.plan.config import Budget, PlanConfig
-from train.plan.machine import Machine, Sample, Throughput, step_seconds
+from train.plan.machine import Machine, Sample, Throughput
 from train.plan.shapes import shape_of_width
 
 TEXT = {"bytes_per_token": 3.5, "zstd_bits_per_byte": 1.5}
@@ -104,19 +103,6 @@ def test_repeated_text_lowers_the_worth_of_time():
     poor, _ = decide(scarce, Budget(seconds=1800), machine())
     assert poor.epochs > rich.epochs
     assert poor.loss.value > rich.loss.value
-
-
-def test_a_step_takes_longer_with_fewer_workers_or_more_tokens():
-    plan, _ = decide(DATA, Budget(seconds=600), machine())
-    assert step_seconds(plan.shape, plan.recipe, machine(num_workers=1)) > step_seconds(plan.shape, plan.recipe, machine(num_workers=2))
-
-
-def test_throughput_is_interpolated_and_held_at_the_ends():
-    speed = machine().throughput
-    assert speed.flops_per_second(1.0) == pytest.approx(5e10)
-    assert speed.flops_per_second(1e15) == pytest.approx(1e11)
-    middle = math.sqrt(speed.samples[0].flops_per_token * speed.samples[1].flops_per_token)
-    assert speed.flops_per_second(middle) == pytest.approx(7.5e10)
 
 
 @pytest.mark.parametrize(

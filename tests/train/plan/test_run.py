@@ -13,7 +13,7 @@ from train.config import Recipe
 from train.plan import measure as measure_module
 from train.plan.config import PlanConfig
 from train.plan.run import plan_run
-from train.plan.shapes import ModelShape, shape_of_width
+from train.plan.shapes import ModelShape
 
 LENGTH, VOCAB = 32, 400
 
@@ -40,6 +40,7 @@ def write_tokens(output: Path, tokenizer: Path, *, num_sequences: int = 400, **m
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
+    monkeypatch.setattr(measure_module, "_TOKENS", 4 * LENGTH)
     real = measure_module.measure
     monkeypatch.setattr(measure_module, "measure", lambda *args, **options: real(*args, **options, seconds=0.05))
 
@@ -108,18 +109,3 @@ def test_a_manifest_that_lacks_a_metric(tmp_path, tiny_model_dir):
     tokens = write_tokens(tmp_path / "tokens", tiny_model_dir, vocab_size=None)
     with pytest.raises(ValueError, match="its manifest has no 'vocab_size'"):
         plan_run(config_of(tokens, tmp_path))
-
-
-def test_measuring_tells_passes_from_updates_and_leaves_the_threads_alone(tokens):
-    import torch
-
-    from train.corpus import Sequences
-
-    shape = shape_of_width(96, vocab_size=VOCAB, max_length=LENGTH)
-    before = torch.get_num_threads()
-    with measure_module.threads(1):
-        sample = measure_module.measure(shape, Sequences.open(Path(tokens)), precision="float32")
-    assert torch.get_num_threads() == before
-    assert sample.flops_per_token == shape.train_flops_per_token(LENGTH)
-    assert sample.seconds_per_token > 0
-    assert sample.update_seconds >= 0
