@@ -386,4 +386,4 @@ def _one_line(error: Exception) -> str:
 
 
 def _dump(manifest: Manifest) -> bytes:
-    return (json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n").encode()
+    return (json.dumps(asdict(manifest), indent=1) + "\n").encode()

@@ -21,9 +21,13 @@ def lines(title: str, x: str, y: str, series: Mapping[str, tuple[Sequence[float]
     return {"kind": "lines", "title": title, "x": x, "y": y, "log_x": log_x, "series": curves}
 
 
-def bars(title: str, y: str, groups: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Bars: `groups` maps a series name to {label: value}; a single series is a plain bar chart."""
-    return {"kind": "bars", "title": title, "y": y, "groups": {g: {k: float(v) for k, v in d.items()} for g, d in groups.items()}}
+def bars(title: str, y: str, groups: Mapping[str, Mapping[str, float]], *, ordered: bool = False) -> Figure:
+    """Bars: `groups` maps a series name to {label: value}; a single series is a plain bar chart.
+
+    `ordered` labels (a histogram's bins) keep their order; others may be sorted, and the smallest folded into one bar.
+    """
+    values = {name: {label: float(value) for label, value in group.items()} for name, group in groups.items()}
+    return {"kind": "bars", "title": title, "y": y, "groups": values, "ordered": ordered}
 
 
 def timeline(title: str, lanes: Mapping[str, Sequence[tuple[float, float, str]]], marks: Sequence[tuple[float, str]] = ()) -> Figure:

@@ -18,7 +18,13 @@ from cluster.console import say
 
 __all__ = ["attached", "num_cpus_available"]
 
-_QUIET = {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+_QUIET = {
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "GRPC_VERBOSITY": "ERROR",
+}
+_QUIET_ALONE = {"RAY_BACKEND_LOG_LEVEL": "fatal"}  # of a cluster started here: its C++ core speaks to our terminal
 
 
 @contextmanager
@@ -34,6 +40,8 @@ def attached(*, num_cpus: int | None = None, **init: Any) -> Iterator[None]:
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, **init}
     if not _join(options):
+        for name, value in _QUIET_ALONE.items():
+            os.environ.setdefault(name, value)
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
     try:
         yield

@@ -21,7 +21,7 @@ import xxhash
 from pyarrow import fs as arrow_fs
 
 from cluster.artifact import resolve
-from pipelines.generate_config import GenerateConfig
+from pipelines.config import GenerateConfig
 from pipelines.rows import Staged, open_staged, write_table
 from serve.engine.engine import Engine
 from serve.engine.request import Emission, Request, Sampling

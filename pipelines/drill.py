@@ -30,7 +30,7 @@ from cluster.artifact import Artifact, Draft, digest_of, finished, open_artifact
 from cluster.console import say
 from cluster.figure import table, timeline
 from cluster.preemption import drain
-from pipelines.drill_config import DrillConfig
+from pipelines.config import DrillConfig
 from pipelines.drill_streams import Heard, Question, ask_all, difference, questions
 from serve.app import APP, MARKET, quiet_ray, running
 from serve.config import ServeConfig
@@ -41,6 +41,8 @@ WARM_TOKENS = 20
 """A stream is in the middle of generation from here on."""
 _STORE_BYTES = 100 << 20
 _LOOK_S = 0.02
+_FRAME_S = 0.05
+"""Three replicas, gateway, proxy and clients share this machine's cores: fewer frames leave more of them to the engines."""
 _PROMPT_ROOM = 64
 """Tokens of the model's context left for the prompt."""
 
@@ -58,7 +60,9 @@ class Fleet:
     def add(self, market: str) -> str:
         """A new node of one CPU."""
         name = f"{market}-{sum(n.startswith(market) for n in self.nodes) + 1}"
-        self.nodes[name] = self.cluster.add_node(num_cpus=1, labels={MARKET: market}, object_store_memory=_STORE_BYTES)
+        self.nodes[name] = self.cluster.add_node(
+            num_cpus=1, labels={MARKET: market}, object_store_memory=_STORE_BYTES, include_dashboard=False
+        )
         self.lives[name] = [time.time()]
         return name
 
@@ -111,7 +115,9 @@ def drill(config: DrillConfig) -> Artifact:
     with publish(config.output, stage="drill", inputs=inputs, config=config) as draft:
         began = time.time()
         with quiet_ray(), _fleet() as fleet:
-            serving = ServeConfig(model=config.model, port=_free_port(), spot_replicas=2, on_demand_replicas=1, engine=config.engine)
+            serving = ServeConfig(
+                model=config.model, port=_free_port(), spot_replicas=2, on_demand_replicas=1, engine=config.engine, frame_s=_FRAME_S
+            )
             say("drill: one on-demand node, two spot nodes; starting three replicas")
             with running(serving) as url:
                 events, undisturbed = asyncio.run(_perform(config, fleet, url))
@@ -140,7 +146,7 @@ async def _perform(config: DrillConfig, fleet: Fleet, url: str) -> tuple[list[Ev
     first = await _event("preempted with notice", fleet, url, asked, with_notice)
     fleet.add("spot")  # in this thread, the main one: Ray sets signal handlers; no stream waits for it
     say("drill: a fresh spot node joins")
-    await _all_replicas()
+    await _all_replicas(2)
     second = await _event("killed without notice", fleet, url, asked, without)
     return [first, second], undisturbed
 
@@ -186,10 +192,14 @@ async def _stays(since_s: float) -> list[dict[str, Any]]:
     return [row for row in rows if row["start_s"] >= since_s]
 
 
-async def _all_replicas() -> None:
-    """Wait until every replica runs again."""
-    while (await asyncio.to_thread(ray.serve.status)).applications[APP].status != "RUNNING":
-        await asyncio.sleep(0.1)
+async def _all_replicas(count: int) -> None:
+    """Wait until `count` spot replicas run; one on a draining node does not count as running."""
+    while (await asyncio.to_thread(_spot_replicas_running)) < count:
+        await asyncio.sleep(0.1)  # Serve has no event for it
+
+
+def _spot_replicas_running() -> int:
+    return int(ray.serve.status().applications[APP].deployments["spot"].replica_states.get("RUNNING", 0))
 
 
 def _report(draft: Draft, config: DrillConfig, fleet: Fleet, events: list[Event], undisturbed: list[list[Heard]], began: float) -> None:
@@ -245,7 +255,7 @@ def _timeline(event: Event, fleet: Fleet) -> Any:
     number = {stream: i + 1 for i, stream in enumerate(dict.fromkeys(stay["stream"] for stay in event.stays))}
     for stay in event.stays:
         span = (stay["start_s"] - zero, (stay["end_s"] or end) - zero, fleet.name(stay["node_id"]))
-        lanes.setdefault(f"stream {number[stay['stream']]}", []).append(span)
+        lanes.setdefault(f"stream {number[stay['stream']]:02}", []).append(span)
     return timeline(f"Streams: {event.title}", lanes, [(t - zero, label) for t, label in event.marks])
 
 

@@ -9,7 +9,6 @@ with its writes, which wait for bundles: a killed trial run had lost all 192 row
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from cluster.artifact import Artifact, Draft, finished, open_artifact, publish, 
 from cluster.console import progress, say
 from cluster.runtime import attached
 from pipelines.batch_engine import ANSWER, BatchEngine, answers_uri
-from pipelines.generate_config import GenerateConfig
+from pipelines.config import GenerateConfig
 from pipelines.rows import Staged, input_digest, stage, write_table
 from pipelines.streaming import streaming
 from serve.engine.text import Tokenizer
@@ -225,9 +224,14 @@ def _fill(draft: Draft, staged: Staged, curve: list[tuple[float, int]], seconds:
 
 
 def _lengths_figure(lengths: np.ndarray) -> figure.Figure:
-    counts, edges = np.histogram(lengths, bins=min(16, max(1, int(lengths.max()))))
-    labels = [f"{int(np.ceil(low))}–{int(high)}" for low, high in itertools.pairwise(edges)]
-    return figure.bars("Length of the answers in tokens", "rows", {"rows": dict(zip(labels, counts, strict=True))})
+    """A histogram with bins of whole numbers, at most 16."""
+    low, high = int(lengths.min()), int(lengths.max())
+    width = -(-(high - low + 1) // 16)
+    starts = range(low, high + 1, width)
+    counts = np.bincount((lengths - low) // width, minlength=len(starts))
+    labels = [f"{start}" if width == 1 else f"{start}–{start + width - 1}" for start in starts]
+    bars = {label: int(count) for label, count in zip(labels, counts, strict=True)}
+    return figure.bars("Length of the answers in tokens", "rows", {"rows": bars}, ordered=True)
 
 
 def _rate_figure(curve: list[tuple[float, int]]) -> figure.Figure:

@@ -21,7 +21,7 @@ from cluster.artifact import Artifact, open_artifact
 from cluster.console import say
 from cluster.runtime import attached
 from cluster.settings import parse
-from pipelines.journey_config import JourneyConfig
+from pipelines.config import JourneyConfig
 from pipelines.footprint import measured
 from pipelines.report import render
 
@@ -54,9 +54,9 @@ STEPS = (
          {"model": "tuned", "tokens": "tokens"}),
     Step("evaluate", "train.config:EvaluateConfig", "train.evaluate:evaluate", "evaluation",
          {"models": ("base", "tuned", "int8"), "data": ("tokens",)}),
-    Step("trial", "pipelines.journey_config:TrialConfig", "pipelines.trial:trial", "service", {"model": "int8", "prompts": "prompts.jsonl"}),
-    Step("generate", "pipelines.generate_config:GenerateConfig", "pipelines.generate:generate", "rows", {"model": "int8", "input": "prompts.jsonl"}),
-    Step("drill", "pipelines.drill_config:DrillConfig", "pipelines.drill:drill", "drill", {"model": "tuned"}, own_cluster=True),
+    Step("trial", "pipelines.config:TrialConfig", "pipelines.trial:trial", "service", {"model": "int8", "prompts": "prompts.jsonl"}),
+    Step("generate", "pipelines.config:GenerateConfig", "pipelines.generate:generate", "rows", {"model": "int8", "input": "prompts.jsonl"}),
+    Step("drill", "pipelines.config:DrillConfig", "pipelines.drill:drill", "drill", {"model": "tuned"}, own_cluster=True),
 )  # fmt: skip
 
 

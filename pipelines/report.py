@@ -17,7 +17,7 @@ import jinja2
 from cluster.artifact import Manifest, open_artifact
 from cluster.console import say
 from cluster.figure import Figure
-from pipelines.journey_config import ReportConfig
+from pipelines.config import ReportConfig
 from pipelines.report_page import PAGE
 
 __all__ = ["STAGES", "render", "report"]
@@ -101,7 +101,7 @@ def _height(figure: Figure) -> float:
     if figure["kind"] == "timeline":
         return max(2.2, 0.32 * len(figure["lanes"]) + 1.0)
     if figure["kind"] == "bars":
-        return max(2.2, 0.32 * sum(len(group) for group in _folded(figure["groups"]).values()) + 0.9)
+        return max(2.2, 0.32 * sum(len(group) for group in _folded(figure).values()) + 0.9)
     return 3.2
 
 
@@ -119,9 +119,10 @@ def _lines(axes: Any, figure: Figure) -> None:
         axes.legend()
 
 
-def _folded(groups: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """A single long series in descending order, its tail in one bar; anything else as it is."""
-    if len(groups) != 1 or len(next(iter(groups.values()))) <= _MOST_BARS:
+def _folded(figure: Figure) -> dict[str, dict[str, float]]:
+    """A single long series without an order of its own, largest first and its tail in one bar; anything else as it is."""
+    groups: dict[str, dict[str, float]] = figure["groups"]
+    if figure["ordered"] or len(groups) != 1 or len(next(iter(groups.values()))) <= _MOST_BARS:
         return groups
     name, group = next(iter(groups.items()))
     ordered = sorted(group.items(), key=lambda item: -item[1])
@@ -130,7 +131,7 @@ def _folded(groups: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 def _bars(axes: Any, figure: Figure) -> None:
-    groups = _folded(figure["groups"])
+    groups = _folded(figure)
     labels = list(dict.fromkeys(label for group in groups.values() for label in group))
     height = 0.8 / max(1, len(groups))
     for index, (name, group) in enumerate(groups.items()):

@@ -22,7 +22,7 @@ nav a { color: var(--accent); text-decoration: none; border: 1px solid var(--lin
 section, .card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 1.25rem; margin: 0 0 1.25rem; }
 header.stage { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0.4rem 0.9rem; margin-bottom: 0.75rem; }
 .headline { font-weight: 500; } .meta { color: var(--soft); font-size: 0.85rem; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 1.25rem; margin-top: 1rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); gap: 1.25rem; margin-top: 1rem; }
 figure { margin: 0; min-width: 0; } figure svg { width: 100%; height: auto; } figure.wide { grid-column: 1 / -1; }
 a { color: var(--accent); }
 .scroll { overflow: auto; max-height: 26rem; border: 1px solid var(--line); border-radius: 6px; }

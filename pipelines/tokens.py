@@ -154,7 +154,7 @@ def account(
     labels = [f"≤ {1 << power:,}" for power in range(len(lengths))]
     shown = slice(int(np.argmax(lengths > 0)), len(lengths) - int(np.argmax(lengths[::-1] > 0)))
     bars = dict(zip(labels[shown], lengths[shown].tolist(), strict=True))
-    draft.figures = {"lengths": figure.bars("Documents by length in tokens", "documents", {"documents": bars})}
+    draft.figures = {"lengths": figure.bars("Documents by length in tokens", "documents", {"documents": bars}, ordered=True)}
     draft.headline = (
         f"{total['tokens'] / 1e6:.2f} M tokens in {total['sequences']:,} sequences of {config.length}, "
         f"{draft.metrics['bytes_per_token']:.1f} bytes a token"

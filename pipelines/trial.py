@@ -24,7 +24,7 @@ from cluster import figure
 from cluster.artifact import Artifact, digest_of, finished, open_artifact, publish
 from cluster.console import progress, say
 from cluster.runtime import attached
-from pipelines.journey_config import TrialConfig
+from pipelines.config import TrialConfig
 from serve.app import running
 from serve.config import ServeConfig
 from train.model_folder import open_model

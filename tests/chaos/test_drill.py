@@ -14,7 +14,7 @@ RUN = """
 import json, sys
 from cluster.settings import parse
 from pipelines.drill import drill
-from pipelines.drill_config import DrillConfig
+from pipelines.config import DrillConfig
 
 manifest = drill(parse(DrillConfig, json.loads(sys.argv[1]), where="test")).manifest
 print(json.dumps({"counts": manifest.counts, "figures": list(manifest.figures)}))

@@ -20,8 +20,8 @@ import pytest
 import pipelines.batch_engine
 import pipelines.generate
 from pipelines.batch_engine import BatchEngine, EngineThread, answers_uri
+from pipelines.config import GenerateConfig
 from pipelines.generate import generate
-from pipelines.generate_config import GenerateConfig
 from pipelines.rows import stage
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
@@ -188,7 +188,7 @@ import json, sys
 from cluster.runtime import attached
 from cluster.settings import parse
 from pipelines.generate import generate
-from pipelines.generate_config import GenerateConfig
+from pipelines.config import GenerateConfig
 with attached(num_cpus=2):
     generate(parse(GenerateConfig, json.loads(sys.argv[1]), where="test"))
 """

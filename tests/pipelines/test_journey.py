@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.journey_config import JourneyConfig
+from pipelines.config import JourneyConfig
 from pipelines.journey import STEPS, Arrival, _configure, journey, write_prompts
 
 BUDGET = {"plan": {"budget": "minutes=1"}}

@@ -6,7 +6,7 @@ import pytest
 
 from cluster import figure
 from cluster.artifact import Manifest, publish
-from pipelines.journey_config import ReportConfig
+from pipelines.config import ReportConfig
 from pipelines.report import render, report
 
 FIGURES = {

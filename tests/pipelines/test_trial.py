@@ -4,14 +4,19 @@ import json
 
 import pytest
 
-from pipelines.journey_config import TrialConfig
+from pipelines.config import TrialConfig
 from pipelines.trial import read_prompts, trial
 from serve.engine.config import EngineConfig
 
 
 @pytest.mark.parametrize(
     ("lines", "said"),
-    [("", "holds no prompts"), ("{}\n", "p.jsonl:1: not a JSON object"), ('{"prompt": "a"}\n[1]\n', "p.jsonl:2"), ("{broken\n", "p.jsonl:1")],
+    [
+        ("", "holds no prompts"),
+        ("{}\n", "p.jsonl:1: not a JSON object"),
+        ('{"prompt": "a"}\n[1]\n', "p.jsonl:2"),
+        ("{broken\n", "p.jsonl:1"),
+    ],
 )
 def test_a_bad_prompt_file_is_named(tmp_path, lines, said):
     path = tmp_path / "p.jsonl"
