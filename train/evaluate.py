@@ -24,7 +24,7 @@ from cluster.figure import bars, table
 from cluster.runtime import attached, num_cpus_available
 from train.config import EvaluateConfig
 from train.held_out import Document, read_documents
-from train.model_folder import open_model
+from train.model_folder import load_model, open_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,15 +163,23 @@ def _judge_all(
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
             name, number, place = waiting.pop(ready)
-            found[name, number] = ray.get(ready)
+            found[name, number] = _result(ready)
             place.write_text(json.dumps([asdict(score) for score in found[name, number]]))
             advance(1, name)
     return {name: _by_kind(slices, [found[name, number] for number in range(len(slices))]) for name in models}
 
 
+def _result(ready: ray.ObjectRef) -> list[Score]:
+    """A task's scores; a mistake that only the task could see is the user's all the same."""
+    try:
+        return ray.get(ready)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, ValueError) else error from None
+
+
 def _judge_slice(uri: str, texts: list[str], config: EvaluateConfig) -> list[Score]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     from train.loop import use_bfloat16
 
@@ -179,7 +187,7 @@ def _judge_slice(uri: str, texts: list[str], config: EvaluateConfig) -> list[Sco
     torch.set_num_threads(1)
     path, _ = open_model(uri)
     dtype = torch.bfloat16 if use_bfloat16(config.precision, device) else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
+    model = load_model(path, dtype).to(device).eval()
     context = getattr(model.config, "max_position_embeddings", None) or _DEFAULT_LENGTH
     length = min(context, config.max_length or _DEFAULT_LENGTH)
     tokenizer = AutoTokenizer.from_pretrained(path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 Weights = dict[str, "torch.Tensor"]
 
-__all__ = ["MODEL_STAGES", "copy_tokenizer", "open_model", "write_model"]
+__all__ = ["MODEL_STAGES", "copy_tokenizer", "is_quantised", "load_model", "open_model", "write_model"]
 
 MODEL_STAGES = ("pretrain", "tune", "compress")
 _TOKENIZER_FILES = (
@@ -51,6 +52,29 @@ def open_model(uri: str) -> tuple[Path, str]:
         path = _downloaded(uri, digest) if "://" in uri else Path(resolve(uri)[1])
     _check(uri, names, path)
     return path, digest
+
+
+def is_quantised(folder: Path) -> bool:
+    """Whether the weights in a model folder are stored quantised."""
+    return bool(_read_json(str(folder), folder / "config.json").get("quantization_config"))
+
+
+def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The causal language model of a folder with dense weights in `dtype`, quantised ones decompressed.
+
+    Raises ValueError when transformers knows no causal language model of that architecture.
+    """
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+    from transformers.utils import logging as transformers_log
+
+    transformers_log.disable_progress_bar()  # a bar per file says nothing; the stages show their own
+    options = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if is_quantised(folder) else {}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{folder}: not a causal language model that transformers loads ({str(error).splitlines()[0]})") from None
 
 
 def write_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype, tokenizer: Path, state: Weights | None = None) -> None:

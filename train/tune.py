@@ -20,7 +20,7 @@ from cluster.console import say
 from cluster.runtime import attached
 from cluster.settings import as_dict, parse
 from train.config import Recipe, TuneConfig
-from train.model_folder import copy_tokenizer, open_model, write_model
+from train.model_folder import copy_tokenizer, is_quantised, load_model, open_model, write_model
 from train.pretrain import loss_curve
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class _Data:
 def tune(config: TuneConfig) -> Artifact:
     """Tune the model on the data and write it to `config.output`."""
     path, digest = open_model(config.model)
+    if is_quantised(path):
+        raise ValueError(f"{config.model}: its weights are quantised; tune the model that it was made from")
     inputs = {"model": digest} | {f"data.{i}": _digest(uri) for i, uri in enumerate(config.data)}
     if done := finished(config.output, stage=_STAGE, inputs=inputs, config=config):
         say(f"{config.output}: already done")
@@ -134,11 +136,11 @@ def _check_targets(config: TuneConfig, path: Path) -> None:
 def _build(config: TuneConfig) -> Any:
     """The model with fresh LoRA updates (which start at zero effect), frozen but for them."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     path, _ = open_model(config.model)
+    model = load_model(path, torch.float32)
     torch.manual_seed(config.seed)
-    return _adapted(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), config)
+    return _adapted(model, config)
 
 
 def _adapted(model: PreTrainedModel, config: TuneConfig) -> Any:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,16 @@ def test_models_are_compared_on_held_out_text(tmp_path: Path, tiny_model_dir: Pa
     assert made.manifest.headline == f"bits per byte: random {values['random']['all']:.3f}, tiny-code {values['tiny-code']['all']:.3f}"
     assert {f["kind"] for f in made.manifest.figures.values()} == {"bars", "table"}
     assert evaluate(config).digest == made.digest
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_model_that_transformers_does_not_know_is_one_line(tmp_path: Path, tiny_model_dir: Path):
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "odd")
+    (folder / "config.json").write_text('{"model_type": "no-such-family"}')
+    (tmp_path / "text.txt").write_text("hello")
+    with pytest.raises(ValueError, match="not a causal language model") as caught:
+        evaluate(EvaluateConfig(models=(str(folder),), data=(str(tmp_path / "text.txt"),), output=str(tmp_path / "out")))
+    assert "\n" not in str(caught.value)
 
 
 def test_slices_and_bounds_keep_documents_whole():

@@ -8,7 +8,7 @@ import torch
 
 from cluster.artifact import publish
 from train.config import EvaluateConfig
-from train.model_folder import open_model, write_model
+from train.model_folder import is_quantised, load_model, open_model, write_model
 
 SETTINGS = EvaluateConfig(models=("m",), data=("d",), output="o")  # any settings will do
 
@@ -52,6 +52,21 @@ def test_other_mistakes_have_their_own_line(tmp_path: Path, plain_copy: Path):
     (plain_copy / "config.json").rename(plain_copy / "adapter_config.json")
     with pytest.raises(ValueError, match="adapter without its model"):
         open_model(str(plain_copy))
+
+
+def test_quantised_weights_are_loaded_dense(tmp_path: Path, tiny_model_dir: Path):
+    """The decoder alone must work too: transformers itself decompresses only at the whole model's first forward."""
+    from train.compress.quantize import export_int8, load_dense, plan_int8
+
+    original = load_dense(tiny_model_dir)
+    export_int8(original, plan_int8(original, lm_head=False), tiny_model_dir, tmp_path)
+    assert is_quantised(tmp_path)
+    assert not is_quantised(tiny_model_dir)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        dense = load_model(tmp_path, torch.float32).get_decoder()(ids).last_hidden_state
+        exact = load_model(tiny_model_dir, torch.float32).get_decoder()(ids).last_hidden_state
+    assert 0 < float((dense - exact).abs().max()) < 0.1 * float(exact.abs().max())
 
 
 def test_a_folder_of_another_stage_is_refused(tmp_path: Path):
