@@ -25,8 +25,8 @@ def say(message: str) -> None:
 def progress(label: str, total: float, unit: str = "") -> Iterator[Callable[..., None]]:
     """Yields `advance(amount=1, note="")`. `total` in `unit`s; the bar shows rate and time left."""
     if sys.stderr.isatty():
-        with _bar(label, total) as advance:
-            yield advance
+        with _bar(label, total) as move:
+            yield move
         return
     done, last, start = 0.0, time.monotonic(), time.monotonic()
 

@@ -34,7 +34,7 @@ def settings(cls: type[T]) -> type[T]:
 
 
 @cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
+def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
@@ -44,7 +44,8 @@ def parse(cls: type[T], data: Mapping[str, Any], *, where: str) -> T:
     Strings are converted where that loses nothing ("3" for an int), so flags and TOML share one path.
     """
     try:
-        return _adapter(cls).validate_python(dict(data))
+        made: T = _adapter(cls).validate_python(dict(data))
+        return made
     except ValidationError as error:
         raise ValueError(f"{where}: {_explain(cls, error)}") from None
 
