@@ -16,7 +16,7 @@ from train.plan.shapes import ModelShape
 
 __all__ = ["FAILURE_EVERY_S", "Machine", "Sample", "Throughput", "checkpoint_seconds", "start_seconds", "step_seconds"]
 
-START_S = 25.0  # interpreter, torch, Ray Train, DeepSpeed and the export of the model, on two CPU cores
+START_S = 28.0  # interpreter, torch, Ray Train, DeepSpeed and the export of the model, on two CPU cores
 STEP_S = 0.03  # per step, whatever its size: two small all-reduces, the driver's news, the data
 CONTENTION = 1.15  # workers of one machine share caches and memory; measured alone, they run faster
 LINK_BYTES_PER_S = 0.8e9  # gloo between two processes of one machine
