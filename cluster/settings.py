@@ -14,7 +14,7 @@ import difflib
 import inspect
 import textwrap
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, TypeVar, dataclass_transform
 
@@ -33,9 +33,7 @@ def settings(cls: type[T]) -> type[T]:
     return made
 
 
-@cache
-def _adapter(cls: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 def parse(cls: type[T], data: Mapping[str, Any], *, where: str) -> T:
