@@ -232,6 +232,11 @@ def _jsonl(filesystem: arrow_fs.FileSystem, name: str, unreadable: list[Unreadab
 def _take(line: bytes, records: list[dict[str, Any]], here: Unreadable, unreadable: list[Unreadable]) -> None:
     try:
         record = json.loads(line)
+        if b"\\ud" in line.lower():  # JSON can spell half of a surrogate pair, which is no text
+            json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        unreadable.append(Unreadable(here.source, here.position, "holds half of a surrogate pair, which is no character"))
+        return
     except ValueError as error:
         unreadable.append(Unreadable(here.source, here.position, f"not JSON: {_line(error)}"))
         return

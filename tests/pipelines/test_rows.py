@@ -66,6 +66,16 @@ def test_what_cannot_be_read_is_set_aside_with_its_place(tmp_path):
     assert 1000 < len(prompts) < 5000
 
 
+def test_half_of_a_surrogate_pair_is_set_aside(tmp_path):
+    r"""Valid JSON may hold \ud83d alone, which no text column can; the whole pair is a character."""
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(rb'{"prompt": "\ud83d\udc26"}' + b"\n" + rb'{"prompt": "\ud83d"}' + b"\n" + rb'{"\uDC26": 1}' + b"\n")
+    staged = stage(str(source), str(tmp_path / "staged"))
+    assert staged.rows(0, 1)["prompt"].to_pylist() == ["🐦"]
+    assert staged.num_rows == 1
+    assert [u.position for u in staged.unreadable] == [2, 3]
+
+
 def test_columns_of_several_kinds_become_text(tmp_path):
     rows = [{"prompt": "a", "meta": 1, "score": 1}, {"prompt": "b", "meta": {"k": [1]}, "score": 2.5}, {"prompt": "c", "meta": "x"}]
     staged = stage(str(write_jsonl(tmp_path / "a.jsonl", rows)), str(tmp_path / "staged"))
