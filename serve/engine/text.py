@@ -133,7 +133,7 @@ class Tokenizer:
         variables = {**{k: v for k, v in names.items() if v is not None}, "tools": None, "documents": None, **extra}
         try:
             return str(self._compiled.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **variables))
-        except TemplateError as error:
+        except (TemplateError, TypeError, LookupError, AttributeError, ValueError) as error:  # a template adds what it is given to texts
             raise ValueError(f"messages: refused by the chat template of {self._folder}: {error}") from None
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **extra: Any) -> list[int]:

@@ -124,3 +124,12 @@ def test_a_template_may_refuse(tmp_path: Path, tiny_model_dir: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ raise_exception('only users') }}"}))
     with pytest.raises(ValueError, match="only users"):
         Tokenizer(tmp_path).chat([{"role": "tool", "content": ""}])
+
+
+@pytest.mark.parametrize("message", [{"role": "user", "content": None}, {"role": 3, "content": "x"}, {"role": "user", "content": [1]}])
+def test_messages_that_a_template_trips_over_are_refused(message: dict[str, object], tiny_model_dir: Path) -> None:
+    broken = Tokenizer(tiny_model_dir)
+    broken._template = "{% for m in messages %}{{ m['role'] + m['content'] }}{% endfor %}"
+    with pytest.raises(ValueError, match="messages: refused by the chat template") as error:
+        broken.chat([message])
+    assert "\n" not in str(error.value)
