@@ -40,7 +40,7 @@ class Sampling:
     """None: off. k: each token's log-probability under the model, with the k likeliest alternatives."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens: {self.max_tokens} is too small; ask for at least 1 token")

@@ -1,0 +1,69 @@
+"""The records: what is out of range is refused by name, what is given is frozen, and the counts add up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.engine.request import MAX_STOPS, Completion, Request, Run, Sampling
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [("max_tokens", 1, None), ("temperature", 0.0, 100.0), ("top_p", math.ulp(0.0), 1.0), ("top_k", 0, None), ("logprobs", 0, 100)],
+)
+def test_a_range_ends_where_it_says(name: str, least: float, most: float | None) -> None:
+    below = math.nextafter(least, -math.inf) if isinstance(least, float) else least - 1
+    above = () if most is None else (math.nextafter(most, math.inf) if isinstance(most, float) else most + 1,)
+    for good in (least, *(() if most is None else (most,))):
+        assert getattr(Sampling(**{name: good}), name) == good
+    for bad in (below, *above, *((math.nan,) if isinstance(least, float) else ())):
+        with pytest.raises(ValueError, match=rf"^{name}: ") as error:
+            Sampling(**{name: bad})
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stop", [("",), ("end", ""), ("x",) * (MAX_STOPS + 1)])
+def test_stop_strings_are_few_and_not_empty(stop: tuple[str, ...]) -> None:
+    assert Sampling(stop=("x",) * MAX_STOPS).stop == ("x",) * MAX_STOPS
+    with pytest.raises(ValueError, match="^stop: "):
+        Sampling(stop=stop)
+
+
+def test_one_stop_string_is_not_taken_for_its_letters() -> None:
+    assert Sampling(stop="END").stop == ("END",)  # type: ignore[arg-type]
+
+
+def test_lists_are_frozen_so_that_nobody_changes_a_request_on_its_way() -> None:
+    prompt, emitted, stop, ids = [1, 2], [3], ["x"], [7]
+    given_: Any = {"prompt": prompt, "emitted": emitted, "sampling": Sampling(stop=stop, stop_token_ids=ids)}  # type: ignore[arg-type]
+    request = Request(id="a", **given_)
+    before = hash(request)
+    for each in (prompt, emitted, stop, ids):
+        each.clear()
+    assert (request.prompt, request.emitted, request.sampling.stop, request.sampling.stop_token_ids) == ((1, 2), (3,), ("x",), (7,))
+    assert hash(request) == before
+    with pytest.raises(FrozenInstanceError):
+        request.choice = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("change", "complaint"), [({"prompt": ()}, "^prompt: request 'a' "), ({"choice": -1}, "^choice: -1 ")])
+def test_a_request_that_says_nothing_is_refused(change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        replace(Request(id="a", prompt=(1,)), **change)
+
+
+@given(st.integers(0, 50), st.lists(st.integers(0, 9), max_size=20))
+def test_usage_adds_up(num_prompt_tokens: int, tokens: list[int]) -> None:
+    done = Completion(text="", tokens=tuple(tokens), finish_reason="stop", num_prompt_tokens=num_prompt_tokens)
+    assert done.usage["total_tokens"] == done.usage["prompt_tokens"] + done.usage["completion_tokens"]
+    assert (done.usage["prompt_tokens"], done.usage["completion_tokens"]) == (num_prompt_tokens, len(tokens))
+
+
+def test_the_last_token_of_a_run_was_not_drafted() -> None:
+    assert (Run([5]).num_accepted, Run([5, 6, 7]).num_accepted) == (0, 2)
