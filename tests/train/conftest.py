@@ -74,3 +74,18 @@ def plan_file(tmp_path: Path, tokens_dir: Path) -> Path:
     path = tmp_path / "plan.toml"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.fixture
+def plain_losses(plan_file: Path, tokens_dir: Path) -> list[float]:
+    """What one process of plain torch makes of the plan: the loss of each step."""
+    from cluster.artifact import open_artifact
+    from train.config import Recipe
+    from train.corpus import Sequences
+    from train.loop import PlainStepper, State, run
+    from train.pretrain import _build, _read_plan
+
+    plan, _ = _read_plan(str(plan_file))
+    recipe = Recipe(**{k: v for k, v in plan["train"].items() if k != "tokens"} | {"num_workers": 1})
+    model = _build(plan["model"], open_artifact(str(tokens_dir), made_by="tokenize"), recipe.seed)
+    return [r.loss for r in run(PlainStepper(model, recipe), Sequences.open(tokens_dir), recipe, state=State()).records]

@@ -1,54 +1,15 @@
 from __future__ import annotations
 
-import os
-from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
-from cluster.artifact import open_artifact
-from train.config import PretrainConfig, Recipe
-from train.corpus import Sequences
-from train.pretrain import _build, _read_plan, pretrain
-from train.workers import Job, train_on_workers
-
-
-def plain_losses(plan_file: Path, tokens_dir: Path) -> list[float]:
-    """What one process of plain torch makes of the plan."""
-    from train.loop import PlainStepper, State, run
-
-    plan, _ = _read_plan(str(plan_file))
-    recipe = Recipe(**{k: v for k, v in plan["train"].items() if k != "tokens"} | {"num_workers": 1})
-    model = _build(plan["model"], open_artifact(str(tokens_dir), made_by="tokenize"), recipe.seed)
-    return [r.loss for r in run(PlainStepper(model, recipe), Sequences.open(tokens_dir), recipe, state=State()).records]
-
-
-class DiesOnce(Sequences):
-    """Sequences whose first reader, once it has read enough, is gone without a word."""
-
-    marker: Path
-
-    def batch(self, indices):
-        self.reads = getattr(self, "reads", 0) + 1
-        if self.reads > 9 and not self.marker.exists():  # two micro-batches a step and worker: in the fifth step
-            self.marker.touch()
-            os._exit(1)
-        return super().batch(indices)
-
-
-def dying_source(tokens_dir: Path, marker: Path) -> Sequences:
-    source = DiesOnce.open(tokens_dir)
-    source.marker = marker
-    return source
-
-
-def keep(folder: Path, model, weights) -> None:
-    torch.save(weights, folder / "weights.pt")
+from train.config import PretrainConfig
+from train.pretrain import pretrain
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_plan_becomes_a_model_folder_that_transformers_loads(tmp_path: Path, plan_file: Path, tokens_dir: Path, capsys):
+def test_a_plan_becomes_a_model_folder_that_transformers_loads(tmp_path: Path, plan_file: Path, plain_losses: list[float], capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     config = PretrainConfig(plan=str(plan_file), output=str(tmp_path / "model"), save_precision="float32")
@@ -59,7 +20,7 @@ def test_a_plan_becomes_a_model_folder_that_transformers_loads(tmp_path: Path, p
     assert "after 6 steps (predicted 5.50)" in made.manifest.headline
     curve = made.manifest.figures["loss"]["series"]
     assert [series["name"] for series in curve] == ["loss", "predicted"]
-    assert curve[0]["y"] == pytest.approx(plain_losses(plan_file, tokens_dir), rel=1e-4)
+    assert curve[0]["y"] == pytest.approx(plain_losses, rel=1e-4)
     folder = Path(made.uri)
     assert not [name for name in ("ray", "checkpoints") if (folder / name).exists()]
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -68,26 +29,6 @@ def test_a_plan_becomes_a_model_folder_that_transformers_loads(tmp_path: Path, p
     assert model.generate(**prompt, max_new_tokens=3, min_new_tokens=3).shape[1] == prompt["input_ids"].shape[1] + 3
     assert pretrain(config).digest == made.digest
     assert "already done" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_worker_that_dies_costs_no_more_than_the_steps_since_the_checkpoint(tmp_path: Path, plan_file: Path, tokens_dir: Path):
-    plan, _ = _read_plan(str(plan_file))
-    recipe = Recipe(**{k: v for k, v in plan["train"].items() if k != "tokens"})
-    job = Job(
-        label="test",
-        recipe=recipe,
-        folder=str(tmp_path),
-        build=partial(_build, plan["model"], open_artifact(str(tokens_dir), made_by="tokenize"), recipe.seed),
-        source=partial(dying_source, tokens_dir, tmp_path / "died"),
-        export=partial(keep, tmp_path),
-        max_failures=1,
-    )
-    outcome = train_on_workers(job)
-    assert (tmp_path / "died").exists()
-    assert outcome.resumed_at == 3
-    assert [r.step for r in outcome.state.records] == [1, 2, 3, 4, 5, 6]
-    assert [r.loss for r in outcome.state.records] == pytest.approx(plain_losses(plan_file, tokens_dir), rel=1e-4)
 
 
 @pytest.mark.parametrize(
