@@ -21,6 +21,8 @@ Linear = Callable[[Tensor], Tensor]
 INT8_TOKENS = 32
 """Most tokens for which the int8 kernel beats a dense product with the weights widened on the fly (12 of 20 ms at 16 tokens, 24 of
 29 at 32, 49 of 49 at 64, for 8192x2048 on one busy core)."""
+_INT8_COLUMNS, _INT8_ALIGNMENT = 32, 64
+"""The kernel reads whole vectors from aligned addresses: other widths are summed wrongly or end the process, and nothing is checked."""
 _SLAB = 1 << 20  # weights widened at once: what stays in a core's cache; the whole matrix at once takes twice as long
 _PACK_FLOAT32_FROM = 4_000_000
 _TOKENS_HINT = 8  # the number of rows the packed layout is chosen for; any number works
@@ -56,15 +58,15 @@ class Int8:
     """Weight [N, K] in int8 with one scale per row: weight[n] = rows[n] * scale[n] (symmetric, per channel)."""
 
     def __init__(self, rows: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
-        self.rows, self.scale, self.bias = rows.contiguous(), scale.flatten().contiguous(), bias
+        self.rows, self.scale, self.bias = _aligned(rows.contiguous()), scale.flatten().contiguous(), bias
         self.num_bytes = rows.numel()
         self._slabs = self.rows.split(max(64, _SLAB // rows.shape[1]))
-        self._kernel = rows.device.type == "cpu" and scale.dtype == torch.bfloat16
+        self._kernel = rows.device.type == "cpu" and scale.dtype == torch.bfloat16 and rows.shape[1] % _INT8_COLUMNS == 0
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self._kernel or len(x) > INT8_TOKENS:
             return self.plain(x)
-        y = torch.ops.aten._weight_int8pack_mm(x, self.rows, self.scale)
+        y = torch.ops.aten._weight_int8pack_mm(_aligned(x.contiguous()), self.rows, self.scale)
         return y if self.bias is None else y.add_(self.bias)
 
     def plain(self, x: Tensor) -> Tensor:
@@ -74,6 +76,11 @@ class Int8:
         """
         y = torch.cat([linear(x, slab.to(x.dtype)) for slab in self._slabs], -1).mul_(self.scale)
         return y if self.bias is None else y.add_(self.bias)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The same values where a kernel's vectors can be loaded: fresh tensors are, views into others may not be."""
+    return tensor.clone() if tensor.data_ptr() % _INT8_ALIGNMENT else tensor
 
 
 class Side:
