@@ -31,7 +31,7 @@ def test_a_range_ends_where_it_says(name: str, least: float, most: float | None)
 @pytest.mark.parametrize("stop", [("",), ("end", ""), ("x",) * (MAX_STOPS + 1)])
 def test_stop_strings_are_few_and_not_empty(stop: tuple[str, ...]) -> None:
     assert Sampling(stop=("x",) * MAX_STOPS).stop == ("x",) * MAX_STOPS
-    with pytest.raises(ValueError, match="^stop: "):
+    with pytest.raises(ValueError, match=r"^stop: "):
         Sampling(stop=stop)
 
 

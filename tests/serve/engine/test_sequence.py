@@ -74,6 +74,17 @@ def test_a_stop_string_ends_it_before_the_limit_does(tokenizer: Tokenizer) -> No
     assert len(sequence.emitted) < len(tokens)
 
 
+def test_at_the_limit_nothing_is_held_back(tokenizer: Tokenizer) -> None:
+    """Half a stop string and half a character are shown once nothing can follow them."""
+    room = LIMIT - len(PROMPT)
+    tokens = [tokenizer.encode("x")[0]] * (room - 1)
+    held = live(tokenizer, stop=("xy",))
+    assert "".join(shown(held, [*tokens, tokens[0]])) == "x" * room
+    broken = live(tokenizer)
+    assert "".join(shown(broken, [*tokens, tokenizer.encode("日")[0]])).rstrip("\ufffd") == "x" * (room - 1)
+    assert (held.finish_reason, broken.finish_reason) == ("length", "length")
+
+
 def test_tokens_sent_after_the_end_are_not_taken_in(tokenizer: Tokenizer) -> None:
     resumed = live(tokenizer, emitted=(50, END, 51))
     assert resumed.finish_reason == "stop"
