@@ -1,0 +1,46 @@
+"""Pieces: whole or absent, the same again when written again."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from pipelines.curate.piece import read_piece, write_piece
+
+TABLE = pa.table({"id": ["a", "b", None], "text": pa.array(["x\n", "日本", ""], pa.large_string()), "n": [1, 2, 3]})
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_a_piece_is_read_as_it_was_written(tmp_path, compression):
+    uri = f"{tmp_path}/made/on/the/way/piece.parquet"
+    write_piece(TABLE, uri, compression=compression)
+    assert read_piece(uri).equals(TABLE)
+    assert read_piece(uri, ["n", "text"]).equals(TABLE.select(["n", "text"]))
+    assert read_piece(uri, []).num_columns == 0
+
+
+def test_an_empty_piece_keeps_its_columns(tmp_path):
+    write_piece(TABLE.slice(0, 0), f"{tmp_path}/a.parquet")
+    assert read_piece(f"{tmp_path}/a.parquet").schema == TABLE.schema
+
+
+def test_written_again_it_is_the_same_bytes_in_one_file(tmp_path):
+    uri = tmp_path / "piece.parquet"
+    write_piece(TABLE, str(uri))
+    first = uri.read_bytes()
+    write_piece(TABLE, str(uri))
+    assert uri.read_bytes() == first
+    assert [file.name for file in tmp_path.iterdir()] == ["piece.parquet"]
+
+
+def test_a_writer_that_dies_leaves_the_piece_as_it_was(tmp_path):
+    """The name is taken only once everything is on the disk: readers look for it."""
+    uri = tmp_path / "piece.parquet"
+    write_piece(TABLE, str(uri))
+    with pytest.raises(pa.ArrowException, match="codec"):
+        write_piece(TABLE.slice(1), str(uri), compression="no such codec")
+    assert read_piece(str(uri)).equals(TABLE)
+    with pytest.raises(pa.ArrowException, match="codec"):
+        write_piece(TABLE, f"{tmp_path}/other.parquet", compression="no such codec")
+    with pytest.raises(FileNotFoundError):
+        read_piece(f"{tmp_path}/other.parquet")
