@@ -27,7 +27,19 @@ from cluster.console import say
 from cluster.figure import Figure
 from cluster.settings import as_dict
 
-__all__ = ["Artifact", "Draft", "Manifest", "content_digest", "copy_tree", "digest_of", "finished", "open_artifact", "publish", "resolve"]
+__all__ = [
+    "Artifact",
+    "Draft",
+    "Manifest",
+    "absolute",
+    "content_digest",
+    "copy_tree",
+    "digest_of",
+    "finished",
+    "open_artifact",
+    "publish",
+    "resolve",
+]
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -129,6 +141,11 @@ def resolve(uri: str) -> tuple[arrow_fs.FileSystem, str]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{uri}: not a storage location this machine can use ({_one_line(error)}); use s3://bucket/folder") from None
     return filesystem, path.rstrip("/")
+
+
+def absolute(uri: str) -> str:
+    """`uri` for a worker elsewhere, whose working directory is another: a local path made absolute, s3:// as it is."""
+    return uri if "://" in uri else resolve(uri)[1]
 
 
 def digest_of(value: Any) -> str:

@@ -25,7 +25,7 @@ import ray.data
 from pyarrow import fs as arrow_fs
 
 from cluster import figure
-from cluster.artifact import Artifact, Draft, finished, open_artifact, publish, resolve
+from cluster.artifact import Artifact, Draft, absolute, finished, open_artifact, publish, resolve
 from cluster.console import progress, say
 from cluster.runtime import attached
 from pipelines.batch_engine import ANSWER, BatchEngine, answers_uri
@@ -47,6 +47,7 @@ def generate(config: GenerateConfig) -> Artifact:
 
     Raises ValueError for a folder that is no model, an input without files, without readable rows or without prompts.
     """
+    config = replace(config, model=absolute(config.model))
     folder, digest = open_model(config.model)
     inputs = {"model": digest, "input": input_digest(config.input)}
     same_work = replace(config, concurrency=0, cpus_per_engine=0)  # a rerun on other machines goes on with the work of this one

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import xxhash
 
-from cluster.artifact import Artifact, Draft, content_digest, finished, open_artifact, publish
+from cluster.artifact import Artifact, Draft, absolute, content_digest, finished, open_artifact, publish
 from cluster.console import progress, say
 from cluster.figure import bars, table
 from cluster.runtime import attached, num_cpus_available
@@ -238,7 +238,7 @@ def _named(models: Sequence[str]) -> dict[str, str]:
             name, uri = Path(entry.rstrip("/")).name, entry
         if name in found:
             raise ValueError(f"models: two are called {name!r}; give them as name=FOLDER")
-        found[name] = uri
+        found[name] = absolute(uri)
     return found
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.artifact import Artifact, Draft, content_digest, copy_tree, finished, open_artifact, publish, resolve
+from cluster.artifact import Artifact, Draft, absolute, content_digest, copy_tree, finished, open_artifact, publish, resolve
 from cluster.console import say
 from cluster.runtime import attached
 from cluster.settings import as_dict, parse
@@ -48,6 +48,7 @@ class _Data:
 
 def tune(config: TuneConfig) -> Artifact:
     """Tune the model on the data and write it to `config.output`."""
+    config = replace(config, model=absolute(config.model))
     path, digest = open_model(config.model)
     if is_quantised(path):
         raise ValueError(f"{config.model}: its weights are quantised; tune the model that it was made from")
