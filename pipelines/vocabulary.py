@@ -103,7 +103,7 @@ def open_tokenizer(folder: Path) -> Vocabulary:
     try:
         serialized = (folder / "tokenizer.json").read_text()
         tokenizer = tokenizers.Tokenizer.from_str(serialized)
-        config = json.loads((folder / "tokenizer_config.json").read_text())
+        config = dict(json.loads((folder / "tokenizer_config.json").read_text()))
     except FileNotFoundError as error:
         raise ValueError(f"{folder}: no {Path(str(error.filename)).name} here; give a Hugging Face tokenizer folder") from None
     except Exception as error:  # tokenizers raises bare Exception
@@ -118,4 +118,4 @@ def open_tokenizer(folder: Path) -> Vocabulary:
 def _id_of(tokenizer: tokenizers.Tokenizer, config: dict[str, Any], name: str) -> int | None:
     token = config.get(name)
     token = token.get("content") if isinstance(token, dict) else token
-    return None if token is None else tokenizer.token_to_id(token)
+    return tokenizer.token_to_id(token) if isinstance(token, str) else None
