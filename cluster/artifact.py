@@ -20,32 +20,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from pyarrow import fs as arrow_fs
 
 from cluster.console import say
 from cluster.figure import Figure
 from cluster.settings import as_dict
+from cluster.storage import MANIFEST, PARTIAL_STATE, copy_tree, digest_of, inventory, list_files, one_line, resolve
 
-__all__ = [
-    "Artifact",
-    "Draft",
-    "Manifest",
-    "absolute",
-    "content_digest",
-    "copy_tree",
-    "digest_of",
-    "finished",
-    "open_artifact",
-    "publish",
-    "resolve",
-]
+__all__ = ["Artifact", "Draft", "Manifest", "finished", "open_artifact", "publish"]
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
-_STATE = ".sterna-partial.json"
 _IGNORED_CONFIG = ("output",)  # where a stage writes does not change what it writes
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,37 +115,6 @@ class Draft:
     """Paths inside the folder that are working state (checkpoints of the stage itself) and are not published."""
 
 
-def resolve(uri: str) -> tuple[arrow_fs.FileSystem, str]:
-    """The filesystem and the path of a local path or an s3:// URI (endpoint from AWS_ENDPOINT_URL, as boto3 reads it)."""
-    if "://" not in uri:
-        return arrow_fs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
-    if not uri.startswith("s3://"):
-        raise ValueError(f"{uri}: not a storage location that Sterna knows; use a local path or s3://bucket/folder")
-    try:
-        filesystem, path = arrow_fs.FileSystem.from_uri(uri)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{uri}: not a storage location this machine can use ({_one_line(error)}); use s3://bucket/folder") from None
-    return filesystem, path.rstrip("/")
-
-
-def absolute(uri: str) -> str:
-    """`uri` for a worker elsewhere, whose working directory is another: a local path made absolute, s3:// as it is."""
-    return uri if "://" in uri else resolve(uri)[1]
-
-
-def digest_of(value: Any) -> str:
-    """Hex digest of JSON-able data, independent of the order of keys."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
-
-
-def content_digest(uri: str) -> str:
-    """Digest of a file, or of a folder's names and contents, for inputs that no stage made."""
-    filesystem, path = resolve(uri)
-    if filesystem.get_file_info(path).type == arrow_fs.FileType.File:
-        return digest_of(_measure(filesystem, path))
-    return digest_of(_inventory(uri))
-
-
 def fingerprint(stage: str, inputs: Mapping[str, str], config: Any) -> str:
     """Identity of a run: what it would produce depends on nothing else."""
     resolved = {k: v for k, v in as_dict(config).items() if k not in _IGNORED_CONFIG}
@@ -185,7 +139,7 @@ def open_artifact(uri: str, *, made_by: tuple[str, ...] | str) -> Artifact:
         raise ValueError(f"{uri}: was made by `sterna {manifest.stage}`, but a folder from `sterna {verbs}` is needed here")
     if digest_of(manifest.files) != manifest.digest:
         raise ValueError(f"{uri}: its {MANIFEST} was changed by hand; {should}, run it again")
-    actual = _inventory(uri)
+    actual = inventory(uri)
     for name, entry in manifest.files.items():
         if name not in actual:
             raise ValueError(f"{uri}: {name} is missing; {should}, run it again")
@@ -227,16 +181,6 @@ def publish(output: str, *, stage: str, inputs: Mapping[str, str], config: Any) 
         _commit(draft, output, manifest)
 
 
-def copy_tree(source: str, destination: str) -> None:
-    """Copy a folder between any two places; a manifest, if there is one, goes last."""
-    src_fs, src = resolve(source)
-    dst_fs, dst = resolve(destination)
-    names = sorted(_list(src_fs, src), key=lambda n: (n == MANIFEST, n))
-    for name in names:
-        dst_fs.create_dir(str(Path(f"{dst}/{name}").parent), recursive=True)
-        arrow_fs.copy_files(f"{src}/{name}", f"{dst}/{name}", source_filesystem=src_fs, destination_filesystem=dst_fs, use_threads=False)
-
-
 def _read_manifest(uri: str) -> Manifest | None:
     filesystem, path = resolve(uri)
     try:
@@ -245,7 +189,7 @@ def _read_manifest(uri: str) -> Manifest | None:
         with filesystem.open_input_stream(f"{path}/{MANIFEST}") as stream:
             raw = stream.readall()
     except OSError as error:
-        raise ValueError(f"{uri}: cannot be read ({_one_line(error)}); check the location and your access to it") from None
+        raise ValueError(f"{uri}: cannot be read ({one_line(error)}); check the location and your access to it") from None
     try:
         data = json.loads(raw)
         if data.get("schema") != SCHEMA_VERSION:
@@ -255,33 +199,13 @@ def _read_manifest(uri: str) -> Manifest | None:
         raise ValueError(f"{uri}/{MANIFEST}: not a manifest this Sterna reads ({error}); run the stage again") from None
 
 
-def _list(filesystem: arrow_fs.FileSystem, path: str) -> list[str]:
-    selector = arrow_fs.FileSelector(path, recursive=True, allow_not_found=True)
-    found = (info.path for info in filesystem.get_file_info(selector) if info.type == arrow_fs.FileType.File)
-    return [os.path.relpath(name, path) for name in found]
-
-
-def _inventory(uri: str) -> dict[str, dict[str, Any]]:
-    filesystem, path = resolve(uri)
-    return {name: _measure(filesystem, f"{path}/{name}") for name in sorted(_list(filesystem, path)) if name not in (MANIFEST, _STATE)}
-
-
-def _measure(filesystem: arrow_fs.FileSystem, path: str) -> dict[str, Any]:
-    hasher, size = xxhash.xxh3_128(), 0
-    with filesystem.open_input_stream(path) as stream:
-        while chunk := stream.read(_CHUNK):
-            hasher.update(chunk)
-            size += len(chunk)
-    return {"bytes": size, "xxh3": hasher.hexdigest()}
-
-
 def _refuse_foreign(output: str, stage: str) -> None:
     """ValueError if publishing to `output` would replace what this stage has not made, or cannot be done at all."""
     filesystem, path = resolve(output)
     info = filesystem.get_file_info(path)
     if info.type == arrow_fs.FileType.File:
         raise ValueError(f"{output}: is a file; choose another --output folder")
-    if info.type != arrow_fs.FileType.Directory or not (names := _list(filesystem, path)) or _STATE in names:
+    if info.type != arrow_fs.FileType.Directory or not (names := list_files(filesystem, path)) or PARTIAL_STATE in names:
         return  # nothing there, or an upload of ours that was cut short
     try:
         manifest = _read_manifest(output)
@@ -330,10 +254,10 @@ def _begin(partial: str, print_: str) -> Draft:
             if filesystem.get_file_info(path).type == arrow_fs.FileType.Directory:
                 filesystem.delete_dir(path)
             filesystem.create_dir(path, recursive=True)
-            with filesystem.open_output_stream(f"{path}/{_STATE}") as stream:
+            with filesystem.open_output_stream(f"{path}/{PARTIAL_STATE}") as stream:
                 stream.write(json.dumps({"fingerprint": print_}).encode())
         except OSError as error:
-            raise ValueError(f"{partial}: cannot be written ({_one_line(error)}); choose another --output") from None
+            raise ValueError(f"{partial}: cannot be written ({one_line(error)}); choose another --output") from None
         if not local:
             shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
@@ -342,9 +266,9 @@ def _begin(partial: str, print_: str) -> Draft:
 
 def _state_of(filesystem: arrow_fs.FileSystem, path: str) -> str | None:
     """The fingerprint of the run that left its work at `path`; None if there is none, or it was killed while it wrote that."""
-    if filesystem.get_file_info(f"{path}/{_STATE}").type != arrow_fs.FileType.File:
+    if filesystem.get_file_info(f"{path}/{PARTIAL_STATE}").type != arrow_fs.FileType.File:
         return None
-    with filesystem.open_input_stream(f"{path}/{_STATE}") as stream:
+    with filesystem.open_input_stream(f"{path}/{PARTIAL_STATE}") as stream:
         raw = stream.readall()
     try:
         return str(json.loads(raw)["fingerprint"])
@@ -361,7 +285,7 @@ def _commit(draft: Draft, output: str, manifest: Manifest) -> None:
             filesystem.delete_dir(f"{path}/{name}")
     if "://" in draft.uri:
         copy_tree(str(draft.dir), draft.uri)
-    files = _inventory(draft.uri)
+    files = inventory(draft.uri)
     manifest = Manifest(**{**asdict(manifest), "files": files, "digest": digest_of(files)})
     if "://" not in draft.uri:
         _publish_local(Path(path), Path(resolve(output)[1]), manifest)
@@ -373,15 +297,15 @@ def _publish_remote(draft: Draft, output: str, manifest: Manifest) -> None:
     """Copy the files, then the manifest. A folder without a manifest may not be read, one with the state file may be overwritten."""
     filesystem, path = resolve(draft.uri)
     out_fs, out = resolve(output)
-    stale = _list(out_fs, out)
-    out_fs.copy_file(f"{path}/{_STATE}", f"{out}/{_STATE}")
-    for name in sorted(set(stale) - {_STATE}, key=lambda name: name != MANIFEST):  # the manifest first
+    stale = list_files(out_fs, out)
+    out_fs.copy_file(f"{path}/{PARTIAL_STATE}", f"{out}/{PARTIAL_STATE}")
+    for name in sorted(set(stale) - {PARTIAL_STATE}, key=lambda name: name != MANIFEST):  # the manifest first
         out_fs.delete_file(f"{out}/{name}")
     for name in manifest.files:
         out_fs.copy_file(f"{path}/{name}", f"{out}/{name}")
     with out_fs.open_output_stream(f"{out}/{MANIFEST}") as stream:
         stream.write(_dump(manifest))
-    out_fs.delete_file(f"{out}/{_STATE}")
+    out_fs.delete_file(f"{out}/{PARTIAL_STATE}")
     filesystem.delete_dir(path)
     shutil.rmtree(draft.dir, ignore_errors=True)
 
@@ -394,12 +318,8 @@ def _publish_local(partial: Path, output: Path, manifest: Manifest) -> None:
         shutil.rmtree(old, ignore_errors=True)
         output.rename(old)
     partial.rename(output)
-    (output / _STATE).unlink()  # last, so that an interrupted swap finds its work again
+    (output / PARTIAL_STATE).unlink()  # last, so that an interrupted swap finds its work again
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _dump(manifest: Manifest) -> bytes:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 from pyarrow import fs as arrow_fs
 
-from cluster.artifact import resolve
+from cluster.storage import resolve
 from pipelines.config import GenerateConfig
 from pipelines.rows import Staged, open_staged, write_table
 from serve.engine.engine import Engine
@@ -107,9 +107,13 @@ class EngineThread(threading.Thread):
             request, future = self._asked.get()
             try:
                 engine.add(request)
-                self._open[request.id] = (future, [], [])
             except ValueError as error:
                 future.set_result(Answer(None, "error", len(request.prompt), 0, str(error)))
+            except BaseException as error:  # it is in nobody's hands but ours
+                future.set_exception(error)
+                raise
+            else:
+                self._open[request.id] = (future, [], [])
 
     def _note(self, emission: Emission) -> None:
         future, text, tokens = self._open[emission.request_id]

@@ -26,10 +26,11 @@ import ray
 import ray.serve
 from ray.cluster_utils import Cluster
 
-from cluster.artifact import Artifact, Draft, digest_of, finished, open_artifact, publish
+from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
 from cluster.console import say
 from cluster.figure import table, timeline
 from cluster.preemption import drain
+from cluster.storage import digest_of
 from pipelines.config import DrillConfig
 from pipelines.drill_streams import Heard, Question, ask_all, difference, questions
 from serve.app import APP, MARKET, quiet_ray, running

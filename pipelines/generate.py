@@ -25,9 +25,10 @@ import ray.data
 from pyarrow import fs as arrow_fs
 
 from cluster import figure
-from cluster.artifact import Artifact, Draft, absolute, finished, open_artifact, publish, resolve
+from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
 from cluster.console import progress, say
 from cluster.runtime import attached
+from cluster.storage import absolute, resolve
 from pipelines.batch_engine import ANSWER, BatchEngine, answers_uri
 from pipelines.config import GenerateConfig
 from pipelines.rows import Staged, input_digest, stage, write_table

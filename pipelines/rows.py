@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 from pyarrow import fs as arrow_fs
 
-from cluster.artifact import digest_of, resolve
+from cluster.storage import digest_of, resolve
 
 __all__ = ["PIECE", "Staged", "Unreadable", "conform", "input_digest", "input_files", "open_staged", "stage", "write_table"]
 

@@ -26,9 +26,10 @@ import ray.data
 import xxhash
 
 from cluster import figure
-from cluster.artifact import Artifact, Draft, digest_of, finished, open_artifact, publish, resolve
+from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
 from cluster.console import say
 from cluster.runtime import attached
+from cluster.storage import digest_of, resolve
 from pipelines.config import TokenizeConfig
 from pipelines.curate.piece import read_piece, write_piece
 from pipelines.pack import fill, pack, split

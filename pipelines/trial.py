@@ -21,9 +21,10 @@ from typing import Any
 import httpx
 
 from cluster import figure
-from cluster.artifact import Artifact, digest_of, finished, open_artifact, publish
+from cluster.artifact import Artifact, finished, open_artifact, publish
 from cluster.console import progress, say
 from cluster.runtime import attached
+from cluster.storage import digest_of
 from pipelines.config import TrialConfig
 from serve.app import running
 from serve.config import ServeConfig

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from pyarrow import fs as arrow_fs
 
-from cluster.artifact import copy_tree, resolve
+from cluster.storage import copy_tree, resolve
 from train.loop import State
 
 __all__ = ["Saved", "Saving", "newest", "restore", "save"]

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import xxhash
 from pyarrow import fs as arrow_fs
 
-from cluster.artifact import open_artifact, resolve
+from cluster.artifact import open_artifact
+from cluster.storage import resolve
 from train.corpus import Sequences, pack
 from train.instructions import Message, pairs_from_code, parse_conversation
 

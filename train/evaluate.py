@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import ray
 import xxhash
 
-from cluster.artifact import Artifact, Draft, absolute, content_digest, finished, open_artifact, publish
+from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
 from cluster.console import progress, say
 from cluster.figure import bars, table
 from cluster.runtime import attached, num_cpus_available
+from cluster.storage import absolute, content_digest
 from train.config import EvaluateConfig
 from train.held_out import Document, read_documents
 from train.model_folder import load_model, open_model

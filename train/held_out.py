@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as arrow_fs
 
-from cluster.artifact import resolve
+from cluster.storage import resolve
 
 __all__ = ["Document", "is_tokens_folder", "read_documents"]
 

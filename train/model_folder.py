@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyarrow import fs as arrow_fs
 
-from cluster.artifact import content_digest, copy_tree, open_artifact, resolve
+from cluster.artifact import open_artifact
+from cluster.storage import content_digest, copy_tree, resolve
 
 if TYPE_CHECKING:
     import torch

@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.artifact import Artifact, Draft, copy_tree, digest_of, finished, open_artifact, publish, resolve
+from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
 from cluster.console import say
 from cluster.figure import lines
 from cluster.runtime import attached
 from cluster.settings import parse
+from cluster.storage import copy_tree, digest_of, resolve
 from train.config import PretrainConfig, Recipe, overridden
 
 if TYPE_CHECKING:

@@ -15,10 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.artifact import Artifact, Draft, absolute, content_digest, copy_tree, finished, open_artifact, publish, resolve
+from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
 from cluster.console import say
 from cluster.runtime import attached
 from cluster.settings import as_dict, parse
+from cluster.storage import absolute, content_digest, copy_tree, resolve
 from train.config import Recipe, TuneConfig
 from train.model_folder import copy_tokenizer, is_quantised, load_model, open_model, write_model
 from train.pretrain import loss_curve

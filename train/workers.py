@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.experimental import internal_kv
 
-from cluster.artifact import resolve
 from cluster.console import progress, say
+from cluster.storage import resolve
 from train.config import Recipe
 
 if TYPE_CHECKING:

@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 import ray.data
 
-from cluster.artifact import Artifact, Draft, digest_of, finished, open_artifact, publish, resolve
+from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
 from cluster.console import say
 from cluster.runtime import attached
+from cluster.storage import digest_of, resolve
 from pipelines.curate.account import balance, figures, headline, nothing_left
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.dedup import Signatures, Verdicts, duplicates

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.artifact import resolve
+from cluster.storage import resolve
 
 __all__ = ["read_piece", "write_piece"]
 

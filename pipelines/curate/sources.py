@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import xxhash
 from pyarrow import fs as arrow_fs
 
-from cluster.artifact import resolve
+from cluster.storage import resolve
 from pipelines.curate.document import DOCUMENT, UNREADABLE, document_id, excerpt
 
 __all__ = ["SourceFile", "chunked", "find_files", "installed_text", "read_files", "sampled"]

@@ -17,9 +17,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from cluster import artifact as artifact_module
-from cluster.artifact import Artifact, copy_tree, digest_of, finished, open_artifact, publish, resolve
+from cluster.artifact import Artifact, finished, open_artifact, publish
 from cluster.figure import bars
 from cluster.settings import settings
+from cluster.storage import copy_tree, digest_of, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,8 +12,9 @@ import pytest
 from pyarrow import fs as arrow_fs
 
 from cluster import artifact as artifact_module
-from cluster.artifact import Artifact, copy_tree, digest_of, finished, open_artifact, publish, resolve
+from cluster.artifact import Artifact, finished, open_artifact, publish
 from cluster.settings import settings
+from cluster.storage import copy_tree, digest_of, resolve
 
 PORT = 18151
 

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import xxhash
 from pyarrow import fs as arrow_fs
 
-from cluster.artifact import open_artifact, resolve
+from cluster.artifact import open_artifact
+from cluster.storage import resolve
 from train.compress.config import CompressConfig
 
 __all__ = ["Probes", "prompts_digest", "read_probes"]

@@ -13,7 +13,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from cluster.artifact import copy_tree, open_artifact
+from cluster.artifact import open_artifact
+from cluster.storage import copy_tree
 from pipelines.curate.sources import find_files
 
 WORDS = [
