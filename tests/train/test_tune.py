@@ -29,7 +29,8 @@ def test_tuning_lowers_the_held_out_loss_of_the_answers(tmp_path: Path, tiny_mod
     from transformers import AutoModelForCausalLM
 
     config = TuneConfig(
-        model=os.path.relpath(tiny_model_dir), data=(os.path.relpath(pairs_file),), output=os.path.relpath(tmp_path / "tuned"), rank=4, steps=12, global_batch=4,
+        model=os.path.relpath(tiny_model_dir), data=(os.path.relpath(pairs_file),), output=os.path.relpath(tmp_path / "tuned"),
+        rank=4, steps=12, global_batch=4,
         micro_batch=2, max_length=64, learning_rate=2e-2, precision="float32", held_out=0.1,
     )  # fmt: skip
     made = tune(config)
