@@ -17,12 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import pipelines.batch_engine
 import pipelines.generate
-from pipelines.batch_engine import BatchEngine, EngineThread, answers_uri
+from pipelines.batch_engine import BatchEngine
 from pipelines.config import GenerateConfig
 from pipelines.generate import generate
-from pipelines.rows import stage
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.request import Sampling
@@ -48,7 +46,6 @@ def answers_of(artifact) -> list[dict]:
 
 def test_the_worked_examples():
     assert doctest.testmod(pipelines.generate).failed == 0
-    assert doctest.testmod(pipelines.batch_engine).failed == 0
 
 
 @pytest.fixture(scope="module")
@@ -157,30 +154,6 @@ def test_settings_are_checked_before_anything_is_read():
     for wrong in ({"temperature": -1}, {"max_tokens": 0}, {"batch_size": 0}, {"concurrency": -1}, {"stop": ("",)}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             config_of("m", "i", "o", **wrong)
-
-
-def test_an_engine_that_cannot_load_fails_everyone_who_waits(tmp_path):
-    thread = EngineThread(tmp_path, ONE)
-    thread.start()
-    with pytest.raises(ValueError, match="config"):
-        thread.ready.result(timeout=30)
-    with pytest.raises(RuntimeError, match="stopped"):
-        thread.ask(None)
-
-
-def test_a_repeated_task_writes_no_second_row(tiny_model_dir, tmp_path):
-    """What Ray does after an actor's death: the same batch again, on another engine, maybe after it was written."""
-    source = write_prompts(tmp_path / "in.jsonl", PROMPTS)
-    work = tmp_path / "work"
-    (work / "answers").mkdir(parents=True)
-    stage(str(source), str(work / "input"))
-    engine = BatchEngine(config_of(tiny_model_dir, source, tmp_path / "out"), str(work), "prompt", 1)
-    first = engine({"first": [0], "last": [2]})
-    written = Path(answers_uri(str(work), 0)).stat().st_mtime_ns
-    again = engine({"first": [0], "last": [2]})
-    assert Path(answers_uri(str(work), 0)).stat().st_mtime_ns == written
-    assert {k: v.tolist() for k, v in first.items()} == {k: v.tolist() for k, v in again.items()}
-    assert [file.name for file in (work / "answers").iterdir()] == ["000000000000.parquet"]
 
 
 DRIVER = """
