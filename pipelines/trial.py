@@ -97,7 +97,7 @@ def trial(config: TrialConfig) -> Artifact:
         draft.counts = {"requests": sum(len(s) for by_n in results.values() for s in by_n.values())}
         draft.metrics = {"rows": [dict(zip(_COLUMNS, row, strict=True)) for row in rows], "agreement": _agreement(results, variants)}
         draft.figures = _figures(rows)
-        draft.headline = _headline(rows, variants, min(config.concurrency), draft.metrics["agreement"])
+        draft.headline = _headline(rows, variants, min(config.concurrency))
     return open_artifact(config.output, made_by="trial")
 
 
@@ -181,7 +181,7 @@ def _figures(rows: list[list[Any]]) -> dict[str, figure.Figure]:
     }
 
 
-def _headline(rows: list[list[Any]], variants: list[str], clients: int, agreement: float) -> str:
+def _headline(rows: list[list[Any]], variants: list[str], clients: int) -> str:
     speed = {(row[0], row[1]): row[2] for row in rows}
     on, off = speed[variants[0], clients], speed[variants[-1], clients]
-    return f"{on:,.0f} tokens/s to {clients} client(s), {on / off:.2f}× of drafts off; {agreement:.0%} of texts equal"
+    return f"{on:,.0f} tokens/s to {clients} client{'s' * (clients > 1)} over HTTP, {on / off:.2f}× of drafts off"

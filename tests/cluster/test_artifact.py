@@ -197,7 +197,7 @@ def test_an_interrupted_run_finds_its_work_and_another_run_does_not(tmp_path):
 def test_a_state_file_cut_short_means_a_fresh_start(tmp_path):
     partial = tmp_path / "out.partial"
     partial.mkdir()
-    (partial / artifact_module._STATE).write_text('{"finger')
+    (partial / artifact_module.PARTIAL_STATE).write_text('{"finger')
     make(str(tmp_path / "out"))
     assert done(str(tmp_path / "out")) is not None
 
