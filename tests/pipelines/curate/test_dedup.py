@@ -22,7 +22,7 @@ CONFIG = CurateConfig(output="unused", ngram=2, bands=8, rows=2, threshold=0.7)
 
 
 def corpus(seed):
-    """30 texts of few words each: originals, edits of them and of edits, copies in other clothes (of dropped ones too), no words."""
+    """32 texts of few words each: originals, edits of them and of edits, copies in other clothes (of dropped ones too), no words."""
     pick = random.Random(seed)
     texts = [" ".join(f"w{pick.randrange(200)}" for _ in range(pick.randint(20, 40))) for _ in range(10)]
     for _ in range(12):
@@ -30,7 +30,7 @@ def corpus(seed):
         words[pick.randrange(len(words))] = f"x{pick.randrange(3)}"
         texts.append(" ".join(words[: pick.randint(len(words) - 2, len(words))]))
     texts += [pick.choice(texts).upper() + "!" * pick.randint(0, 1) for _ in range(6)]
-    return [*texts, "?!", "?!"]
+    return [*texts, "?!", "?!", "to and " * 9, "to and " * 8]  # the last: the same set of word pairs, and yet no copy
 
 
 def by_definition(texts, ids, bands):
