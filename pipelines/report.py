@@ -145,7 +145,7 @@ def _bars(axes: Any, figure: Figure) -> None:
     axes.margins(x=0.15)
     axes.set_xlabel(figure["y"])
     if len(groups) > 1:
-        axes.legend()
+        axes.figure.legend(loc="outside upper right", ncols=len(groups))
 
 
 def _timeline(axes: Any, figure: Figure) -> None:
