@@ -24,7 +24,6 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "GRPC_VERBOSITY": "ERROR",
 }
-_QUIET_ALONE = {"RAY_BACKEND_LOG_LEVEL": "fatal"}  # of a cluster started here: its C++ core speaks to our terminal
 
 
 @contextmanager
@@ -40,8 +39,6 @@ def attached(*, num_cpus: int | None = None, **init: Any) -> Iterator[None]:
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, **init}
     if not _join(options):
-        for name, value in _QUIET_ALONE.items():
-            os.environ.setdefault(name, value)
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
     try:
         yield

@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
+# Ray turns token authentication on for a head when the user has a token file, but not for the client: neither here.
+ENV = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
 HEAD = """
 import logging, ray, sys
 address = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_port=0, logging_level=logging.ERROR).dashboard_url
@@ -19,11 +22,20 @@ ray.shutdown()
 """
 
 
+def submitted(head, command):
+    """The finished `ray job submit`; a head answers before its agent takes jobs, so it is asked until then."""
+    deadline = time.monotonic() + 60
+    while True:
+        arguments = [str(BIN / "ray"), "job", "submit", "--address", head, "--working-dir", str(ROOT), "--", *command]
+        shown = subprocess.run(arguments, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=240)
+        if "No available agent" not in shown.stdout + shown.stderr or time.monotonic() > deadline:
+            return shown
+
+
 @pytest.fixture
 def head():
     """The HTTP address of a head of our own, gone when the test ends."""
-    env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
-    process = subprocess.Popen([sys.executable, "-c", HEAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    process = subprocess.Popen([sys.executable, "-c", HEAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV)
     address = process.stdout.readline().strip()
     assert address, "the head did not start"
     yield f"http://{address}"
@@ -38,11 +50,7 @@ def test_a_verb_runs_as_a_job_with_the_directory_uploaded(head, tmp_path):
         (text / f"{index}.py").write_text("\n".join(lines))
     corpus = tmp_path / "corpus"
     command = ["python", "-m", "sterna", "curate", str(text), "--output", str(corpus), "--json"]
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    shown = subprocess.run(
-        [str(BIN / "ray"), "job", "submit", "--address", head, "--working-dir", str(ROOT), "--", *command],
-        cwd=ROOT, env=env, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+    shown = submitted(head, command)
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert "attached to the Ray cluster" in shown.stdout, "the job started a cluster of its own"
     assert json.loads((corpus / "manifest.json").read_text())["counts"]["documents_in"] == 4
