@@ -34,31 +34,36 @@ class TextStream:
     def __init__(self, decoder: Decoder, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         self._decoder = decoder
         self._stop = tuple(stop)
-        self._window = list(prompt[-_CONTEXT:])  # tokens decoded together; those before `_read` are context
-        self._read = len(self._window)
+        self._window = list(prompt[-_CONTEXT:])  # tokens decoded together: context, then those that wait
+        self._out = decoder.decode(self._window)  # what of the window's text is out, or is the prompt's
+        self._waiting = 0  # tokens at the window's end whose text is not out, or not all of it
         self._held = ""  # decoded, but maybe the beginning of a stop string
         self.stopped = False
 
     def push(self, token: int) -> str:
         """What one more token lets show. Sets `stopped` once a stop string is complete."""
         self._window.append(token)
+        self._waiting += 1
         return self._release(self._decode(final=False))
 
     def finish(self) -> str:
         """What was held back and need not be any more: nothing will follow."""
-        text = self._release(self._decode(final=True)) if self._read < len(self._window) else ""
+        text = self._release(self._decode(final=True)) if self._waiting else ""
         held, self._held = self._held, ""
         return text + held
 
     def _decode(self, final: bool) -> str:
-        before = self._decoder.decode(self._window[: self._read])
         text = self._decoder.decode(self._window)
-        waiting = len(self._window) - self._read
-        if text.endswith(_INCOMPLETE) and not final and waiting <= _LONGEST_CHARACTER:
+        unfinished = text.endswith(_INCOMPLETE) and not final
+        if unfinished and self._waiting <= _LONGEST_CHARACTER:
             return ""
+        start, end = _common(self._out, text), len(text) - unfinished  # the last character may still become another one
         self._window = self._window[-_CONTEXT:]
-        self._read = len(self._window)
-        return text[len(before) :]
+        self._waiting = int(unfinished)
+        self._out = self._decoder.decode(self._window)
+        if unfinished:
+            self._out = self._out[:-1]
+        return text[start:end]
 
     def _release(self, new: str) -> str:
         if self.stopped:
@@ -73,6 +78,13 @@ class TextStream:
         keep = max(_overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+
+def _common(out: str, text: str) -> int:
+    """Where the text goes on after `out`: a half character at its end is another one once it is whole."""
+    if not out.endswith(_INCOMPLETE):
+        return len(out)
+    return next((i for i, (a, b) in enumerate(zip(out, text, strict=False)) if a != b), min(len(out), len(text)))
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -73,6 +73,31 @@ def test_broken_bytes_do_not_hold_back_text_for_ever() -> None:
     assert "".join(stream.push(0xFF) for _ in range(100)).count("\ufffd") >= 80
 
 
+def shown(tokens: Sequence[int], prompt: Sequence[int]) -> str:
+    """All that a stream of these tokens shows."""
+    stream = TextStream(Bytes(), prompt)
+    return "".join([*(stream.push(t) for t in tokens), stream.finish()])
+
+
+def test_a_character_after_broken_bytes_is_whole() -> None:
+    assert shown([0xFF] * 8 + list("語x".encode()), b"a") == "\ufffd" * 8 + "語x"
+
+
+def test_a_character_that_the_prompt_began_is_shown_whole() -> None:
+    assert shown([0xA9, ord("b")], [ord("a"), 0xC3]) == "éb"
+    assert shown(b"b", [ord("a"), 0xC3]) == "b"
+
+
+pieces_of_bytes = st.lists(st.sampled_from([b"a", b"\xff", b"\xe8", b"\xf0\x9f", "é".encode(), "語".encode(), "🐦".encode()]), max_size=40)
+
+
+@settings(deadline=None, max_examples=300)
+@given(pieces_of_bytes)
+def test_any_bytes_show_what_they_decode_to_together(pieces: list[bytes]) -> None:
+    tokens = b"".join(pieces)
+    assert shown(tokens, b"a") == tokens.decode(errors="replace")
+
+
 @settings(deadline=None)
 @given(st.text(alphabet="aé🐦", min_size=1, max_size=12), st.data())
 def test_a_stream_resumed_anywhere_shows_the_rest(text: str, data: st.DataObject) -> None:
