@@ -20,6 +20,8 @@ from serve.engine.schedule import Chunk
 __all__ = ["Question", "Run", "draw", "processed", "uniform", "verify"]
 
 _MASK = (1 << 64) - 1
+_COLDEST = 1e-300
+"""Temperatures below this count as this: their reciprocal would be infinite, and only the likeliest are left here already."""
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
@@ -39,7 +41,8 @@ def uniform(seed: int, choice: int, position: int) -> float:
 
 def processed(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution [R, vocab] in float64 that `sampling` draws from; temperature above 0."""
-    scaled = logits.double() / sampling.temperature
+    exact = logits.double()
+    scaled = (exact - exact.amax(-1, keepdim=True)) / max(sampling.temperature, _COLDEST)  # at most 0, so nothing overflows to inf
     if 0 < sampling.top_k < scaled.shape[-1]:
         least = scaled.topk(sampling.top_k, dim=-1).values[:, -1:]
         scaled = scaled.masked_fill(scaled < least, -torch.inf)

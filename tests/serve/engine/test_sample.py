@@ -55,6 +55,15 @@ def test_a_tiny_temperature_is_nearly_greedy() -> None:
     assert nearly == logits.argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("temperature", [1e-308, 1e-320, 5e-324])
+@pytest.mark.parametrize("rest", [{}, {"top_k": 3}, {"top_p": 0.9}])
+def test_the_tiniest_temperature_is_greedy(temperature: float, rest: dict[str, float]) -> None:
+    logits = torch.randn(20, 50, generator=torch.Generator().manual_seed(0))
+    probabilities = processed(logits, Sampling(temperature=temperature, **rest))
+    assert probabilities.sum(-1).tolist() == [1.0] * 20
+    assert draw(probabilities, [0.5] * 20) == logits.argmax(-1).tolist()
+
+
 def toy_logits(tokens: list[int]) -> torch.Tensor:
     """A model over 5 tokens: the next one depends on the last two."""
     key = hash(tuple(tokens[-2:])) & 0xFFFF
