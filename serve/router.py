@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -86,7 +86,7 @@ class Board:
         """The nodes that drain, by id; the gateway puts its watch here."""
         self._routers: dict[str, Register] = {}
         self._streams: Counter[str] = Counter()
-        self._suspects: dict[str, float] = {}
+        self._suspects: dict[str, float] = {}  # never changed, only replaced, and by `suspect` alone: routers read it in their thread
         self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
 
     def places(self) -> list[Place]:
@@ -99,9 +99,7 @@ class Board:
 
     def among(self, places: Sequence[Place]) -> Choice | None:
         """The same choice, among these places only."""
-        now = time.monotonic()
-        self._suspects = {replica: until for replica, until in self._suspects.items() if until > now}
-        return choose(places, draining=self.draining(), suspects=self._suspects)
+        return choose(places, draining=self.draining(), suspects=_living(self._suspects))
 
     async def place(self, max_wait_s: float) -> Choice | None:
         """The choice for a new stream, which counts as one of its place's from now on; None if there is none in time."""
@@ -127,7 +125,7 @@ class Board:
 
     def suspect(self, replica_id: str) -> None:
         """This replica has let a stream down: none there for a while."""
-        self._suspects[replica_id] = time.monotonic() + SUSPECT_S
+        self._suspects = {**_living(self._suspects), replica_id: time.monotonic() + SUSPECT_S}
 
     def register(self, deployment: str, router: Register) -> None:
         """A router has been made for a deployment."""
@@ -137,6 +135,12 @@ class Board:
         """Wake those who wait for a place; callable from any thread."""
         for loop, event in list(self._waiting):
             loop.call_soon_threadsafe(event.set)
+
+
+def _living(suspects: Mapping[str, float]) -> dict[str, float]:
+    """The suspicions that have not ended."""
+    now = time.monotonic()
+    return {replica: until for replica, until in suspects.items() if until > now}
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> None:

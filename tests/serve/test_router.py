@@ -88,3 +88,26 @@ def test_suspects_and_draining_nodes_are_left_out(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("serve.router.SUSPECT_S", 0.0)
     board.suspect("a")  # a suspicion that ends at once
     assert board.choose().place.replica_id == "a"
+
+
+def test_a_suspicion_that_comes_while_a_router_chooses_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board()
+    board.register("spot", Replicas("a", "b", "c"))
+    turns = [lambda: board.suspect("b")]
+
+    class Until(float):
+        """An end of suspicion; looking at it gives the gateway's thread its turn, once."""
+
+        def __gt__(self, now: float) -> bool:
+            while turns:
+                turns.pop()()
+            return True
+
+        def __radd__(self, now: float) -> "Until":
+            return self
+
+    monkeypatch.setattr("serve.router.SUSPECT_S", Until())
+    board.suspect("a")
+    board.choose()
+    assert not turns
+    assert board.choose().place.replica_id == "c"
