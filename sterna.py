@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"sterna {version('sterna')}")
         return 0
-    show_traceback = "--traceback" in arguments
+    name, show_traceback = arguments[0], "--traceback" in arguments
     try:
         name, rest = _split_verb(arguments)
         return _run(name, VERBS[name], rest)
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         mistake = _user_error(error)
         if mistake is None or show_traceback:
             raise
-        print(f"sterna {' '.join(arguments[:1])}: {mistake}", file=sys.stderr)
+        print(f"sterna {name}: {mistake}", file=sys.stderr)
         return USER_ERROR
 
 
@@ -190,11 +190,15 @@ def _run(name: str, verb: Verb, arguments: list[str]) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        """One line instead of the usage text."""
+        raise ValueError(f"{message}; `{self.prog} --help` lists the options")
+
+
 def _parser(name: str, verb: Verb, cls: type[Any]) -> argparse.ArgumentParser:
     epilog = f"example:\n  {verb.example}\n\nThe same settings in TOML, in a table [{verb.table}], with --config."
-    parser = argparse.ArgumentParser(
-        f"sterna {name}", description=verb.help, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _Parser(f"sterna {name}", description=verb.help, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", metavar="FILE.toml", help="settings from the file's tables; flags and --set win over it")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any setting, nested ones by dotted key")
     parser.add_argument("--json", action="store_true", help="print one JSON summary on stdout")
@@ -250,6 +254,8 @@ def _read_toml(path: str) -> dict[str, Any]:
             tables = tomllib.load(file)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file; --config takes a TOML file such as configs/tiny.toml") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); --config takes a TOML file such as configs/tiny.toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from None
     known = {verb.table for verb in VERBS.values()}

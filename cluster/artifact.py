@@ -25,7 +25,7 @@ from pyarrow import fs as arrow_fs
 from cluster.console import say
 from cluster.figure import Figure
 from cluster.settings import as_dict
-from cluster.storage import MANIFEST, PARTIAL_STATE, copy_tree, digest_of, inventory, list_files, one_line, resolve
+from cluster.storage import MANIFEST, PARTIAL_STATE, copy_tree, digest_of, downloaded, inventory, list_files, one_line, resolve
 
 __all__ = ["Artifact", "Draft", "Manifest", "finished", "open_artifact", "publish"]
 
@@ -85,16 +85,7 @@ class Artifact:
         """The folder as a local path; an s3:// folder is downloaded once into `cache` (by digest)."""
         if "://" not in self.uri:
             return Path(self.uri)
-        place = (cache or Path(tempfile.gettempdir()) / "sterna-cache") / self.digest
-        if not (place / MANIFEST).exists():
-            scratch = place.with_name(f"{place.name}.{os.getpid()}")
-            shutil.rmtree(scratch, ignore_errors=True)
-            copy_tree(self.uri, str(scratch))
-            try:
-                scratch.rename(place)
-            except OSError:  # another process downloaded the same digest first
-                shutil.rmtree(scratch)
-        return place
+        return downloaded(self.uri, self.digest, cache)
 
 
 @dataclass(slots=True)
@@ -104,9 +95,10 @@ class Draft:
     uri: str
     """Where the stage writes: a local folder or an s3:// prefix that remote tasks can reach."""
     dir: Path
-    """A local folder: `uri` itself when local, else scratch that is uploaded when the draft is published."""
+    """A local folder: `uri` itself when local, else scratch that is uploaded when the draft is published (and that only the
+    machine that made it has: look for a file before counting on it)."""
     resumed: bool
-    """Whether an interrupted run with the same inputs and configuration left work here."""
+    """Whether an interrupted run with the same inputs and configuration left work at `uri`."""
     counts: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, Figure] = field(default_factory=dict)
@@ -241,14 +233,14 @@ def _exclusive(partial: str, output: str) -> Iterator[None]:
 
 @contextmanager
 def _no_lock(_: str) -> Iterator[None]:
-    yield  # object stores have no locks; two writers of one fingerprint write the same bytes
+    yield  # object stores have no locks: two runs into one s3:// folder at once are not kept apart
 
 
 def _begin(partial: str, print_: str) -> Draft:
     filesystem, path = resolve(partial)
     local = "://" not in partial
-    folder = Path(path) if local else Path(tempfile.gettempdir()) / "sterna-scratch" / print_
-    resumed = _state_of(filesystem, path) == print_ and (local or folder.is_dir())  # scratch stays on the machine that made it
+    folder = Path(path) if local else Path(tempfile.gettempdir()) / "sterna-scratch" / digest_of([partial, print_])
+    resumed = _state_of(filesystem, path) == print_
     if not resumed:
         try:
             if filesystem.get_file_info(path).type == arrow_fs.FileType.Directory:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,14 +50,26 @@ def attached(*, num_cpus: int | None = None, **init: Any) -> Iterator[None]:
 
 def _join(options: dict[str, Any]) -> bool:
     """Attach to the cluster that RAY_ADDRESS names or that runs on this node; False when there is none ("local": none wanted)."""
-    if os.environ.get("RAY_ADDRESS") == "local":
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named == "local":
         return False
+    if re.fullmatch(r"[^/]+:\d+", named) and not _answers(named):  # Ray itself would try for minutes
+        raise ValueError(f"RAY_ADDRESS={named}: no Ray cluster answers there; start it, or unset RAY_ADDRESS")
     try:
         ray.init(address="auto", **options)
     except ConnectionError:
         return False
     say(f"attached to the Ray cluster at {ray.get_runtime_context().gcs_address}")
     return True
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
+            return True
+    except OSError:
+        return False
 
 
 def num_cpus_available() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "content_digest",
     "copy_tree",
     "digest_of",
+    "downloaded",
     "inventory",
     "list_files",
     "one_line",
@@ -71,6 +73,22 @@ def copy_tree(source: str, destination: str) -> None:
     for name in names:
         dst_fs.create_dir(str(Path(f"{dst}/{name}").parent), recursive=True)
         arrow_fs.copy_files(f"{src}/{name}", f"{dst}/{name}", source_filesystem=src_fs, destination_filesystem=dst_fs, use_threads=False)
+
+
+def downloaded(uri: str, digest: str, cache: Path | None = None) -> Path:
+    """A local copy of the folder at `uri`, made once per `digest` in `cache` (default: below the system's temporary folder)."""
+    place = (cache or Path(tempfile.gettempdir()) / "sterna-cache") / digest
+    if place.exists():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent) as scratch:
+        copy_tree(uri, f"{scratch}/copy")
+        try:
+            Path(scratch, "copy").rename(place)
+        except OSError:  # another process was first
+            if not place.is_dir():
+                raise
+    return place
 
 
 def list_files(filesystem: arrow_fs.FileSystem, path: str) -> list[str]:

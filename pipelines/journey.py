@@ -23,7 +23,7 @@ from cluster.runtime import attached
 from cluster.settings import parse
 from pipelines.config import JourneyConfig
 from pipelines.footprint import measured
-from pipelines.report import render
+from pipelines.report import render, write_page
 
 __all__ = ["STEPS", "Arrival", "Step", "journey", "write_prompts"]
 
@@ -98,7 +98,7 @@ def journey(config: JourneyConfig) -> Arrival:
     elapsed = time.monotonic() - began
     page = root / "report.html"
     manifests = [(result.uri, result.manifest) for _, result, _ in arrived]
-    page.write_text(render("Sterna: the journey", manifests, _footer(elapsed, footprint.peak_bytes)), encoding="utf-8")
+    write_page(page, render("Sterna: the journey", manifests, _footer(elapsed, footprint.peak_bytes)))
     return Arrival(rows, elapsed, footprint.peak_bytes, str(page))
 
 

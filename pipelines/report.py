@@ -20,7 +20,7 @@ from cluster.figure import Figure
 from pipelines.config import ReportConfig
 from pipelines.report_page import PAGE
 
-__all__ = ["STAGES", "render", "report"]
+__all__ = ["STAGES", "render", "report", "write_page"]
 
 STAGES = ("curate", "tokenize", "plan", "pretrain", "tune", "compress", "evaluate", "trial", "generate", "drill")
 _COLOURS = ("#2a6f97", "#e07a5f", "#3d9970", "#b5838d", "#6d597a", "#e9c46a", "#577590", "#bc4749")
@@ -32,12 +32,20 @@ def report(config: ReportConfig) -> Path:
     """Draw the stage folders that `config` names; returns the page's path."""
     manifests = [(folder, open_artifact(folder, made_by=STAGES).manifest) for folder in config.folders]
     page = Path(config.output)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    scratch = page.with_name(page.name + ".partial")
-    scratch.write_text(render(config.title, manifests), encoding="utf-8")
-    scratch.replace(page)
+    write_page(page, render(config.title, manifests))
     say(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
     return page
+
+
+def write_page(page: Path, content: str) -> None:
+    """The whole page or none; ValueError where it cannot be written."""
+    scratch = page.with_name(page.name + ".partial")
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(content, encoding="utf-8")
+        scratch.replace(page)
+    except OSError as error:
+        raise ValueError(f"{page}: cannot be written ({error.strerror}); choose another --output") from None
 
 
 def render(title: str, manifests: list[tuple[str, Manifest]], summary: list[str] | None = None) -> str:

@@ -26,6 +26,8 @@ def run(*arguments):
         (["curate", "--set", "thresold=0.7", "--output", "x"], "unknown key 'thresold'; did you mean 'threshold'?"),
         (["tokenize", "/no/such/corpus", "--output", "x"], "/no/such/corpus: no such folder; `sterna curate` makes it"),
         (["report"], "no folders given"),
+        (["plan", "run", "--nope"], "sterna plan run: unrecognized arguments: --nope"),
+        (["curate", "--config", "/"], "/: cannot be read"),
         (["journey", "--until", "lunch"], "no stage 'lunch'"),
         (["journey", "--set", "lunch.time=1"], "[lunch]"),
     ],

@@ -52,7 +52,7 @@ def from_jsonl(uri: str) -> Conversations:
         raise ValueError(f"{uri}: no such file; give a jsonl file with `messages`, or a corpus folder from `sterna curate`")
     result = Conversations()
     with filesystem.open_input_stream(path, compression="detect") as stream:
-        for line in stream.readall().decode("utf-8", errors="replace").splitlines():
+        for line in stream.readall().decode("utf-8", errors="replace").split("\n"):  # JSON may hold other separators
             if not line.strip():
                 continue
             try:

@@ -86,7 +86,7 @@ def _from_parquet(uri: str, raw: bytes) -> list[Document]:
 
 def _from_jsonl(text: str) -> tuple[list[Document], int]:
     documents, bad = [], 0
-    for line in text.splitlines():
+    for line in text.split("\n"):  # not splitlines: JSON may hold other line separators as they are
         if not line.strip():
             continue
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pyarrow import fs as arrow_fs
 
 from cluster.artifact import open_artifact
-from cluster.storage import content_digest, copy_tree, resolve
+from cluster.storage import content_digest, downloaded, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +49,7 @@ def open_model(uri: str) -> tuple[Path, str]:
         path, digest = artifact.local(), artifact.digest
     else:
         digest = content_digest(uri)
-        path = _downloaded(uri, digest) if "://" in uri else Path(resolve(uri)[1])
+        path = downloaded(uri, digest) if "://" in uri else Path(resolve(uri)[1])
     _check(uri, names, path)
     return path, digest
 
@@ -134,17 +133,3 @@ def _read_json(uri: str, path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except ValueError as error:
         raise ValueError(f"{uri}: {path.name} is not JSON ({error}); restore it") from None
-
-
-def _downloaded(uri: str, digest: str) -> Path:
-    place = Path(tempfile.gettempdir()) / "sterna-cache" / digest
-    if not place.exists():
-        with tempfile.TemporaryDirectory(dir=_made(place.parent)) as scratch:
-            copy_tree(uri, f"{scratch}/model")
-            Path(scratch, "model").rename(place)
-    return place
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -190,13 +190,18 @@ def _news(key: bytes) -> dict[str, Any] | None:
 
 
 def _share_of_cluster(num_workers: int) -> tuple[float, bool]:
-    """(CPUs for each worker, whether each gets a GPU): the smallest machine's CPUs over the workers that it may have to hold."""
+    """(CPUs for each worker, whether each gets a GPU): the smallest machine's CPUs over the workers that it may have to hold,
+    on machines with GPUs where there are enough for all: one worker a GPU."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     if not nodes:
         return 1.0, False  # a cluster that scales up from nothing
+    with_gpu = [node for node in nodes if node.get("GPU", 0) > 0]
+    if sum(node["GPU"] for node in with_gpu) >= num_workers:
+        most = max(1, min(int(node["GPU"]) for node in with_gpu))
+        return float(max(1, int(min(node["CPU"] for node in with_gpu) / most))), True
     on_one = -(-num_workers // len(nodes))
     share = min(node["CPU"] for node in nodes) / on_one
-    return (float(int(share)) if share >= 1 else share), sum(node.get("GPU", 0) for node in nodes) >= num_workers
+    return (float(int(share)) if share >= 1 else share), False
 
 
 def _first_failure(job: Job, error: Exception) -> Exception:

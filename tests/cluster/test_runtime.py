@@ -59,3 +59,18 @@ cluster.shutdown()
 print("passed")
 """
     assert "passed" in run(script)
+
+
+def test_an_address_where_nobody_answers_starts_nothing_here():
+    script = """
+import ray
+from cluster.runtime import attached
+try:
+    with attached():
+        print("attached to something")
+except ValueError as error:
+    assert "RAY_ADDRESS=127.0.0.1:1: no Ray cluster answers there" in str(error), error
+    assert not ray.is_initialized()
+    print("passed")
+"""
+    assert "passed" in run(script, RAY_ADDRESS="127.0.0.1:1")

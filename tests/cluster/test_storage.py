@@ -1,12 +1,13 @@
 """Places: what is the same for local paths and s3://, and what is refused in one line. S3 itself: test_artifact_s3.py."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.storage import absolute, content_digest, copy_tree, digest_of, inventory, list_files, resolve
+from cluster.storage import absolute, content_digest, copy_tree, digest_of, downloaded, inventory, list_files, resolve
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
@@ -58,3 +59,15 @@ def test_a_copied_tree_is_the_same_tree(tmp_path):
 
 def test_no_folder_lists_no_files(tmp_path):
     assert list_files(*resolve(str(tmp_path / "absent"))) == []
+
+
+def test_many_may_download_the_same_folder_at_once(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(50):
+        (source / f"{number}.bin").write_bytes(os.urandom(2000))
+    with ThreadPoolExecutor(8) as pool:
+        places = list(pool.map(lambda _: downloaded(str(source), "digest", tmp_path / "cache"), range(8)))
+    assert set(places) == {tmp_path / "cache" / "digest"}
+    assert inventory(str(places[0])) == inventory(str(source))
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["digest"], "no scratch is left"

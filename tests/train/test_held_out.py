@@ -53,3 +53,8 @@ def test_a_parquet_without_text_says_what_it_has(tmp_path):
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="has no column `text`, but body"):
         read_documents([str(tmp_path / "x.parquet")])
+
+
+def test_a_line_separator_inside_json_does_not_end_the_line(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "one\u2028two\x85three"}\n', encoding="utf-8")
+    assert read_documents([str(tmp_path / "x.jsonl")]) == ([Document("one\u2028two\x85three", "text")], 0)

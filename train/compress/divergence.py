@@ -161,7 +161,7 @@ def judge(model: Scorer, reference: Reference, *, done: Callable[[], object] = l
 
 def text_losses(model: Scorer, text: Tokens) -> Floats:
     """Nats per token of `text` after its first: what perplexity is the exponential mean of."""
-    logprobs = torch.log_softmax(model.logits(list(text))[:-1].to(torch.float64), dim=1)
+    logprobs = torch.log_softmax(model.logits(list(text))[:-1].detach().to("cpu", torch.float64), dim=1)
     return -logprobs.gather(1, torch.tensor(text[1:])[:, None]).flatten().numpy()
 
 
