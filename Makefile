@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Real data and small trained models for benchmarks (and, where they are, for tests).
+STERNA_DATA ?= ../shared/data
+STERNA_MODELS ?= ../shared/models
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .PHONY: journey test check prove format setup clean help
@@ -35,7 +38,8 @@ check: $(READY)  ## format, lint, types of the pure files, layers
 
 prove: $(READY)  ## the long proofs: slow tests, benchmarks beside their peers
 	$(BIN)/python -m pytest -m slow tests
-	$(BIN)/python -m benchmarks.engine
+	mkdir -p runs
+	$(BIN)/python -m benchmarks.engine --model $(STERNA_MODELS)/tiny-code --prompts $(STERNA_DATA)/code/HumanEval.jsonl.gz --json runs/engine.json
 
 format: $(READY)  ## rewrite in the house format
 	$(BIN)/ruff format .
