@@ -58,13 +58,12 @@ def read_prompts(path: str, at_most: int) -> list[str]:
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file; prompts are jsonl lines with a `prompt`")
     prompts: list[str] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            prompts.append(str(json.loads(line)["prompt"]))
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise ValueError(f'{path}:{number}: not a JSON object with a "prompt"') from None
-        if len(prompts) == at_most:
-            break
+    with Path(path).open("rb") as lines:  # bytes: JSON may hold what else Unicode calls a line boundary as it is
+        for number, line in enumerate(itertools.islice(lines, at_most), 1):
+            try:
+                prompts.append(str(json.loads(line)["prompt"]))
+            except (ValueError, RecursionError, KeyError, TypeError):
+                raise ValueError(f'{path}:{number}: not a JSON object with a "prompt"') from None
     if not prompts:
         raise ValueError(f"{path}: holds no prompts")
     return prompts

@@ -16,13 +16,24 @@ from serve.engine.config import EngineConfig
         ("{}\n", "p.jsonl:1: not a JSON object"),
         ('{"prompt": "a"}\n[1]\n', "p.jsonl:2"),
         ("{broken\n", "p.jsonl:1"),
+        (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "p.jsonl:2"),
+        ('{"prompt": ' + "[" * 200_000 + "\n", "p.jsonl:1"),
     ],
 )
 def test_a_bad_prompt_file_is_named(tmp_path, lines, said):
     path = tmp_path / "p.jsonl"
-    path.write_text(lines)
+    path.write_bytes(lines if isinstance(lines, bytes) else lines.encode())
     with pytest.raises(ValueError, match=said):
         read_prompts(str(path), 10)
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path):
+    """JSON holds the other characters that Unicode calls line boundaries as they are."""
+    prompts = ["one\u2028two", "a\x85b", "c"]
+    path = tmp_path / "p.jsonl"
+    path.write_bytes("\r\n".join(json.dumps({"prompt": p}, ensure_ascii=False) for p in prompts).encode())
+    assert read_prompts(str(path), 10) == prompts
+    assert read_prompts(str(path), 2) == prompts[:2]
 
 
 def test_a_missing_prompt_file_is_named(tmp_path):
