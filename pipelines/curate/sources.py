@@ -176,10 +176,23 @@ def _split_glob(item: str) -> tuple[str, str]:
 def _matcher(pattern: str) -> Any:
     if not pattern:
         return lambda name: not _SKIPPED_FOLDERS.search(name)
-    parts = re.split(r"(\*\*/|\*|\?|\[[^\]]*\])", pattern)
+    parts = re.split(r"(\*\*/|\*|\?|\[!?+[^\]]+\])", pattern)
     wild = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    expression = "".join(wild.get(part) or (part if part.startswith("[") else re.escape(part)) for part in parts)
-    return re.compile(expression).fullmatch
+    try:  # every second part is wild
+        return re.compile("".join((wild.get(p) or _set(p)) if n % 2 else re.escape(p) for n, p in enumerate(parts))).fullmatch
+    except re.error as error:
+        raise ValueError(f"{pattern}: not a pattern ({error}); write sets as [abc], [a-z] or [!a-z]") from None
+
+
+def _set(part: str) -> str:
+    """A glob's [set] as an expression; like every wildcard, it never matches a slash.
+
+    >>> _set("[!_]")
+    '(?!/)[^_]'
+    """
+    negated = part[1] == "!"
+    inside = re.sub(r"([\\\[&~|^])", r"\\\1", part[1 + negated : -1])
+    return f"(?!/)[{'^' * negated}{inside}]"
 
 
 def _named_file(scheme: str, path: str, info: arrow_fs.FileInfo) -> SourceFile:

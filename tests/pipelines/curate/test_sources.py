@@ -115,6 +115,28 @@ def test_globs_and_folders_skip_what_is_hidden(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("[!_]*.py", ["[!].py", "^c.py", "abc.py", "b\\d.py"]),
+        ("[_^]*.py", ["^c.py", "_abc.py"]),
+        ("[^]*.py", ["^c.py"]),
+        ("b[\\]d.py", ["b\\d.py"]),
+        ("x[!a]*.py", []),
+        ("[a-b]*.py", ["abc.py", "b\\d.py"]),
+        ("[!]*.py", ["[!].py"]),
+    ],
+)
+def test_sets_of_characters_mean_what_they_mean_to_glob(pattern, expected):
+    names = ["[!].py", "^c.py", "_abc.py", "abc.py", "b\\d.py", "x/e.py"]
+    assert list(filter(sources._matcher(pattern), names)) == expected
+
+
+def test_a_pattern_that_is_none_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"\[z-a\]\.txt: not a pattern"):
+        find_files([f"{tmp_path}/[z-a].txt"])
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         ("absent", "no such file or folder"),
