@@ -161,8 +161,12 @@ def account(draft: Draft, staged: pa.Table, counted: list[dict[str, Any]], bytes
 
 
 def clear_staged(draft: Draft) -> None:
-    """Delete the pieces: they are working state, not part of the corpus."""
+    """Delete the pieces: they are working state, not part of the corpus.
+
+    The summary goes first: who finds it may trust that every piece it names is there.
+    """
     filesystem, path = resolve(f"{draft.uri}/{_STAGED}")
+    filesystem.delete_file(f"{path}/summary")
     filesystem.delete_dir(path)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.storage import resolve
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.flow import curate
 from pipelines.curate.minhash import jaccard, shingles
@@ -130,6 +132,30 @@ def test_a_finished_run_is_recognised_and_an_interrupted_one_goes_on(corpus, tmp
             curate(again)
     assert not (tmp_path / "corpus").exists()
     monkeypatch.setattr("pipelines.curate.flow.chunked", lambda *_: pytest.fail("read again"))
+    assert [*tables(curate(again).uri)] == [*tables(artifact.uri)]
+
+
+class DyingDisk:
+    """A filesystem whose machine goes away in the middle of deleting a folder: some pieces are gone, the summary is not."""
+
+    def __init__(self, filesystem):
+        self._filesystem = filesystem
+
+    def __getattr__(self, name):
+        return getattr(self._filesystem, name)
+
+    def delete_dir(self, path):
+        next(Path(path).glob("*.parquet")).unlink()
+        power_cut()
+
+
+def test_a_kill_while_the_working_state_is_deleted_costs_only_time(corpus, tmp_path, monkeypatch):
+    config, artifact = corpus
+    again = dataclasses.replace(config, output=str(tmp_path / "corpus"))
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.curate.flow.resolve", lambda uri: (DyingDisk(resolve(uri)[0]), resolve(uri)[1]))
+        with pytest.raises(RuntimeError, match="power"):
+            curate(again)
     assert [*tables(curate(again).uri)] == [*tables(artifact.uri)]
 
 
