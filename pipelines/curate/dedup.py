@@ -129,9 +129,11 @@ def _judge_block(block: pa.Table, threshold: float) -> pa.Table:
     """Whole components, perhaps of several partitions -> rank, kept rank and similarity of the dropped."""
     block = block.sort_by("rank").combine_chunks()
     ranks = block["rank"].to_numpy()
-    grams = block["grams"].combine_chunks() if block.num_rows else pa.array([], pa.large_list(pa.uint64()))
-    bands = np.array([np.frombuffer(b, np.uint64) for b in block["bands"].to_pylist()], np.uint64).reshape(len(ranks), -1)
-    dropped = near_duplicates(bands, lambda place: grams[place].values.to_numpy(), threshold)
+    dropped = []
+    if block.num_rows:  # a shuffle may leave some of its blocks empty
+        grams = block["grams"].combine_chunks()
+        bands = np.array([np.frombuffer(b, np.uint64) for b in block["bands"].to_pylist()])
+        dropped = near_duplicates(bands, lambda place: grams[place].values.to_numpy(), threshold)
     return pa.table(
         {
             "rank": pa.array([ranks[d.place] for d in dropped], pa.int64()),

@@ -102,6 +102,16 @@ def test_ray_gives_the_same_verdicts(tmp_path, ray_session):
     assert verdicts == by_definition(texts, [i.decode() for i in signatures.id], signatures.bands)
 
 
+def test_a_block_without_candidates_has_no_verdicts(tmp_path):
+    """The shuffle may leave some of its partitions empty."""
+    signatures, pieces = in_pieces(["to and " * 9, "to and " * 8], [], tmp_path)
+    (wanted,) = dedup._candidates(signatures, pieces, np.arange(2), np.zeros(2, int))
+    block = dedup._fetch_grams(wanted, CONFIG.ngram)
+    judged = dedup._judge_block(block, CONFIG.threshold)
+    assert judged.num_rows == 1
+    assert dedup._judge_block(block.slice(0, 0), CONFIG.threshold).equals(judged.slice(0, 0))
+
+
 def test_without_candidates_nothing_is_read():
     """No piece exists, and no Ray is asked: one document, two that are alike only in having no words, or none at all."""
     for count in (0, 1, 2):
