@@ -32,6 +32,7 @@ FORMATS = {
     ".py": "py", ".md": "md", ".rst": "rst", ".txt": "txt",
     ".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".jsonl.zst": "jsonl", ".parquet": "parquet",
 }  # fmt: skip
+_COMPRESSION = {"gz": "gzip", "zst": "zstd"}
 _CODE = {"py"}
 _INSTALLED = {"py", "md", "rst", "txt"}
 _SKIPPED_FOLDERS = re.compile(r"(^|/)(__pycache__|\.[^/]+)/")
@@ -105,7 +106,8 @@ def chunked(files: Sequence[SourceFile], num_partitions: int) -> list[pa.Table]:
     for file in files:
         chunks[min(before * len(chunks) // total, len(chunks) - 1)].append(file)
         before += file.num_bytes
-    return [pa.table({"uri": [f.uri for f in c], "format": [f.format for f in c]}) for c in chunks if c]
+    # as bytes: a file's name need not be UTF-8
+    return [pa.table({"uri": [os.fsencode(f.uri) for f in c], "format": [f.format for f in c]}) for c in chunks if c]
 
 
 def read_files(files: pa.Table, text_field: str) -> Iterator[pa.Table]:
@@ -113,7 +115,7 @@ def read_files(files: pa.Table, text_field: str) -> Iterator[pa.Table]:
     rows: list[dict[str, Any]] = []
     chars = 0
     for uri, format_ in zip(files["uri"].to_pylist(), files["format"].to_pylist(), strict=True):
-        for row in _read_file(uri, format_, text_field):
+        for row in _read_file(os.fsdecode(uri), format_, text_field):
             rows.append(row)
             chars += len(row["text"] or "")
             if chars > _YIELD_CHARS:
@@ -217,9 +219,9 @@ def _filesystem(root: str) -> arrow_fs.FileSystem:
     return resolve(root)[0]
 
 
-def _open(uri: str) -> tuple[arrow_fs.FileSystem, str]:
+def _open(uri: str) -> tuple[arrow_fs.FileSystem, str | bytes]:
     if "://" not in uri:
-        return _filesystem("/"), uri
+        return _filesystem("/"), os.fsencode(uri)
     scheme, path = uri.split("://", 1)
     return _filesystem(f"{scheme}://{path.split('/', 1)[0]}"), path
 
@@ -240,7 +242,8 @@ def _read_file(uri: str, format_: str, text_field: str) -> Iterator[dict[str, An
 
 def _row(uri: str, ordinal: int, format_: str, text: str | None, problem: str) -> dict[str, Any]:
     kind = "code" if format_ in _CODE else "prose"
-    row = {"text": None, "source": uri, "ordinal": ordinal, "kind": kind, "format": format_, "num_chars": 0, "num_words": 0}
+    source = uri.encode(errors="backslashreplace").decode()
+    row = {"text": None, "source": source, "ordinal": ordinal, "kind": kind, "format": format_, "num_chars": 0, "num_words": 0}
     if text is not None:
         try:
             content = text.encode()
@@ -285,7 +288,7 @@ def _parts(text: str) -> Iterator[str]:
 
 def _read_jsonl(uri: str, text_field: str) -> Iterator[Record]:
     filesystem, path = _open(uri)
-    with filesystem.open_input_stream(path, compression="detect") as stream:
+    with filesystem.open_input_stream(path, compression=_COMPRESSION.get(uri.lower().rsplit(".", 1)[-1])) as stream:
         for line in io.BufferedReader(stream, 1 << 20):
             if line.strip():
                 yield _json_record(line, text_field)

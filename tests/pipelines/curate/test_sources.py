@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,6 +88,23 @@ def test_undecodable_binary_and_vanished_files(tmp_path):
     rows = pa.concat_tables(read_files(table, "text")).to_pylist()
     assert [row["reason"] for row in rows] == ["unreadable.encoding", "unreadable.binary", "unreadable.missing"]
     assert all(row["excerpt"] for row in rows)
+
+
+def test_a_file_whose_name_is_not_utf8_is_read_like_any_other(tmp_path):
+    folder = os.fsencode(tmp_path)
+    for name in (b"caf\xe9.txt", b"caf\xe8.txt", b"data\xff.jsonl", b"table\xff.parquet", b"undecodable\xff.md"):
+        Path(os.fsdecode(folder + b"/" + name)).write_bytes(b'{"text": "a"}')
+    Path(os.fsdecode(folder + b"/undecodable\xff.md")).write_bytes(b"\xff")
+    files = find_files([str(tmp_path)])
+    chunks = chunked(sampled(files, 1000, 0), 1)
+    rows = pa.concat_tables([t for chunk in chunks for t in read_files(chunk, "text")]).to_pylist()
+    assert len({row["id"] for row in rows}) == 5
+    assert sorted(seen(rows)) == [
+        (r"caf\udce8.txt", 0, '{"text": "a"}', None), (r"caf\udce9.txt", 0, '{"text": "a"}', None), (r"data\udcff.jsonl", 0, "a", None),
+        (r"table\udcff.parquet", 0, None, "unreadable.parquet"), (r"undecodable\udcff.md", 0, None, "unreadable.encoding"),
+    ]  # fmt: skip
+    Path(os.fsdecode(folder + b"/caf\xe9.txt")).unlink()
+    assert "unreadable.missing" in {row["reason"] for chunk in chunks for t in read_files(chunk, "text") for row in t.to_pylist()}
 
 
 def test_a_long_text_file_is_cut_at_blank_lines(tmp_path, monkeypatch):
@@ -190,5 +209,5 @@ def test_chunks_hold_every_file_once_in_order(files, num_partitions):
     if not sum(f.num_bytes for f in files):
         return
     chunks = chunked(files, num_partitions)
-    assert [uri for c in chunks for uri in c["uri"].to_pylist()] == [f.uri for f in files]
+    assert [os.fsdecode(uri) for c in chunks for uri in c["uri"].to_pylist()] == [f.uri for f in files]
     assert len(chunks) <= max(1, num_partitions or 1)
