@@ -15,15 +15,17 @@ import socket
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import ray
 import ray.serve
+from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray.cluster_utils import Cluster
 
 from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
@@ -36,7 +38,7 @@ from pipelines.drill_streams import Heard, Question, ask_all, difference, questi
 from serve.app import APP, MARKET, quiet_ray, running
 from serve.config import ServeConfig
 
-__all__ = ["drill"]
+__all__ = ["drill", "vanish"]
 
 WARM_TOKENS = 20
 """A stream is in the middle of generation from here on."""
@@ -69,8 +71,11 @@ class Fleet:
 
     def kill(self, name: str) -> None:
         """The machine is gone, at once."""
+        node = self.nodes[name]
+        for raylet in node.all_processes[PROCESS_TYPE_RAYLET]:
+            vanish(raylet.process.pid)
         self.lives[name].append(time.time())
-        self.cluster.remove_node(self.nodes[name], allow_graceful=False)
+        self.cluster.remove_node(node, allow_graceful=False)  # what is left of it
 
     def name(self, node_id: str) -> str:
         """The name of a node by Ray's id."""
@@ -83,6 +88,8 @@ class Event:
 
     title: str
     victim: str
+    victim_id: str
+    """Ray's id of the victim."""
     hit: list[str]
     """Streams in the middle of generation on the victim."""
     marks: list[tuple[float, str]]
@@ -93,16 +100,26 @@ class Event:
 
     @property
     def gaps_s(self) -> list[float]:
-        """Per stream that changed machines: from its last token here to its first token there."""
+        """Per stream that the victim's end drove away: from its last token there to its first token elsewhere."""
         by_stream: dict[str, list[dict[str, Any]]] = {}
         for stay in self.stays:
             if stay["first_s"] is not None:
                 by_stream.setdefault(stay["stream"], []).append(stay)
-        return [b["first_s"] - a["last_s"] for stays in by_stream.values() for a, b in pairwise(stays)]
+        moves = [move for stays in by_stream.values() for move in pairwise(stays)]
+        return [b["first_s"] - a["last_s"] for a, b in moves if a["node_id"] == self.victim_id]
 
     def left(self, how: str) -> int:
-        """Streams that left a machine this way after they had begun there."""
-        return sum(stay["end"] == how and stay["num_tokens"] > 0 for stay in self.stays)
+        """Streams that left the victim this way after they had begun there."""
+        return sum(stay["node_id"] == self.victim_id and stay["end"] == how and stay["num_tokens"] > 0 for stay in self.stays)
+
+
+def vanish(pid: int) -> None:
+    """Kill a process and all below it together, as when a machine goes: Ray's workers would go on until they miss their daemon."""
+    daemon = psutil.Process(pid)
+    processes = [daemon, *daemon.children(recursive=True)]
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):  # over already, or by the daemon's end
+            process.kill()
 
 
 def drill(config: DrillConfig) -> Artifact:
@@ -162,7 +179,7 @@ async def _event(
     marks: list[tuple[float, str]] = []
     await strike(victim, marks)
     heard = await streams
-    event = Event(title, victim, hit, marks, await _stays(began), heard, began, time.time())
+    event = Event(title, victim, fleet.nodes[victim].node_id, hit, marks, await _stays(began), heard, began, time.time())
     if not event.left("moved") + event.left("lost"):
         raise RuntimeError(f"drill: {title}: the streams on {victim} were over before it went; use more --tokens")
     took = f"{event.marks[0][0] - began:.1f} s into {event.ended_s - began:.1f} s of streams"
@@ -215,7 +232,7 @@ def _report(draft: Draft, config: DrillConfig, fleet: Fleet, events: list[Event]
         raise RuntimeError(f"drill: {len(differences)} streams are not what they are undisturbed; {'; '.join(differences[:5])}")
     choices = sum(len(gots) for event in events for gots in event.heard)
     moved, resumed = (sum(event.left(how) for event in events) for how in ("moved", "lost"))
-    gaps = [gap for event in events for gap in event.gaps_s]
+    longest_s = max((gap for event in events for gap in event.gaps_s), default=0.0)
     silence = max(heard.longest_silence_s for event in events for gots in event.heard for heard in gots)
     draft.counts = {
         "streams": choices, "preemptions": len(events), "hit": sum(len(event.hit) for event in events), "moved_with_notice": moved,
@@ -232,7 +249,7 @@ def _report(draft: Draft, config: DrillConfig, fleet: Fleet, events: list[Event]
     for event in events:
         draft.figures[f"timeline: {event.title}"] = _timeline(event, fleet)
     draft.headline = (
-        f"{choices} streams, {len(events)} preemptions, {moved} moved, {resumed} resumed, 0 lost, 0 repeated, longest gap {max(gaps):.1f} s"
+        f"{choices} streams, {len(events)} preemptions, {moved} moved, {resumed} resumed, 0 lost, 0 repeated, longest gap {longest_s:.1f} s"
     )
     (draft.dir / "heard.txt").write_text("\n\n".join(f"--- stream {i}\n{gots[0].text}" for i, gots in enumerate(undisturbed)))
 
