@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -37,6 +36,7 @@ from pipelines.config import DrillConfig
 from pipelines.drill_streams import Heard, Question, ask_all, difference, questions
 from serve.app import APP, MARKET, quiet_ray, running
 from serve.config import ServeConfig
+from serve.folder import model_folder
 
 __all__ = ["drill", "vanish"]
 
@@ -300,7 +300,7 @@ def _free_port() -> int:
 
 def _digest(model: str) -> str:
     """Identity of a model folder by its files' names, sizes and times: the drill's outcome does not depend on the weights."""
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"{model}: no such folder; `sterna pretrain`, `tune` or `compress` makes one")
+    folder = model_folder(model)
+    if "://" in model:
+        return folder.name  # downloaded by digest
     return digest_of(sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in folder.iterdir() if f.is_file()))

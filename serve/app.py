@@ -30,7 +30,9 @@ from ray.serve.schema import ApplicationStatus
 from cluster.console import say
 from cluster.runtime import attached
 from cluster.settings import parse
+from cluster.storage import absolute
 from serve.config import ServeConfig
+from serve.folder import model_folder
 from serve.gateway import Ingress
 from serve.replica import EngineReplica
 from serve.request_router import ChosenReplica
@@ -57,7 +59,8 @@ def build(args: dict[str, Any]) -> ray.serve.Application:
 
 def application(config: ServeConfig) -> ray.serve.Application:
     """The Serve application. ValueError if `config.model` is no model folder."""
-    config = replace(config, model=str(_model_folder(config.model)), name=config.name or Path(config.model).absolute().name)
+    model_folder(config.model)
+    config = replace(config, model=absolute(config.model), name=config.name or Path(config.model).absolute().name)
     kinds = {"spot": (config.spot_replicas, "!on-demand"), "on_demand": (config.on_demand_replicas, "!spot")}
     replicas = {name: _replicas(config, name, count, market) for name, (count, market) in kinds.items() if count}
     gateway = ray.serve.deployment(Ingress).options(
@@ -136,20 +139,6 @@ def serve(config: ServeConfig) -> None:
         say(f"  curl {url}/completions -H 'content-type: application/json' -d '{example}'")
         stop.wait()
     say("stopped")
-
-
-def _model_folder(model: str) -> Path:
-    folder = Path(model).expanduser().absolute()
-    if not folder.is_dir():
-        raise ValueError(f"{model}: no such folder; `sterna pretrain`, `tune` or `compress` makes one, or save one with save_pretrained")
-    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
-    if not missing and not any(folder.glob("*.safetensors")):
-        missing = ["*.safetensors"]
-    if missing:
-        raise ValueError(
-            f"{model}: not a model folder, {missing[0]} is missing; save the model with save_pretrained, its tokenizer beside it"
-        )
-    return folder
 
 
 def _refuse_busy_port(config: ServeConfig) -> None:

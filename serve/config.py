@@ -17,7 +17,7 @@ class ServeConfig:
     """A model behind an OpenAI-compatible HTTP address, on machines that may vanish."""
 
     model: str
-    """The model's folder (config.json, tokenizer, safetensors), at a path that every node can read."""
+    """The model's folder (config.json, tokenizer, safetensors), at a path that every node can read or on s3://."""
     name: str | None = None
     """The name clients ask for; by default the folder's."""
     host: str = "127.0.0.1"

@@ -29,6 +29,7 @@ from cluster.preemption import DrainWatch
 from serve.answers import Answer
 from serve.config import ServeConfig
 from serve.engine.text import Tokenizer
+from serve.folder import model_folder
 from serve.migrate import Fresh, Record
 from serve.protocol import ApiError, ChatRequest, CompletionRequest, engine_requests, read_body, token_prompts
 from serve.relay import Journal, Source, follow
@@ -86,8 +87,9 @@ class Gateway:
         self._config = config
         self._name = config.name or Path(config.model).name
         self._created = int(time.time())
-        self._tokenizer = Tokenizer(Path(config.model))
-        self._max_length, self._vocab_size = _limits(config)
+        folder = model_folder(config.model)
+        self._tokenizer = Tokenizer(folder)
+        self._max_length, self._vocab_size = _limits(folder, config.engine.max_length)
         self._replicas = {name: handle.options(method_name="stream", stream=True) for name, handle in replicas.items()}
         self._watch = DrainWatch()
         BOARD.draining = lambda: self._watch.nodes
@@ -231,11 +233,11 @@ def _event(data: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-def _limits(config: ServeConfig) -> tuple[int, int]:
+def _limits(folder: Path, max_length: int | None) -> tuple[int, int]:
     """Longest context and size of the vocabulary, from the model's own config.json."""
-    model = json.loads((Path(config.model) / "config.json").read_text())
+    model = json.loads((folder / "config.json").read_text())
     own = int(model.get("max_position_embeddings") or 2**31)
-    return min(config.engine.max_length or own, own), int(model["vocab_size"])
+    return min(max_length or own, own), int(model["vocab_size"])
 
 
 Ingress = ray.serve.ingress(api)(Gateway)  # not a decorator: Ray pickles what it wraps, and must find it whole

@@ -25,6 +25,7 @@ from cluster.preemption import DrainWatch
 from serve.engine.config import EngineConfig
 from serve.engine.request import Emission, Request
 from serve.engine.snapshot import Snapshot
+from serve.folder import model_folder
 from serve.migrate import Begun, Done, Frame, Moved, Refused, Tokens
 
 __all__ = ["EngineReplica", "EngineThread", "Outbox"]
@@ -189,10 +190,10 @@ class EngineReplica:
     """One replica: an engine, its thread, and the streams it has."""
 
     def __init__(self, model: str, config: EngineConfig, frame_s: float = 0.02) -> None:
-        """`model` is a local folder."""
+        """`model` is a folder that this node can read, or s3://…"""
         from serve.engine.engine import Engine  # torch: only where the engine runs, not where the deployment is declared
 
-        self._engine = Engine.load(model, config)
+        self._engine = Engine.load(model_folder(model), config)
         self._frame_s = frame_s
         self._numbers = count()
         self._outboxes: dict[str, Outbox] = {}

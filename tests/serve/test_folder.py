@@ -1,0 +1,66 @@
+"""Where a served model comes from: a folder here, or one on S3 (over HTTP against moto's server)."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from cluster.storage import content_digest, copy_tree
+from serve.folder import model_folder
+
+ENGINE = """
+import sys
+from serve.app import build
+from serve.engine.engine import Engine
+from serve.folder import model_folder
+
+build({"model": sys.argv[1]})
+print(model_folder(sys.argv[1]))
+Engine.load(model_folder(sys.argv[1]))
+"""
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """A bucket on a server of our own, downloads into a folder of the test's."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    values = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REGION": "us-east-1",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "cache"))
+    boto3.client("s3").create_bucket(Bucket="models")
+    yield "s3://models"
+    server.stop()
+
+
+def test_a_model_on_s3_is_served_from_a_copy(bucket: str, tiny_model_dir: Path, tmp_path: Path) -> None:
+    copy_tree(str(tiny_model_dir), f"{bucket}/tern")
+    folder = model_folder(f"{bucket}/tern")
+    assert content_digest(str(folder)) == content_digest(str(tiny_model_dir))
+    assert model_folder(f"{bucket}/tern") == folder
+    with pytest.raises(ValueError, match="s3://models/gull: no such folder"):
+        model_folder(f"{bucket}/gull")
+    done = subprocess.run(
+        [sys.executable, "-c", ENGINE, f"{bucket}/tern"], env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == str(tmp_path / "sterna-cache" / folder.name)
+
+
+def test_an_unknown_place_is_one_line() -> None:
+    with pytest.raises(ValueError, match="not a storage location") as error:
+        model_folder("gs://models/tern")
+    assert "\n" not in str(error.value)
