@@ -29,6 +29,8 @@ PIECE = 1024
 _ENDINGS = (".parquet", ".jsonl", ".ndjson")
 _PACKED = (".gz", ".zst", ".bz2")
 _LAST = "schema.parquet"
+_DEEPEST_LINE = 100
+_DEEPEST_COLUMN = 24  # a list is up to three levels of a parquet schema, of which readers take some 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +234,13 @@ def _jsonl(filesystem: arrow_fs.FileSystem, name: str, unreadable: list[Unreadab
 def _take(line: bytes, records: list[dict[str, Any]], here: Unreadable, unreadable: list[Unreadable]) -> None:
     try:
         record = json.loads(line)
+        if line.count(b"[") + line.count(b"{") > _DEEPEST_LINE and _deeper(record, _DEEPEST_LINE):
+            raise RecursionError
         if b"\\ud" in line.lower():  # JSON can spell half of a surrogate pair, which is no text
             json.dumps(record, ensure_ascii=False).encode()
+    except RecursionError:
+        unreadable.append(Unreadable(here.source, here.position, f"nested deeper than {_DEEPEST_LINE} levels"))
+        return
     except UnicodeEncodeError:
         unreadable.append(Unreadable(here.source, here.position, "holds half of a surrogate pair, which is no character"))
         return
@@ -252,11 +259,24 @@ def _table(records: list[dict[str, Any]]) -> pa.Table:
     return pa.table({name: _array([record.get(name) for record in records]) for name in names})
 
 
+def _deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_deeper(each, levels - 1) for each in inner)
+
+
 def _array(values: list[Any]) -> pa.Array:
     try:
-        return pa.array(values)
+        array = pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
         return pa.array(_as_text(values), pa.string())
+    return array if _storable(array.type, _DEEPEST_COLUMN) else pa.array(_as_text(values), pa.string())
+
+
+def _storable(kind: pa.DataType, levels: int) -> bool:
+    """Whether parquet holds values of this kind: no struct without fields, and not too many levels."""
+    if pa.types.is_struct(kind) and not kind.num_fields:
+        return False
+    return levels > 0 and all(_storable(kind.field(n).type, levels - 1) for n in range(kind.num_fields))
 
 
 def _kind(name: str) -> str:

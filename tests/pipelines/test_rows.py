@@ -86,6 +86,31 @@ def test_columns_of_several_kinds_become_text(tmp_path):
     ]
 
 
+def nested(levels, value=1):
+    for level in range(levels):
+        value = [value] if level % 2 else {"k": value}
+    return value
+
+
+@pytest.mark.parametrize("odd", [{}, [{}], {"a": {"b": {}}}, nested(20), nested(60), [nested(90)], 2**70])
+def test_a_value_that_parquet_cannot_hold_becomes_text(tmp_path, odd):
+    rows = [{"prompt": "a", "meta": odd}, {"prompt": "b"}]
+    staged = stage(str(write_jsonl(tmp_path / "a.jsonl", rows)), str(tmp_path / "staged"))
+    found = staged.rows(0, 2).to_pylist()
+    assert [row["prompt"] for row in found] == ["a", "b"]
+    assert found[0]["meta"] in (odd, json.dumps(odd))
+    assert found[1]["meta"] is None
+
+
+@pytest.mark.parametrize("levels", [101, 400, 200_000])
+def test_a_line_that_is_nested_without_end_is_set_aside(tmp_path, levels):
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"prompt": "a"}\n{"prompt": ' + "[" * levels + "]" * levels + '}\n{"prompt": "b"}\n')
+    staged = stage(str(source), str(tmp_path / "staged"))
+    assert staged.rows(0, 2)["prompt"].to_pylist() == ["a", "b"]
+    assert [(u.position, u.reason) for u in staged.unreadable] == [(2, "nested deeper than 100 levels")]
+
+
 def test_pieces_with_other_columns_get_one_schema(tmp_path):
     rows = [{"prompt": f"p{n}", **({"late": n} if n >= PIECE else {})} for n in range(PIECE + 5)]
     staged = stage(str(write_jsonl(tmp_path / "a.jsonl", rows)), str(tmp_path / "staged"))
