@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +42,9 @@ __all__ = ["APP", "application", "build", "quiet_ray", "running", "serve"]
 APP = "sterna"
 """The application's name in Ray Serve."""
 MARKET = "ray.io/market-type"
+ROLE = "sterna.io/role"
+HEAD = "node:__internal_head__"
+"""The resource by which Ray marks the head."""
 _POLL_S = 0.1
 
 
@@ -100,6 +103,7 @@ def running(config: ServeConfig) -> Iterator[str]:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     needed = int(config.cpus_per_replica * (config.spot_replicas + config.on_demand_replicas)) + 1
     with attached(num_cpus=max(needed, 2)):
+        _refuse_elsewhere(ray.nodes(), ray.get_runtime_context().get_node_id())
         if ray.serve.status().proxies:
             raise ValueError(
                 "Ray Serve already runs on this cluster; deploy beside it with `serve run serve.app:build model=…`, "
@@ -150,6 +154,17 @@ def _refuse_busy_port(config: ServeConfig) -> None:
             raise ValueError(
                 f"port {config.port} on {config.host}: cannot listen there ({error.strerror}); choose another with --port"
             ) from None
+
+
+def _refuse_elsewhere(nodes: Sequence[Mapping[str, Any]], here: str) -> None:
+    """ValueError if the node `here` is not on the head's machine, where the proxy listens: from elsewhere it may not be reachable."""
+    places = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
+    head = next((node["NodeManagerAddress"] for node in nodes if HEAD in node["Resources"]), None)
+    if head not in (None, places[here]):
+        raise ValueError(
+            f"serve: the address is on the cluster's head ({head}), and this is another machine ({places[here]}); "
+            "run it on the head, or from anywhere with `ray job submit -- sterna serve …`"
+        )
 
 
 def _wait_until_ready(url: str, patience_s: float) -> None:

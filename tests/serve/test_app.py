@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.app import _why, build, running
+from serve.app import _refuse_elsewhere, _why, build, running
 from serve.config import ServeConfig
 
 
@@ -45,3 +45,16 @@ def test_a_mistake_that_a_replica_finds_is_told_as_a_mistake() -> None:
     text = "Traceback (most recent call last):\n  File ...\nValueError: config.json: broken; save it again\n"
     assert str(_why({"spot": text}, "Failed to update")) == "config.json: broken; save it again"
     assert isinstance(_why({"spot": "out of memory"}, ""), RuntimeError)
+
+
+def test_a_driver_off_the_heads_machine_is_sent_there() -> None:
+    nodes = [
+        {"NodeID": "h", "NodeManagerAddress": "10.0.0.1", "Resources": {"node:__internal_head__": 1.0}},
+        {"NodeID": "beside", "NodeManagerAddress": "10.0.0.1", "Resources": {}},
+        {"NodeID": "w", "NodeManagerAddress": "10.0.0.2", "Resources": {"CPU": 4.0}},
+    ]
+    _refuse_elsewhere(nodes, "h")
+    _refuse_elsewhere(nodes, "beside")
+    with pytest.raises(ValueError, match=r"head \(10\.0\.0\.1\), and this is another machine \(10\.0\.0\.2\); run it on the head") as error:
+        _refuse_elsewhere(nodes, "w")
+    assert "\n" not in str(error.value)
