@@ -43,6 +43,11 @@ APP = "sterna"
 """The application's name in Ray Serve."""
 MARKET = "ray.io/market-type"
 ROLE = "sterna.io/role"
+GATEWAY_NODES: dict[str, Any] = {
+    "label_selector": {MARKET: "!spot", ROLE: "gateway"},
+    "fallback_strategy": [{"label_selector": {MARKET: "!spot"}}],
+}
+"""Where a gateway goes: to a node kept for gateways, else to any that stays (a laptop, a cluster without labels)."""
 HEAD = "node:__internal_head__"
 """The resource by which Ray marks the head."""
 _POLL_S = 0.1
@@ -70,7 +75,7 @@ def application(config: ServeConfig) -> ray.serve.Application:
         name="gateway",
         num_replicas=config.gateways,
         max_ongoing_requests=10_000,
-        ray_actor_options={"num_cpus": 0, "label_selector": {MARKET: "!spot"}},
+        ray_actor_options={"num_cpus": 0, **GATEWAY_NODES},
         graceful_shutdown_timeout_s=config.grace_s,
         graceful_shutdown_wait_loop_s=0.2,
         logging_config={"enable_access_log": False},

@@ -14,6 +14,7 @@ import yaml
 
 from cluster.notices import WatchConfig
 from cluster.settings import field_help
+from serve.app import GATEWAY_NODES
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKET = "ray.io/market-type"
@@ -43,6 +44,18 @@ def test_head_and_gateways_are_on_demand_and_take_no_work(config):
         assert not is_spot(nodes[name])
         assert nodes[name]["resources"]["CPU"] == 0
     assert nodes["gateway"]["min_workers"] >= 1
+
+
+def test_gateways_prefer_the_gateway_nodes(config):
+    wanted = GATEWAY_NODES["label_selector"]
+    fits = {
+        name
+        for name, node in config["available_node_types"].items()
+        if all(
+            (node["labels"][key] != value[1:]) if value.startswith("!") else (node["labels"][key] == value) for key, value in wanted.items()
+        )
+    }
+    assert fits == {"gateway"}
 
 
 def test_spot_workers_are_of_several_types_over_several_zones(config):

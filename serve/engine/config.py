@@ -18,7 +18,7 @@ class EngineConfig:
     """How the engine runs a model; the model itself comes from its folder."""
 
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = "auto"
-    """Number type of weights' activations and KV; auto takes the folder's own (float16 becomes bfloat16 on a CPU)."""
+    """Number type of weights' activations and KV; auto takes the folder's own (bfloat16 for float16, which overflows)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes a GPU where there is one."""
     block_size: int = 16

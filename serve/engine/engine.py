@@ -68,7 +68,7 @@ class Engine:
         shape = Shape.of(data, str(folder))
         tokenizer = Tokenizer(folder)
         device = _device(config)
-        dtype = _dtype(config, data, device)
+        dtype = _dtype(config, data)
         max_length = shape.max_length if config.max_length is None else config.max_length
         if max_length > shape.max_length:
             raise ValueError(f"max_length: {max_length} is beyond the {shape.max_length} tokens of {folder}; lower it")
@@ -243,8 +243,8 @@ def _device(config: EngineConfig) -> torch.device:
     return torch.device("cuda" if available and config.device != "cpu" else "cpu")
 
 
-def _dtype(config: EngineConfig, data: dict[str, object], device: torch.device) -> torch.dtype:
-    """What the config asks for; for auto, what the folder was saved in (no float16 on a CPU)."""
+def _dtype(config: EngineConfig, data: dict[str, object]) -> torch.dtype:
+    """What the config asks for; for auto, what the folder was saved in, bfloat16 for float16."""
     name = config.dtype
     if name == "auto":
         stored = str(data.get("dtype") or data.get("torch_dtype") or "float32")
