@@ -7,6 +7,7 @@ finish_reason "error" and the reason. Price: one thread beside the engine's call
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from concurrent.futures import Future
@@ -192,12 +193,24 @@ class BatchEngine:
 
     def _encode(self, prompt: Any) -> list[int]:
         tokenizer = self._thread.ready.result().tokenizer
+        if isinstance(prompt, str) and self.column in self.staged.mixed:
+            prompt = _messages_or_text(prompt)
         if isinstance(prompt, str) and prompt:
             return tokenizer.encode(prompt)
-        if isinstance(prompt, list) and prompt and all(isinstance(m, dict) and m.get("role") and "content" in m for m in prompt):
-            return tokenizer.encode_chat(prompt)
+        if _are_messages(prompt):
+            return tokenizer.encode_chat([{**message, "content": self._flat(message["content"])} for message in prompt])
         what = "missing" if prompt is None else "empty" if not prompt else f"a {type(prompt).__name__}, not a text or messages"
         raise ValueError(f"{self.column}: {what}")
+
+    def _flat(self, content: Any) -> Any:
+        """The text of a list of parts, as the service takes them; other contents as they are."""
+        if not isinstance(content, list):
+            return content
+        for part in content:
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+                raise ValueError(f"{self.column}: a content part of type {kind!r} is not text")
+        return "".join(part["text"] for part in content)
 
     def _join(self, rows: pa.Table, first: int, answers: list[Answer]) -> pa.Table:
         usage = [{"prompt_tokens": a.prompt_tokens, "completion_tokens": a.completion_tokens} for a in answers]
@@ -209,3 +222,16 @@ class BatchEngine:
             "error": pa.array([a.error for a in answers], pa.string()),
         }
         return pa.table([*rows.columns, *added.values()], schema=self._schema)
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and m.get("role") and "content" in m for m in value)
+
+
+def _messages_or_text(text: str) -> Any:
+    """The messages that a column of several kinds holds as JSON, or the text itself."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if _are_messages(value) else text

@@ -29,6 +29,7 @@ PIECE = 1024
 _ENDINGS = (".parquet", ".jsonl", ".ndjson")
 _PACKED = (".gz", ".zst", ".bz2")
 _LAST = "schema.parquet"
+_MIXED = b"sterna.mixed"
 _DEEPEST_LINE = 100
 _DEEPEST_COLUMN = 24  # a list is up to three levels of a parquet schema, of which readers take some 100
 
@@ -52,6 +53,8 @@ class Staged:
     schema: pa.Schema
     """The input's columns."""
     unreadable: tuple[Unreadable, ...]
+    mixed: frozenset[str] = frozenset()
+    """The columns of several kinds, which hold texts as they were and everything else as JSON."""
 
     def rows(self, first: int, last: int) -> pa.Table:
         """Rows first..last-1 with the input's columns."""
@@ -121,7 +124,9 @@ def open_staged(uri: str) -> Staged:
     filesystem, path = resolve(uri)
     schema = pq.read_schema(f"{path}/{_LAST}", filesystem=filesystem)
     about = json.loads((schema.metadata or {})[b"staged"])
-    return Staged(uri, about["num_rows"], schema.remove_metadata(), tuple(Unreadable(*each) for each in about["unreadable"]))
+    plain = pa.schema([column.remove_metadata() for column in schema])
+    unreadable = tuple(Unreadable(*each) for each in about["unreadable"])
+    return Staged(uri, about["num_rows"], plain, unreadable, frozenset(column.name for column in schema if _is_mixed(column)))
 
 
 def write_table(table: pa.Table, uri: str) -> None:
@@ -156,22 +161,32 @@ class _Columns:
     """The columns of all pieces together: a column of several kinds becomes text."""
 
     def __init__(self) -> None:
-        self._types: dict[str, pa.DataType] = {}
+        self._columns: dict[str, pa.Field] = {}
 
     def add(self, schema: pa.Schema) -> None:
         for column in schema:
-            self._types[column.name] = _common(self._types.get(column.name, column.type), column.type)
+            self._columns[column.name] = _common(self._columns.get(column.name, column), column)
 
     def schema(self) -> pa.Schema:
-        return pa.schema(list(self._types.items()))
+        return pa.schema(self._columns.values())
 
 
-def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+def _common(one: pa.Field, other: pa.Field) -> pa.Field:
+    if _is_mixed(one) or _is_mixed(other):
+        return _mixed(one.name)
     try:
-        both = [pa.schema([("column", kind)]) for kind in (one, other)]
-        return pa.unify_schemas(both, promote_options="permissive").field(0).type
+        both = [pa.schema([("column", column.type)]) for column in (one, other)]
+        return pa.field(one.name, pa.unify_schemas(both, promote_options="permissive").field(0).type)
     except (pa.ArrowTypeError, pa.ArrowInvalid):
-        return pa.string()
+        return _mixed(one.name)
+
+
+def _mixed(name: str) -> pa.Field:
+    return pa.field(name, pa.string(), metadata={_MIXED: b"json"})
+
+
+def _is_mixed(column: pa.Field) -> bool:
+    return _MIXED in (column.metadata or {})
 
 
 def _as_text(values: Sequence[Any]) -> list[str | None]:
@@ -256,20 +271,23 @@ def _take(line: bytes, records: list[dict[str, Any]], here: Unreadable, unreadab
 
 def _table(records: list[dict[str, Any]]) -> pa.Table:
     names = dict.fromkeys(name for record in records for name in record)
-    return pa.table({name: _array([record.get(name) for record in records]) for name in names})
+    columns = [_column(name, [record.get(name) for record in records]) for name in names]
+    return pa.table([values for _, values in columns], schema=pa.schema([column for column, _ in columns]))
+
+
+def _column(name: str, values: list[Any]) -> tuple[pa.Field, pa.Array]:
+    try:
+        array = pa.array(values)
+        if _storable(array.type, _DEEPEST_COLUMN):
+            return pa.field(name, array.type), array
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+        pass  # of several kinds, or of none that Arrow has
+    return _mixed(name), pa.array(_as_text(values), pa.string())
 
 
 def _deeper(value: Any, levels: int) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels < 0 or any(_deeper(each, levels - 1) for each in inner)
-
-
-def _array(values: list[Any]) -> pa.Array:
-    try:
-        array = pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
-        return pa.array(_as_text(values), pa.string())
-    return array if _storable(array.type, _DEEPEST_COLUMN) else pa.array(_as_text(values), pa.string())
 
 
 def _storable(kind: pa.DataType, levels: int) -> bool:

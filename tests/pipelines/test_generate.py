@@ -123,6 +123,26 @@ def test_messages_go_through_the_chat_template(ray_session, tiny_model_dir, tmp_
     assert rows[1]["error"] == "messages: empty"
 
 
+def test_messages_in_parts_of_text_are_the_messages(ray_session, tiny_model_dir, tmp_path):
+    """Contents of both kinds in one column, or only parts; what is not text is the row's error, and a text is a text."""
+    whole = [{"role": "user", "content": "The tern flies"}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "The tern"}, {"type": "text", "text": " flies"}]}]
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "tern.png"}}]}]
+    text = json.dumps(whole)
+    outputs, errors = [], []
+    for name, column in (("mixed", [whole, parts, image, "[1]", 3, {"a": 1}]), ("parts", [parts, image]), ("texts", [text])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"messages": each}) + "\n" for each in column))
+        rows = answers_of(generate(config_of(tiny_model_dir, tmp_path / f"{name}.jsonl", tmp_path / name)))
+        outputs.append([row["output"] for row in rows])
+        errors.append([row["error"] for row in rows])
+    engine = Engine.load(tiny_model_dir, ONE)
+    prompts = [engine.tokenizer.encode_chat(whole), *(engine.tokenizer.encode(each) for each in (text, "[1]", "3", '{"a": 1}'))]
+    chat, plain, *others = (each.text for each in engine.generate(prompts, Sampling(max_tokens=8, temperature=0.0)))
+    assert outputs == [[chat, chat, None, *others], [chat, None], [plain]]
+    not_text = "messages: a content part of type 'image_url' is not text"
+    assert errors == [[None, None, not_text, None, None, None], [None, not_text], [None]]
+
+
 @pytest.mark.parametrize(
     ("rows", "given", "message"),
     [

@@ -86,6 +86,16 @@ def test_columns_of_several_kinds_become_text(tmp_path):
     ]
 
 
+def test_columns_that_hold_json_beside_texts_are_known(tmp_path):
+    """Wherever the kinds meet: in one piece, or in two of the same file."""
+    rows = [{"prompt": "a", "meta": 1, "late": "x"}, {"prompt": "b", "meta": [1], "late": "y"}]
+    rows += [{"prompt": f"p{n}", "meta": "m"} for n in range(PIECE)] + [{"prompt": "c", "late": ["z"]}]
+    staged = stage(str(write_jsonl(tmp_path / "a.jsonl", rows)), str(tmp_path / "staged"))
+    assert staged.mixed == {"meta", "late"}
+    assert stage("no longer looked at", str(tmp_path / "staged")) == staged
+    assert all(column.metadata is None for column in staged.rows(0, 3).schema)
+
+
 def nested(levels, value=1):
     for level in range(levels):
         value = [value] if level % 2 else {"k": value}
