@@ -286,7 +286,8 @@ def _assign(table: dict[str, Any], assignment: str) -> None:
 def _quieten() -> None:
     """Third parties' chatter off before they are imported; what a person set stays."""
     for variable, value in {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1",
-                            "RAY_DEDUP_LOGS": "1", "PYTHONWARNINGS": "ignore"}.items():  # fmt: skip
+                            "RAY_DEDUP_LOGS": "1",
+        "GRPC_VERBOSITY": "ERROR", "PYTHONWARNINGS": "ignore"}.items():  # fmt: skip
         os.environ.setdefault(variable, value)
     warnings.simplefilter("ignore")
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)

@@ -144,12 +144,24 @@ def finished(output: str, *, stage: str, inputs: Mapping[str, str], config: Any)
     """The artifact at `output` if this very run has finished before and is still whole, else None: then it must be run."""
     try:
         manifest = _read_manifest(output)
-        if manifest is None or manifest.fingerprint != fingerprint(stage, inputs, config):
+        if manifest is None or manifest.stage != stage:
+            return None
+        if manifest.fingerprint != fingerprint(stage, inputs, config):
+            say(f"{output}: was made with {_differences(manifest, inputs, config)}; making it again")
             return None
         return open_artifact(output, made_by=stage)
     except ValueError as error:
         say(f"{error.args[0].partition(';')[0]}; making it again")
         return None
+
+
+def _differences(manifest: Manifest, inputs: Mapping[str, str], config: Any) -> str:
+    """What tells this run from the finished one: "other settings (threshold 0.8, now 0.9)"."""
+    now = json.loads(json.dumps(as_dict(config)))
+    changed = [k for k in now if k not in _IGNORED_CONFIG and manifest.config.get(k) != now[k]]
+    if not changed:
+        return "other inputs" if manifest.inputs != dict(inputs) else "another version of Sterna"
+    return "other settings (" + ", ".join(f"{key} {manifest.config.get(key)!r}, now {now[key]!r}" for key in changed[:3]) + ")"
 
 
 @contextmanager
@@ -165,7 +177,11 @@ def publish(output: str, *, stage: str, inputs: Mapping[str, str], config: Any) 
     started = time.monotonic()
     with _exclusive(partial, output) if "://" not in output else _no_lock(partial):
         draft = _begin(partial, print_)
-        yield draft
+        try:
+            yield draft
+        except ValueError:
+            _forget_if_empty(draft)
+            raise
         manifest = Manifest(
             stage=stage, inputs=dict(inputs), config=as_dict(config), counts=draft.counts, metrics=draft.metrics,
             figures=draft.figures, headline=draft.headline, seconds=round(time.monotonic() - started, 3), fingerprint=print_,
@@ -254,6 +270,15 @@ def _begin(partial: str, print_: str) -> Draft:
             shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     return Draft(uri=path if local else partial, dir=folder, resumed=resumed)
+
+
+def _forget_if_empty(draft: Draft) -> None:
+    """A refused run leaves nothing, unless there is work to go on with."""
+    filesystem, path = resolve(draft.uri)
+    if set(list_files(filesystem, path)) <= {PARTIAL_STATE} and not any(
+        entry.is_file() for entry in draft.dir.rglob("*") if entry.name != PARTIAL_STATE
+    ):
+        filesystem.delete_dir(path)
 
 
 def _state_of(filesystem: arrow_fs.FileSystem, path: str) -> str | None:

@@ -85,8 +85,12 @@ def _explain(cls: type[Any], error: ValidationError) -> str:
         close = difflib.get_close_matches(key.split(".")[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
         return f"unknown key {key!r}; {hint}{more}"
-    if first["type"] in ("missing", "missing_keyword_only_argument"):
-        return f"{key!r} is required{more}"
+    missing = ("missing", "missing_keyword_only_argument")
+    if first["type"] in missing:
+        lacking = [str(e["loc"][-1]) for e in error.errors() if e["type"] in missing]
+        others = error.error_count() - len(lacking)
+        more = f" (and {others} more)" if others else ""
+        return f"{', '.join(map(repr, lacking))} {'is' if len(lacking) == 1 else 'are'} required{more}"
     message = str(first["msg"]).removeprefix("Value error, ")
     return f"{key}: {message}{more}" if key else f"{message}{more}"
 

@@ -40,6 +40,8 @@ def report(config: ReportConfig) -> Path:
 def write_page(page: Path, content: str) -> None:
     """The whole page or none; ValueError where it cannot be written."""
     scratch = page.with_name(page.name + ".partial")
+    if page.is_dir():
+        raise ValueError(f"{page}: is a folder; give a file such as {page}/report.html")
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         scratch.write_text(content, encoding="utf-8")

@@ -60,8 +60,12 @@ def from_jsonl(uri: str) -> Conversations:
             except ValueError as reason:
                 result.dropped[str(reason)] += 1
     if not result.found:
-        raise ValueError(f"{uri}: no line is a conversation ({dict(result.dropped)}); each needs `messages` with an assistant's answer")
+        raise ValueError(f"{uri}: no line is a conversation ({_told(result.dropped)}); each needs `messages` with an assistant's answer")
     return result
+
+
+def _told(dropped: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items()) or "the file is empty"
 
 
 def from_corpus(uri: str, max_pairs: int) -> Conversations:

@@ -49,7 +49,7 @@ def read_documents(uris: Sequence[str]) -> tuple[list[Document], int]:
     for uri in uris:
         found, bad = _read(uri.rstrip("/") + "/held_out.parquet" if is_tokens_folder(uri) else uri)
         if not found:
-            raise ValueError(f"{uri}: no text to judge ({bad} unreadable lines); `sterna tokenize` keeps some out as held_out.parquet")
+            raise ValueError(f"{uri}: no text to judge ({bad} unreadable lines); give a file that has some")
         documents += found
         unreadable += bad
     return documents, unreadable

@@ -37,7 +37,7 @@ def pretrain(config: PretrainConfig) -> Artifact:
     """Train the plan's model and write it to `config.output`."""
     plan, plan_digest = _read_plan(config.plan)
     recipe = parse(Recipe, overridden(plan["train"], config), where=f"{config.plan} [train]")
-    tokens = open_artifact(config.tokens or plan["train"].get("tokens") or _no_tokens(config.plan), made_by="tokenize")
+    tokens = _tokens(config, plan)
     _check_fit(plan, recipe, tokens)
     inputs = {"plan": plan_digest, "tokens": tokens.digest}
     if done := finished(config.output, stage=_STAGE, inputs=inputs, config=config):
@@ -152,8 +152,16 @@ def _read_plan(uri: str) -> tuple[dict[str, Any], str]:
     return plan, digest
 
 
-def _no_tokens(plan: str) -> str:
-    raise ValueError(f"{plan}: [train] names no tokens; give --tokens FOLDER")
+def _tokens(config: PretrainConfig, plan: dict[str, Any]) -> Artifact:
+    """The tokens folder that the command line names, else the plan."""
+    if config.tokens:
+        return open_artifact(config.tokens, made_by="tokenize")
+    if not plan["train"].get("tokens"):
+        raise ValueError(f"{config.plan}: [train] names no tokens; give --tokens FOLDER")
+    try:
+        return open_artifact(plan["train"]["tokens"], made_by="tokenize")
+    except ValueError as error:
+        raise ValueError(f"{config.plan} [train] tokens: {error}; or give --tokens FOLDER") from None
 
 
 def _check_fit(plan: dict[str, Any], recipe: Recipe, tokens: Artifact) -> None:

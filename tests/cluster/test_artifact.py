@@ -302,3 +302,27 @@ with t.publish({str(tmp_path / "out")!r}, stage="curate", inputs={{}}, config=t.
     with publish(str(tmp_path / "out"), stage="curate", inputs={}, config=MadeConfig(output="", size=1)) as draft:
         assert draft.resumed
         assert (draft.dir / "work").read_text() == "half"
+
+
+def test_a_refused_run_leaves_nothing_but_work_is_kept(tmp_path):
+    config = MadeConfig(output=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="refused"), publish(config.output, stage="curate", inputs={}, config=config):
+        raise ValueError("refused")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="later"), publish(config.output, stage="curate", inputs={}, config=config) as draft:
+        (draft.dir / "work.bin").write_bytes(b"an hour's")
+        raise ValueError("later")
+    with publish(config.output, stage="curate", inputs={}, config=config) as draft:
+        assert draft.resumed
+        assert (draft.dir / "work.bin").read_bytes() == b"an hour's"
+
+
+def test_a_rerun_with_other_settings_says_which(tmp_path, capsys):
+    output = str(tmp_path / "out")
+    make(output, size=1)
+    assert done(output, size=2) is None
+    assert "other settings (size 1, now 2); making it again" in capsys.readouterr().err
+    assert done(output, size=1, inputs={"text": "new"}) is None
+    assert "other inputs" in capsys.readouterr().err
+    assert done(output, size=1) is not None
+    assert capsys.readouterr().err == ""

@@ -17,6 +17,7 @@ import tomli_w
 from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
 from cluster.console import say
 from cluster.figure import lines, table
+from cluster.storage import absolute
 from train.plan.budget import Candidate, Data, decide, probe_shapes
 from train.plan.config import Budget, PlanConfig
 from train.plan.laws import Interval
@@ -44,7 +45,6 @@ def plan_run(config: PlanConfig) -> Artifact:
         best, candidates = decide(data, budget, machine, max_parameters=config.max_parameters, seed=config.seed)
         (draft.dir / "plan.toml").write_text(tomli_w.dumps(_document(config, best, machine)), encoding="utf-8")
         _describe(draft, best, candidates, machine, data, budget)
-    say(draft.headline)
     return open_artifact(config.output, made_by=_STAGE)
 
 
@@ -124,7 +124,7 @@ def _document(config: PlanConfig, best: Candidate, machine: Machine) -> dict[str
     recipe = asdict(best.recipe)
     return {
         "model": best.shape.table(),
-        "train": {"tokens": config.tokens, **recipe},
+        "train": {"tokens": absolute(config.tokens), **recipe},
         "predicted": {name: {k: float(f"{v:.6g}") for k, v in interval.table().items()} for name, interval in predicted.items()},
         "measured": {
             "processor": platform.processor() or platform.machine(),
