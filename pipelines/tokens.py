@@ -31,7 +31,7 @@ from cluster.console import say
 from cluster.runtime import attached
 from cluster.storage import digest_of, resolve
 from pipelines.config import TokenizeConfig
-from pipelines.curate.piece import read_piece, write_piece
+from pipelines.curate.piece import read_piece, refuse_if_elsewhere, write_piece
 from pipelines.pack import fill, pack, split
 from pipelines.streaming import streaming
 from pipelines.vocabulary import Vocabulary, copy_tokenizer, open_tokenizer, save_tokenizer, train_tokenizer
@@ -66,6 +66,8 @@ def tokenize(config: TokenizeConfig) -> Artifact:
         shards = write_shards(files, index, vocabulary, config, draft)
         clock.append(time.monotonic())
         account(draft, config, index, shards, vocabulary, clock)
+        if "://" not in draft.uri:
+            refuse_if_elsewhere(config.output, "sequences", _sequences_in(draft.dir), draft.metrics["num_sequences"])
     return open_artifact(config.output, made_by="tokenize")
 
 
@@ -233,6 +235,10 @@ def _write_shard(documents: pa.Table, shard: int, folder: str, config: TokenizeC
         "num_bytes": pc.sum(documents["num_bytes"]).as_py(),
         "lengths": np.bincount(np.ceil(np.log2(num_tokens)).astype(np.int64), minlength=_LENGTH_BINS).tolist(),
     }
+
+
+def _sequences_in(folder: Path) -> int:
+    return sum(len(np.load(file, mmap_mode="r")) for file in folder.glob("shards/*.tokens.npy"))
 
 
 def _token_type(vocab_size: int) -> type[np.unsignedinteger]:

@@ -20,11 +20,11 @@ import ray.data
 from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
 from cluster.console import say
 from cluster.runtime import attached
-from cluster.storage import digest_of, resolve
+from cluster.storage import digest_of, list_files, resolve
 from pipelines.curate.account import balance, figures, headline, nothing_left
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.dedup import Signatures, Verdicts, duplicates
-from pipelines.curate.piece import read_piece, write_piece
+from pipelines.curate.piece import count_rows, read_piece, refuse_if_elsewhere, write_piece
 from pipelines.curate.sources import SourceFile, chunked, find_files, read_files, sampled
 from pipelines.curate.steps import SUMMARY, drop_by_quality, normalise, sign, stage, timed, write
 from pipelines.streaming import streaming
@@ -56,6 +56,7 @@ def curate(config: CurateConfig) -> Artifact:
         counted = write_corpus(staged, signatures, verdicts, draft.uri)
         clock.append(time.monotonic())
         account(draft, staged, counted, sum(f.num_bytes for f in files), clock)
+        refuse_if_elsewhere(config.output, "documents", _documents_in(draft.uri), int(draft.counts["documents_in"]))
         clear_staged(draft)
     return open_artifact(config.output, made_by="curate")
 
@@ -78,6 +79,7 @@ def stage_documents(files: list[SourceFile], config: CurateConfig, draft: Draft)
     )
     rows = [table.cast(SUMMARY) for table in staged.iter_batches(**_WHOLE) if table.num_rows]
     table = pa.concat_tables([SUMMARY.empty_table(), *rows]).sort_by("first").combine_chunks()
+    refuse_if_elsewhere(config.output, "documents", count_rows(table["piece"].to_pylist()), sum(table["documents_in"].to_pylist()))
     write_piece(table, summary)
     return table
 
@@ -168,6 +170,11 @@ def clear_staged(draft: Draft) -> None:
     filesystem, path = resolve(f"{draft.uri}/{_STAGED}")
     filesystem.delete_file(f"{path}/summary")
     filesystem.delete_dir(path)
+
+
+def _documents_in(folder: str) -> int:
+    places = (f"{folder}/kept", f"{folder}/dropped")
+    return count_rows(f"{place}/{name}" for place in places for name in list_files(*resolve(place)) if name.endswith(".parquet"))
 
 
 def _exists(uri: str) -> bool:

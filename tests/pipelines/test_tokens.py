@@ -12,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+import pipelines.tokens
 from pipelines.config import TokenizeConfig
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.flow import curate
@@ -126,6 +127,25 @@ def test_a_finished_run_is_recognised(tokens, capsys):
     config, artifact = tokens
     assert tokenize(config).manifest == artifact.manifest
     assert "already done" in capsys.readouterr().err
+
+
+def test_shards_on_other_machines_disks_are_not_published(tokens, tmp_path, monkeypatch):
+    config, artifact = tokens
+
+    def on_another_disk(block, folder, **settings):
+        for table in write(block, folder=folder, **settings):
+            Path(folder, f"{table['shard'][0].as_py():05d}.tokens.npy").unlink()
+            yield table
+
+    write = pipelines.tokens._write_shards
+    again = dataclasses.replace(config, output=str(tmp_path / "tokens"))
+    with monkeypatch.context() as patch:
+        patch.setattr(pipelines.tokens, "_write_shards", on_another_disk)
+        with pytest.raises(ValueError, match=r"/tokens: 0 of \d+ sequences are in this folder: .*; use s3://") as caught:
+            tokenize(again)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "tokens").exists()
+    assert tokenize(again).digest == artifact.digest
 
 
 def test_mistakes_are_one_line(corpus, tokens, tmp_path):

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.storage import resolve
+from pipelines.curate import flow
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.flow import curate
 from pipelines.curate.minhash import jaccard, shingles
@@ -132,6 +133,38 @@ def test_a_finished_run_is_recognised_and_an_interrupted_one_goes_on(corpus, tmp
             curate(again)
     assert not (tmp_path / "corpus").exists()
     monkeypatch.setattr("pipelines.curate.flow.chunked", lambda *_: pytest.fail("read again"))
+    assert [*tables(curate(again).uri)] == [*tables(artifact.uri)]
+
+
+def on_another_disk(step, files_of):
+    """The step, its files out of the driver's reach afterwards: those that `files_of` finds by its arguments and its result."""
+
+    def run(documents, **settings):
+        table = step(documents, **settings)
+        for uri in files_of(table, settings):
+            Path(uri).unlink(missing_ok=True)
+        return table
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("step", "files_of"),
+    [
+        ("stage", lambda table, _: table["piece"].to_pylist()),
+        ("write", lambda _, settings: Path(settings["folder"], "kept").glob("*")),
+        ("write", lambda _, settings: Path(settings["folder"], "dropped").glob("*1.parquet")),
+    ],
+)
+def test_what_workers_wrote_to_their_own_disks_is_not_published(corpus, tmp_path, monkeypatch, step, files_of):
+    config, artifact = corpus
+    again = dataclasses.replace(config, num_partitions=3, output=str(tmp_path / "corpus"))
+    with monkeypatch.context() as patch:
+        patch.setattr(f"pipelines.curate.flow.{step}", on_another_disk(getattr(flow, step), files_of))
+        with pytest.raises(ValueError, match=r"/corpus: \d+ of 61 documents are in this folder: .*; use s3://") as caught:
+            curate(again)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "corpus").exists()
     assert [*tables(curate(again).uri)] == [*tables(artifact.uri)]
 
 

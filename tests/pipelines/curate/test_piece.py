@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from pipelines.curate.piece import read_piece, write_piece
+from pipelines.curate.piece import count_rows, read_piece, refuse_if_elsewhere, write_piece
 
 TABLE = pa.table({"id": ["a", "b", None], "text": pa.array(["x\n", "日本", ""], pa.large_string()), "n": [1, 2, 3]})
 
@@ -17,6 +17,18 @@ def test_a_piece_is_read_as_it_was_written(tmp_path, compression):
     assert read_piece(uri).equals(TABLE)
     assert read_piece(uri, ["n", "text"]).equals(TABLE.select(["n", "text"]))
     assert read_piece(uri, []).num_columns == 0
+
+
+def test_rows_are_counted_where_they_are(tmp_path):
+    uris = [f"{tmp_path}/{name}.parquet" for name in "ab"]
+    write_piece(TABLE, uris[0])
+    assert count_rows(uris) == 3
+    write_piece(TABLE, uris[1])
+    assert count_rows(uris) == 6
+    assert count_rows([]) == 0
+    refuse_if_elsewhere("out", "rows", 6, 6)
+    with pytest.raises(ValueError, match="out: 5 of 6 rows are in this folder: the workers wrote to other machines' disks; use s3://"):
+        refuse_if_elsewhere("out", "rows", 5, 6)
 
 
 def test_an_empty_piece_keeps_its_columns(tmp_path):
