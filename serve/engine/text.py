@@ -34,8 +34,9 @@ class TextStream:
     def __init__(self, decoder: Decoder, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         self._decoder = decoder
         self._stop = tuple(stop)
-        self._window = list(prompt[-_CONTEXT:])  # tokens decoded together: context, then those that wait
-        self._out = decoder.decode(self._window)  # what of the window's text is out, or is the prompt's
+        self._window: list[int]  # tokens decoded together: context, then those that wait
+        self._out: str  # what of the window's text is out, or is the prompt's
+        self._window, self._out = self._context(list(prompt))
         self._waiting = 0  # tokens at the window's end whose text is not out, or not all of it
         self._held = ""  # decoded, but maybe the beginning of a stop string
         self.stopped = False
@@ -58,12 +59,19 @@ class TextStream:
         if unfinished and self._waiting <= _LONGEST_CHARACTER:
             return ""
         start, end = _common(self._out, text), len(text) - unfinished  # the last character may still become another one
-        self._window = self._window[-_CONTEXT:]
+        self._window, self._out = self._context(self._window)
         self._waiting = int(unfinished)
-        self._out = self._decoder.decode(self._window)
         if unfinished:
             self._out = self._out[:-1]
         return text[start:end]
+
+    def _context(self, tokens: list[int]) -> tuple[list[int], str]:
+        """The last tokens and their text, from the start of a character: some decoders give up bytes that begin inside one."""
+        for size in range(_CONTEXT, _CONTEXT + 4):
+            text = self._decoder.decode(tokens[-size:])
+            if not text.startswith(_INCOMPLETE):
+                return tokens[-size:], text
+        return tokens[-_CONTEXT:], self._decoder.decode(tokens[-_CONTEXT:])
 
     def _release(self, new: str) -> str:
         if self.stopped:
@@ -92,6 +100,9 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
 
 
+_LONG = 65_536  # characters from which on it pays that a batch, unlike a single text, lets other threads run
+
+
 class Tokenizer:
     """The tokenizer of a model folder: tokenizer.json, and the chat template beside it."""
 
@@ -115,7 +126,14 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; by default with whatever the tokenizer puts around it (a begin token, often)."""
+        if len(text) > _LONG:
+            return list(self._fast.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids)
         return list(self._fast.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Most characters of text that one token can stand for (a byte-level token's name has one for each byte)."""
+        return max(map(len, self._fast.get_vocab(with_added_tokens=True)))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""

@@ -13,6 +13,16 @@ from hypothesis import strategies as st
 from serve.engine.text import TextStream, Tokenizer
 
 
+class Fallback:
+    """A tokenizer that, like SentencePiece's byte fallback, gives up all bytes of a run that is no text."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        try:
+            return bytes(tokens).decode()
+        except UnicodeDecodeError:
+            return "\ufffd" * len(tokens)
+
+
 class Bytes:
     """A tokenizer whose tokens are bytes."""
 
@@ -81,6 +91,13 @@ def shown(tokens: Sequence[int], prompt: Sequence[int]) -> str:
 
 def test_a_character_after_broken_bytes_is_whole() -> None:
     assert shown([0xFF] * 8 + list("語x".encode()), b"a") == "\ufffd" * 8 + "語x"
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="aé日🐦", max_size=20), st.text(alphabet="a日🐦", max_size=5))
+def test_a_decoder_that_gives_up_broken_runs_never_sees_one(text: str, prompt: str) -> None:
+    stream = TextStream(Fallback(), list(prompt.encode()))
+    assert "".join([*(stream.push(t) for t in text.encode()), stream.finish()]) == text
 
 
 def test_a_character_that_the_prompt_began_is_shown_whole() -> None:
