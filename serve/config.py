@@ -36,6 +36,8 @@ class ServeConfig:
     """How each replica runs the model."""
     max_streams: int = 256
     """Streams a replica takes at once; the engine runs max_sequences of them and the others wait their turn."""
+    max_body_bytes: int = 4_000_000
+    """Largest request body in bytes; a larger one is refused with status 413 before it is read to its end."""
     max_wait_s: float = 120.0
     """How long a stream waits for a replica when there is none, as when every machine was taken at once."""
     frame_s: float = 0.02
@@ -54,7 +56,7 @@ class ServeConfig:
             raise ValueError(f"port: {self.port} is not a port; use 1 to 65535")
         if self.spot_replicas < 0 or self.on_demand_replicas < 0 or self.spot_replicas + self.on_demand_replicas < 1:
             raise ValueError("on_demand_replicas: there is no replica at all; ask for at least one, spot or on demand")
-        for name in ("max_streams", "gateways"):
+        for name in ("max_streams", "gateways", "max_body_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is too few; use at least 1")
         for name in ("max_wait_s", "frame_s", "cpus_per_replica", "gpus_per_replica", "grace_s", "start_s"):

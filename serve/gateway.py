@@ -117,15 +117,20 @@ class Gateway:
     @api.post("/v1/completions")
     async def completions(self, request: Request) -> Response:
         """Go on from a prompt."""
-        body = read_body(await request.body(), CompletionRequest, models=[self._name])
-        return await self._respond(body, token_prompts(body.prompts, self._tokenizer.encode, self._vocab_size), "cmpl")
+        body = read_body(await self._raw(request), CompletionRequest, models=[self._name])
+        for prompt in body.prompts:
+            if isinstance(prompt, str):
+                self._check_length(len(prompt), "prompt")
+        prompts = await asyncio.to_thread(token_prompts, body.prompts, self._tokenizer.encode, self._vocab_size)
+        return await self._respond(body, prompts, "cmpl")
 
     @api.post("/v1/chat/completions")
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
-        body = read_body(await request.body(), ChatRequest, models=[self._name])
+        body = read_body(await self._raw(request), ChatRequest, models=[self._name])
+        self._check_length(sum(len(str(turn.get("content") or "")) for turn in body.turns), "messages")
         try:
-            prompt = self._tokenizer.encode_chat(body.turns)
+            prompt = await asyncio.to_thread(self._tokenizer.encode_chat, body.turns)
         except ValueError as error:
             raise ApiError(400, str(error), param="messages") from None
         return await self._respond(body, token_prompts([prompt], self._tokenizer.encode, self._vocab_size), "chatcmpl")
@@ -133,6 +138,25 @@ class Gateway:
     def journal(self) -> list[dict[str, Any]]:
         """Where the latest streams stayed and stay (serve.relay.Stay as plain data); for operators, through a Serve handle."""
         return self._journal.rows()
+
+    async def _raw(self, request: Request) -> bytes:
+        """The body, given up as soon as it is larger than the limit: one client's megabytes are not to be everyone's wait."""
+        raw = bytearray()
+        async for chunk in request.stream():
+            raw += chunk
+            if len(raw) > self._config.max_body_bytes:
+                raise ApiError(
+                    413, f"the request is larger than {self._config.max_body_bytes:,} bytes; send less", code="request_too_large"
+                )
+        return bytes(raw)
+
+    def _check_length(self, num_characters: int, param: str) -> None:
+        """Refuse what cannot fit into the context before it is tokenised, which takes a while."""
+        if num_characters > self._max_length * self._tokenizer.longest_token:
+            message = (
+                f"this model's context holds {self._max_length} tokens, too few for {num_characters:,} characters; shorten the {param}"
+            )
+            raise ApiError(400, message, param=param, code="context_length_exceeded")
 
     def _card(self) -> dict[str, Any]:
         card = {"id": self._name, "object": "model", "created": self._created, "owned_by": "sterna"}

@@ -309,7 +309,7 @@ def test_a_refused_run_leaves_nothing_but_work_is_kept(tmp_path):
     with pytest.raises(ValueError, match="refused"), publish(config.output, stage="curate", inputs={}, config=config):
         raise ValueError("refused")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ValueError, match="later"), publish(config.output, stage="curate", inputs={}, config=config) as draft:
+    with pytest.raises(ValueError, match="later"), publish(config.output, stage="curate", inputs={}, config=config) as draft:  # noqa: PT012
         (draft.dir / "work.bin").write_bytes(b"an hour's")
         raise ValueError("later")
     with publish(config.output, stage="curate", inputs={}, config=config) as draft:

@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,21 @@ def test_bare_http_mistakes_have_openai_bodies(url: str, method: str, path: str,
     assert response.status_code == status
     assert response.json()["error"]["type"] == "invalid_request_error"
     assert "Traceback" not in response.text
+
+
+def test_a_body_over_the_limit_is_refused_and_a_large_one_delays_nobody(url: str) -> None:
+    too_large = httpx.post(f"{url}/completions", json={"model": "tern", "prompt": "x" * 5_000_000}, timeout=60)
+    assert too_large.status_code == 413
+    assert too_large.json()["error"]["code"] == "request_too_large"
+    with ThreadPoolExecutor(1) as pool:
+        large = pool.submit(httpx.post, f"{url}/completions", json={"model": "tern", "prompt": "x y " * 800_000}, timeout=120)
+        waits = []
+        while not large.done():
+            began = time.monotonic()
+            assert httpx.get(f"{url.removesuffix('/v1')}/health", timeout=60).status_code == 200
+            waits.append(time.monotonic() - began)
+        assert large.result().json()["error"]["code"] == "context_length_exceeded"
+    assert max(waits, default=0.0) < 1.5, "others were answered meanwhile"
 
 
 def test_health(url: str) -> None:
