@@ -275,9 +275,10 @@ def _begin(partial: str, print_: str) -> Draft:
 def _forget_if_empty(draft: Draft) -> None:
     """A refused run leaves nothing, unless there is work to go on with."""
     filesystem, path = resolve(draft.uri)
-    if set(list_files(filesystem, path)) <= {PARTIAL_STATE} and not any(
-        entry.is_file() for entry in draft.dir.rglob("*") if entry.name != PARTIAL_STATE
-    ):
+    if filesystem.get_file_info(path).type != arrow_fs.FileType.Directory:
+        return  # the stage has tidied up itself
+    here = {str(entry.relative_to(draft.dir)) for entry in draft.dir.rglob("*") if entry.is_file()}
+    if {*list_files(filesystem, path), *here} <= {PARTIAL_STATE}:
         filesystem.delete_dir(path)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -326,3 +327,11 @@ def test_a_rerun_with_other_settings_says_which(tmp_path, capsys):
     assert "other inputs" in capsys.readouterr().err
     assert done(output, size=1) is not None
     assert capsys.readouterr().err == ""
+
+
+def test_a_stage_may_tidy_up_a_refused_run_itself(tmp_path):
+    config = MadeConfig(output=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="refused"), publish(config.output, stage="curate", inputs={}, config=config) as draft:  # noqa: PT012
+        shutil.rmtree(draft.dir)
+        raise ValueError("refused")
+    assert list(tmp_path.iterdir()) == []
