@@ -14,11 +14,20 @@ BIN = Path(sys.executable).parent
 # Ray turns token authentication on for a head when the user has a token file, but not for the client: neither here.
 ENV = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
 HEAD = """
-import logging, ray, sys
-address = ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_port=0, logging_level=logging.ERROR).dashboard_url
-print(address, flush=True)
+import socket, sys
+from ray.cluster_utils import Cluster
+
+def free():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+# Ports of its own: two agents on one machine would want the same one, and the second would take no jobs.
+ports = {"dashboard_port": free(), "dashboard_agent_listen_port": free()}
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": True, **ports})
+print(cluster.head_node.webui_url, flush=True)
 sys.stdin.readline()
-ray.shutdown()
+cluster.shutdown()
 """
 
 
