@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -34,7 +33,7 @@ from cluster.preemption import drain
 from cluster.storage import digest_of
 from pipelines.config import DrillConfig
 from pipelines.drill_streams import Heard, Question, ask_all, difference, questions
-from serve.app import APP, MARKET, quiet_ray, running
+from serve.app import APP, MARKET, free_port, quiet_ray, running
 from serve.config import ServeConfig
 from serve.folder import model_folder
 
@@ -134,7 +133,7 @@ def drill(config: DrillConfig) -> Artifact:
         began = time.time()
         with quiet_ray(), _fleet() as fleet:
             serving = ServeConfig(
-                model=config.model, port=_free_port(), spot_replicas=2, on_demand_replicas=1, engine=config.engine, frame_s=_FRAME_S
+                model=config.model, port=free_port(), spot_replicas=2, on_demand_replicas=1, engine=config.engine, frame_s=_FRAME_S
             )
             say("drill: one on-demand node, two spot nodes; starting three replicas")
             with running(serving) as url:
@@ -290,12 +289,6 @@ def _fleet() -> Iterator[Fleet]:
     finally:
         ray.shutdown()
         cluster.shutdown()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _digest(model: str) -> str:

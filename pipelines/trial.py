@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import socket
 import statistics
 import time
 from collections.abc import Sequence
@@ -26,11 +25,11 @@ from cluster.console import progress, say
 from cluster.runtime import attached
 from cluster.storage import digest_of
 from pipelines.config import TrialConfig
-from serve.app import running
+from serve.app import free_port, running
 from serve.config import ServeConfig
 from train.model_folder import open_model
 
-__all__ = ["Stream", "free_port", "load", "read_prompts", "trial"]
+__all__ = ["Stream", "load", "read_prompts", "trial"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,13 +43,6 @@ class Stream:
     """Seconds between later pieces of text."""
     total_s: float
     num_tokens: int
-
-
-def free_port() -> int:
-    """A port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def read_prompts(path: str, at_most: int) -> list[str]:

@@ -37,7 +37,7 @@ from serve.gateway import Ingress
 from serve.replica import EngineReplica
 from serve.request_router import ChosenReplica
 
-__all__ = ["APP", "application", "build", "quiet_ray", "running", "serve"]
+__all__ = ["APP", "application", "build", "quiet_ray", "free_port", "running", "serve"]
 
 APP = "sterna"
 """The application's name in Ray Serve."""
@@ -51,6 +51,13 @@ GATEWAY_NODES: dict[str, Any] = {
 HEAD = "node:__internal_head__"
 """The resource by which Ray marks the head."""
 _POLL_S = 0.1
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def build(args: dict[str, Any]) -> ray.serve.Application:
