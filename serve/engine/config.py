@@ -35,6 +35,13 @@ class EngineConfig:
     """Longest prompt and output together, in tokens; by default the model's own limit."""
     prefix_cache: bool = True
     """Keep the KV of finished requests, and share it with later ones that begin with the same tokens."""
+    policy: Literal["fcfs", "fair", "shortest"] = "fcfs"
+    """Which waiting request of a priority starts next: the first to come; one of the client served least so far; or the one
+    with the shortest predicted answer (which gains on average, and lets nobody wait without bound)."""
+    preempt: Literal["recompute", "swap"] = "recompute"
+    """When blocks run out, a sequence gives up its KV: compute it again later, or copy it to host memory (as far as swap_bytes go)."""
+    swap_bytes: int = 256 << 20
+    """The most host memory for the KV of preempted sequences, in bytes; what does not fit is computed again."""
     draft: Literal["anpd", "off"] = "anpd"
     """Draft tokens with n-grams of the request's own text and verify them together; never changes the tokens."""
     draft_order: int = 5

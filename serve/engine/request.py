@@ -71,6 +71,10 @@ class Request:
     """Tokens already emitted, here or elsewhere."""
     tenant: str = ""
     """Whose request it is: prefixes are shared within a tenant only."""
+    client: str = ""
+    """Who shares fairly with others (policy fair); by default the tenant."""
+    priority: int = 0
+    """Higher goes first, and may push lower ones out of the batch."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", tuple(self.prompt))

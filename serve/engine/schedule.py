@@ -8,7 +8,7 @@ are kept). Decides from values alone: it imports neither torch nor Ray. Price: a
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serve.engine.blocks import BlockPool
 from serve.engine.request import Emission, Run
@@ -40,9 +40,14 @@ class Chunk:
 
 @dataclass(slots=True)
 class Batch:
-    """A step's work."""
+    """A step's work: first the copies out, then the copies in, then the pass over the chunks."""
 
-    chunks: list[Chunk]
+    chunks: list[Chunk] = field(default_factory=list)
+    copies_out: list[tuple[int, list[int]]] = field(default_factory=list)
+    """(key, blocks): keep a copy of these blocks, in this order, in host memory under the key (a new one each time)."""
+    copies_in: list[tuple[int, list[int]]] = field(default_factory=list)
+    """(key, blocks): write the *last* len(blocks) blocks of the key's copy into these blocks, then drop the copy. No blocks: just drop it.
+    Each key comes in exactly once after it went out; a batch may hold copies and no chunks."""
 
     @property
     def num_tokens(self) -> int:
