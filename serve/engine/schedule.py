@@ -1,121 +1,114 @@
 """Who runs in a step, how far, in which blocks, with which draft; and what a step's result changes.
 
-Promise: first come, first served; the oldest request always advances, so every request finishes; a step computes at most
-`max_tokens_per_step` tokens; when blocks run out, the youngest sequence gives up its blocks and is computed again later (its tokens
-are kept). Decides from values alone: it imports neither torch nor Ray. Price: a few microseconds per running sequence and step.
+Promise: a policy decides who starts, within a priority (see policy.py); who has started keeps its place: the first in line always advances,
+so everyone who starts finishes, and streams that emit come before prompts. A step computes at most `max_tokens_per_step` tokens, and
+no full block twice: a sequence whose next block another one is filling in this step waits for it and shares it. When blocks run out,
+the last in line gives up its own, to be computed again or copied to host memory and back (its tokens are kept). Decides from values
+alone: it imports neither torch nor Ray. Price: a few microseconds per running sequence and step.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
+from serve.engine.batch import Batch, Chunk, Counters
 from serve.engine.blocks import BlockPool
+from serve.engine.policy import FirstCome, Policy
 from serve.engine.request import Emission, Run
 from serve.engine.sequence import Sequence
+from serve.engine.swap import HostCopies
 
-__all__ = ["Batch", "Chunk", "Scheduler"]
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Tokens [start, end) of a sequence's known tokens and draft, to be computed in this step."""
-
-    sequence: Sequence
-    start: int
-    end: int
-    samples: bool
-    """Whether it reaches the last known token, so that the next can be drawn."""
-
-    @property
-    def draft(self) -> list[int]:
-        """The drafted tokens in the chunk."""
-        return self.sequence.draft if self.samples else []
-
-    @property
-    def tokens(self) -> list[int]:
-        """The tokens to compute."""
-        return self.sequence.tokens[self.start : self.end] + self.draft
-
-
-@dataclass(slots=True)
-class Batch:
-    """A step's work: first the copies out, then the copies in, then the pass over the chunks."""
-
-    chunks: list[Chunk] = field(default_factory=list)
-    copies_out: list[tuple[int, list[int]]] = field(default_factory=list)
-    """(key, blocks): keep a copy of these blocks, in this order, in host memory under the key (a new one each time)."""
-    copies_in: list[tuple[int, list[int]]] = field(default_factory=list)
-    """(key, blocks): write the *last* len(blocks) blocks of the key's copy into these blocks, then drop the copy. No blocks: just drop it.
-    Each key comes in exactly once after it went out; a batch may hold copies and no chunks."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens to compute."""
-        return sum(chunk.end - chunk.start for chunk in self.chunks)
-
-    @property
-    def sampling(self) -> list[Chunk]:
-        """The chunks whose sequences get new tokens."""
-        return [chunk for chunk in self.chunks if chunk.samples]
-
-
-@dataclass(slots=True)
-class Counters:
-    """Since the engine was loaded."""
-
-    steps: int = 0
-    preemptions: int = 0
-    tokens_computed: int = 0
-    tokens_generated: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    cached_tokens: int = 0
+__all__ = ["Batch", "Chunk", "Counters", "Scheduler"]
 
 
 class Scheduler:
     """The live sequences and the block pool they share."""
 
-    def __init__(self, pool: BlockPool, *, block_size: int, max_sequences: int, max_tokens_per_step: int, prefix_cache: bool) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        block_size: int,
+        max_sequences: int,
+        max_tokens_per_step: int,
+        prefix_cache: bool,
+        policy: Policy | None = None,
+        swap_blocks: int = 0,
+        window: int | None = None,
+        forget: Callable[[Sequence], None] | None = None,
+    ) -> None:
         self.pool = pool
         self.block_size, self.max_sequences, self.max_tokens = block_size, max_sequences, max_tokens_per_step
         self.prefix_cache = prefix_cache
-        self.running: list[Sequence] = []  # oldest first, as is `waiting`; every running one is older than every waiting one
-        self.waiting: list[Sequence] = []
+        self.policy: Policy = policy or FirstCome()
+        self.host = HostCopies(swap_blocks)
+        self._window = window  # the widest of all layers'; None where a layer sees everything
+        self._forget = forget  # told when a sequence gives up its state
+        self.running: list[Sequence] = []  # by priority, then by first admission
+        self.waiting: list[Sequence] = []  # by priority; those that started before, then by policy
         self.counters = Counters()
+        self._underway: set[bytes] = set()  # hashes of the prompt blocks that this step's chunks fill
 
     # ---- plan ----------------------------------------------------------------------------------------------------
 
-    def plan(self, verify_cost: float = 0.0) -> Batch:
-        """The next step. `verify_cost`: see `Drafter.propose`."""
+    def plan(self, verify_cost: float = 0.0, now_s: float = 0.0) -> Batch:
+        """The next step. `verify_cost`: see `Drafter.propose`; `now_s`: the time on the clock of `Sequence.arrived_s`."""
         chunks: dict[int, Chunk] = {}
+        self._underway.clear()
         budget = self.max_tokens
         decoding = [s for s in self.running if s.pending == 1]
         behind = [s for s in self.running if s.pending > 1]
         for sequence in decoding + behind:
-            if sequence in self.running:  # it may have been preempted for one before it
+            if sequence.running:  # it may have been preempted for one before it
                 budget -= self._schedule(sequence, budget, chunks)
         self._draft([s for s in decoding if s.arrival in chunks], budget, verify_cost, chunks)
-        budget = self.max_tokens - sum(c.end - c.start for c in chunks.values())
-        while budget > 0 and self._admit():
-            budget -= self._schedule(self.running[-1], budget, chunks)
-        return Batch(list(chunks.values()))
+        while self.waiting and (budget := self.max_tokens - sum(c.end - c.start for c in chunks.values())) > 0:
+            newcomer = self._admit(chunks, now_s)
+            if newcomer is None:
+                break
+            self._schedule(newcomer, budget, chunks)
+        return Batch(list(chunks.values()), *self.host.take())
 
     def _schedule(self, sequence: Sequence, budget: int, chunks: dict[int, Chunk]) -> int:
         """Give a sequence as much of the budget as it can use, and blocks for it; returns the tokens used."""
         sequence.draft = []  # one left over from a step that failed
+        in_prompt = sequence.pending > 1 and self.prefix_cache
+        if in_prompt and self._others_compute(sequence):
+            return 0
         end = min(len(sequence.tokens), sequence.computed + budget)
         if end == sequence.computed:
             return 0
         while (missing := self._missing_blocks(sequence, end)) > self.pool.num_available:
             victim = self.running[-1]
-            chunks.pop(victim.arrival, None)
-            self._preempt(victim)
+            self._preempt(victim, chunks)
             if victim is sequence:
                 return 0
-        sequence.blocks.extend(self.pool.allocate() for _ in range(missing))
+        for _ in range(missing):
+            sequence.blocks.append(self.pool.allocate())
         chunks[sequence.arrival] = Chunk(sequence, sequence.computed, end, samples=end == len(sequence.tokens))
+        if in_prompt:
+            first, full = sequence.computed // self.block_size, min(len(sequence.tokens), end + self.block_size - 1) // self.block_size
+            self._underway.update(sequence.chain(full, self.block_size)[first:])
         return end - sequence.computed
+
+    def _others_compute(self, sequence: Sequence) -> bool:
+        """Share what others have computed of its next blocks; whether the block after them is being filled in this very step.
+
+        That one was scheduled before it, so whoever waits waits for progress, and the first in line for nobody."""
+        at, size = sequence.computed // self.block_size, self.block_size
+        if sequence.computed % size or at < len(sequence.blocks):
+            return False
+        hashes = sequence.chain((len(sequence.tokens) - 1) // size, size)  # the last token is always computed, for its logits
+        for block in self.pool.find(hashes[at:]):
+            self.pool.hold(block)
+            sequence.blocks.append(block)
+        shared = len(sequence.blocks) - at
+        if shared:
+            sequence.computed = sequence.num_registered = len(sequence.blocks)
+            sequence.computed *= size
+            self._count_cached(sequence, shared * size)
+        return len(sequence.blocks) < len(hashes) and hashes[len(sequence.blocks)] in self._underway
 
     def _draft(self, sequences: list[Sequence], budget: int, verify_cost: float, chunks: dict[int, Chunk]) -> None:
         """Let drafts use what budget and blocks are left over."""
@@ -140,46 +133,135 @@ class Scheduler:
     def _missing_blocks(self, sequence: Sequence, end: int) -> int:
         return max(0, -(-end // self.block_size) - len(sequence.blocks))
 
-    def _admit(self) -> bool:
-        """Let the oldest waiting sequence run, if there is room for all it knows."""
-        if not self.waiting or len(self.running) >= self.max_sequences:
-            return False
+    # ---- admission and preemption --------------------------------------------------------------------------------
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence; the caller has checked that it fits alone (`blocks_needed`)."""
+        self.policy.arrive(sequence)
+        insort(self.waiting, sequence, key=self._place)
+
+    def drop(self, sequence: Sequence) -> None:
+        """Forget a live sequence and free what it holds."""
+        if sequence.running:
+            self.running.remove(sequence)
+            self._release(sequence)
+        else:
+            self.waiting.remove(sequence)
+            if sequence.host_copy is not None:
+                self.host.use(sequence.host_copy)
+                sequence.host_copy = None
+        self.policy.end(sequence)
+
+    def blocks_needed(self, num_tokens: int) -> int:
+        """The most blocks that a sequence of so many tokens holds at once."""
+        needed = -(-num_tokens // self.block_size)
+        if self._window is None:
+            return needed
+        return min(needed, -(-(self._window + self.max_tokens) // self.block_size) + 1)
+
+    def _place(self, sequence: Sequence) -> tuple[int, int, float, int]:
+        """Where in line a sequence is; of those that started, the policy is not asked again."""
+        priority = -sequence.request.priority
+        if sequence.started is not None:
+            return priority, 0, 0.0, sequence.started
+        return priority, 1, self.policy.key(sequence), sequence.arrival
+
+    def _admit(self, chunks: dict[int, Chunk], now_s: float) -> Sequence | None:
+        """Let the first in line run, if there is room for all it knows; it may push out those of lower priority."""
+        priority = self.waiting[0].request.priority
+        if len(self.running) >= self.max_sequences and self.running[-1].request.priority >= priority:
+            return None
+        if self.policy.moving:
+            self.waiting.sort(key=self._place)
         sequence = self.waiting[0]
-        shared = self._find_prefix(sequence)
-        for block in shared:
+        copied = self._hold_known(sequence)
+        missing = self.blocks_needed(len(sequence.tokens)) - len(sequence.blocks) + sequence.num_behind
+        if not self._make_room(priority, missing, chunks):
+            self._give_back(sequence)
+            return None
+        if sequence.host_copy is not None:
+            blocks = [self.pool.allocate() for _ in range(copied)]
+            sequence.blocks += blocks
+            self.host.use(sequence.host_copy, blocks)
+            sequence.host_copy = None
+        self.waiting.pop(0)  # still this one: whom it pushed out has a lower priority
+        sequence.running = True
+        if sequence.started is None:
+            self._start(sequence, now_s)
+        insort(self.running, sequence, key=self._place)
+        return sequence
+
+    def _start(self, sequence: Sequence, now_s: float) -> None:
+        """What is said and counted once in a sequence's life here."""
+        sequence.started = self.counters.started
+        self.counters.started += 1
+        self.counters.queue_wait_s += now_s - sequence.arrived_s
+        self.policy.start(sequence, sequence.pending)
+        self._count_cached(sequence, sequence.computed)
+
+    def _hold_known(self, sequence: Sequence) -> int:
+        """Hold what is known of its prefix, from the cache before its own host copy; returns the blocks to be copied in."""
+        size, copy = self.block_size, sequence.host_copy
+        most = (len(sequence.tokens) - 1) // size if self.prefix_cache else 0  # the last token is computed, for its logits
+        found = self.pool.find(sequence.chain(most, size))
+        if copy is not None and copy.computed > len(found) * size:
+            first, sequence.computed = copy.first, copy.computed
+        else:
+            copy = None
+            sequence.computed = len(found) * size
+            first = self._num_behind(sequence.computed)
+        for block in found[first:]:
             self.pool.hold(block)
-        if self.running and self._missing_blocks(sequence, len(sequence.tokens)) - len(shared) > self.pool.num_available:
-            self.pool.release(reversed(shared))
+        sequence.num_behind = first
+        sequence.blocks = found + [0] * (first - len(found))  # what stands for a block behind the window is never seen
+        sequence.num_registered = len(sequence.blocks)
+        return 0 if copy is None else copy.first + copy.num_blocks - len(sequence.blocks)
+
+    def _make_room(self, priority: int, missing: int, chunks: dict[int, Chunk]) -> bool:
+        """A place in the batch, `missing` blocks, and one more for each running sequence, lest they push the newcomer out at once."""
+        lower = [s for s in self.running if s.request.priority < priority]
+        num_staying = len(self.running) - len(lower)
+        if num_staying >= self.max_sequences:
             return False
-        self.waiting.pop(0)
-        self.running.append(sequence)
-        sequence.blocks = shared
-        sequence.computed = sequence.num_registered = 0
-        sequence.computed = len(shared) * self.block_size
-        sequence.num_registered = len(shared)
-        if sequence.num_cached_tokens is None:
-            sequence.num_cached_tokens = min(sequence.computed, sequence.num_prompt_tokens)
-            self.counters.cached_tokens += sequence.num_cached_tokens
+        available = self.pool.num_available
+        if missing + len(self.running) > available:
+            available += sum(len(s.blocks) - s.num_behind for s in lower)
+            if num_staying and missing + num_staying > available:
+                return False
+        while self.running and (len(self.running) >= self.max_sequences or missing + len(self.running) > self.pool.num_available):
+            if self.running[-1].request.priority >= priority:
+                return False  # blocks that several share were counted for each
+            self._preempt(self.running[-1], chunks)
         return True
 
-    def _find_prefix(self, sequence: Sequence) -> list[int]:
-        """Known blocks of its prefix; the last token is always computed, for its logits."""
-        if not self.prefix_cache:
-            return []
-        return self.pool.find(sequence.chain((len(sequence.tokens) - 1) // self.block_size, self.block_size))
-
-    def _preempt(self, sequence: Sequence) -> None:
-        """Give up its blocks; what of them stays cached is found again when it is readmitted."""
+    def _preempt(self, sequence: Sequence, chunks: dict[int, Chunk]) -> None:
+        """Take a sequence out of the batch; what stays of its blocks, cached or copied, is found again when it is readmitted."""
+        chunks.pop(sequence.arrival, None)
         self.running.remove(sequence)
+        held = sequence.blocks[sequence.num_behind : -(-sequence.computed // self.block_size)]
+        sequence.host_copy = self.host.make(held, sequence.num_behind, sequence.computed)
         self._release(sequence)
-        insort(self.waiting, sequence, key=lambda s: s.arrival)
+        sequence.num_preempted += 1
         self.counters.preemptions += 1
+        self.counters.swapped += sequence.host_copy is not None
+        insort(self.waiting, sequence, key=self._place)
 
     def _release(self, sequence: Sequence) -> None:
-        self.pool.release(reversed(sequence.blocks))
+        """The sequence leaves the batch, with nothing computed."""
+        self._give_back(sequence)
+        sequence.running = False
+        if self._forget is not None:
+            self._forget(sequence)
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self.pool.release(reversed(sequence.blocks[sequence.num_behind :]))
         sequence.blocks = []
-        sequence.computed = sequence.num_registered = 0
+        sequence.computed = sequence.num_registered = sequence.num_behind = 0
         sequence.draft = []
+
+    def _num_behind(self, computed: int) -> int:
+        """Blocks at the front that no token from position `computed` on can see."""
+        return 0 if self._window is None else max(0, computed - self._window + 1) // self.block_size
 
     # ---- commit --------------------------------------------------------------------------------------------------
 
@@ -212,12 +294,15 @@ class Scheduler:
         sequence.num_drafted += num_drafted
         sequence.num_accepted += min(num_accepted, len(kept))
         self._count(len(kept), num_drafted, min(num_accepted, len(kept)))
+        self.policy.serve(sequence, len(kept))
         if sequence.finish_reason:
             sequence.computed = min(sequence.computed, len(sequence.tokens))
         self._register(sequence)
         if sequence.finish_reason:
             self.running.remove(sequence)
             self._release(sequence)
+            self.counters.finished += 1
+            self.policy.end(sequence)
         return sequence.emission(kept, shown, run.logprobs and run.logprobs[: len(kept)])
 
     def _count(self, generated: int, drafted: int, accepted: int) -> None:
@@ -225,27 +310,37 @@ class Scheduler:
         self.counters.drafted += drafted
         self.counters.accepted += accepted
 
+    def _count_cached(self, sequence: Sequence, num_tokens: int) -> None:
+        """Count prompt tokens that need not be computed, in a sequence's first life only."""
+        if not sequence.num_preempted:
+            cached = min(num_tokens, sequence.num_prompt_tokens - sequence.num_cached_tokens)
+            sequence.num_cached_tokens += cached
+            self.counters.cached_tokens += cached
+
     def _register(self, sequence: Sequence) -> None:
-        """Offer newly filled blocks to the prefix cache."""
-        if not self.prefix_cache:
-            return
+        """Offer newly filled blocks to the prefix cache, then give back those that no later token sees."""
         num_full = sequence.computed // self.block_size
-        if num_full > sequence.num_registered:
+        if self.prefix_cache and num_full > sequence.num_registered:
             hashes = sequence.chain(num_full, self.block_size)
             for i in range(sequence.num_registered, num_full):
                 self.pool.register(sequence.blocks[i], hashes[i])
             sequence.num_registered = num_full
+        if self._window is not None and (behind := self._num_behind(sequence.computed)) > sequence.num_behind:
+            self.pool.release(sequence.blocks[sequence.num_behind : behind])
+            sequence.num_behind = behind
 
-    # ---- come and go ---------------------------------------------------------------------------------------------
-
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence; the caller has checked that it fits alone."""
-        self.waiting.append(sequence)
-
-    def drop(self, sequence: Sequence) -> None:
-        """Forget a live sequence and free what it holds."""
-        if sequence in self.running:
-            self.running.remove(sequence)
-            self._release(sequence)
-        else:
-            self.waiting.remove(sequence)
+    def check(self) -> None:
+        """Assert what always holds between steps: every block's readers are its holders, and each copy has its owner."""
+        readers = [0] * self.pool.total
+        for sequence in self.running:
+            assert sequence.running, "a sequence runs and does not know"
+            assert sequence.computed < len(sequence.tokens), "everything known is computed, so nothing will happen"
+            assert -(-sequence.computed // self.block_size) <= len(sequence.blocks), "computed beyond its blocks"
+            for block in sequence.blocks[sequence.num_behind :]:
+                readers[block] += 1
+        assert all(not s.blocks and not s.running and not s.computed for s in self.waiting), "a waiting sequence holds something"
+        assert readers == [self.pool.num_readers(block) for block in range(self.pool.total)], "a block's readers are not its holders"
+        self.pool.check()
+        self.host.check([s.host_copy for s in self.waiting if s.host_copy is not None])
+        for line in (self.running, [] if self.policy.moving else self.waiting):
+            assert line == sorted(line, key=self._place), "out of line"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from serve.engine.blocks import block_hash
 from serve.engine.draft import Drafter
 from serve.engine.request import Emission, FinishReason, Request, TokenLogprob
+from serve.engine.swap import HostCopy
 from serve.engine.text import TextStream
 
 __all__ = ["Sequence"]
@@ -23,7 +24,7 @@ class Sequence:
     request: Request
     """With a seed, always."""
     arrival: int
-    """Order of admission to the engine; the older goes first."""
+    """Order of coming to the engine."""
     limit: int
     """The most tokens it can know: prompt + max_tokens, or the context length."""
     stop_ids: frozenset[int]
@@ -39,14 +40,27 @@ class Sequence:
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     """Block i holds the KV of tokens [i * block_size, (i + 1) * block_size)."""
+    num_behind: int = 0
+    """Blocks at the front that every layer's window has passed: given back already, whatever `blocks` says."""
+    host_copy: HostCopy | None = None
+    """Where its KV is while it is preempted, if it was copied."""
+    running: bool = False
+    """Whether it is in the batch: it holds blocks and takes part in steps."""
+    started: int | None = None
+    """Order of first admission to the batch: who started goes before who did not, and keeps this place when preempted."""
+    num_preempted: int = 0
+    predicted: float = 0.0
+    """Tokens it is expected to emit here, where the policy asks."""
+    arrived_s: float = 0.0
+    """When it came, by the engine's clock."""
     hashes: list[bytes] = field(default_factory=list)
     """Hash of full block i, as far as asked for."""
     num_registered: int = 0
     """Blocks already offered to the prefix cache."""
     num_observed: int = 0
     """Tokens the drafter has seen."""
-    num_cached_tokens: int | None = None
-    """Prompt tokens found in the prefix cache at the first admission."""
+    num_cached_tokens: int = 0
+    """Prompt tokens that were found in the prefix cache and not computed (before any preemption)."""
     num_drafted: int = 0
     num_accepted: int = 0
     finish_reason: FinishReason | None = None
@@ -56,6 +70,11 @@ class Sequence:
         for token in self.request.emitted:  # shown elsewhere already; the text's state must follow them all the same
             if self.finish_reason is None:
                 self.append(token)
+
+    @property
+    def client(self) -> str:
+        """Who shares fairly with others."""
+        return self.request.client or self.request.tenant
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -103,7 +122,7 @@ class Sequence:
             logprobs=None if logprobs is None else tuple(logprobs),
             finish_reason=self.finish_reason,
             num_prompt_tokens=self.num_prompt_tokens,
-            num_cached_tokens=self.num_cached_tokens or 0,
+            num_cached_tokens=self.num_cached_tokens,
             num_drafted=self.num_drafted,
             num_accepted=self.num_accepted,
         )

@@ -114,17 +114,17 @@ def test_expensive_tokens_are_not_drafted() -> None:
 
 
 def test_the_youngest_gives_way_and_comes_back_in_its_place() -> None:
-    scheduler = make_scheduler(4, prefix_cache=False)
+    scheduler = make_scheduler(5, prefix_cache=False)
     old, young = make_sequence(0, [5] * 7, 9), make_sequence(1, [6] * 8, 8)
-    scheduler.add(old)
-    scheduler.add(young)
-    scheduler.add(make_sequence(2, [7] * 3, 2))
-    scheduler.commit(scheduler.plan(), [Run([7]), Run([7])])  # old knows 8 tokens, young 9: it needs a third block, there is none
+    for sequence in (old, young, make_sequence(2, [7] * 3, 2)):
+        scheduler.add(sequence)
+    scheduler.commit(scheduler.plan(), [Run([7]), Run([7])])
+    scheduler.commit(scheduler.plan(), [Run([7]), Run([7])])  # the young one took the last block
     batch = scheduler.plan()
-    assert spans(batch) == {"0": (7, 8, True)}
+    assert spans(batch) == {"0": (8, 9, True)}
     assert [s.arrival for s in scheduler.waiting] == [1, 2]
     assert scheduler.counters.preemptions == 1
-    assert young.tokens == [6] * 8 + [7], "what was emitted is kept"
+    assert young.tokens == [6] * 8 + [7, 7], "what was emitted is kept"
 
 
 def test_drop_works_wherever_a_sequence_is() -> None:
