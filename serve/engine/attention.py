@@ -19,10 +19,37 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["KvCache", "Span", "StepAttention", "WholeAttention", "plain_attention"]
+__all__ = ["KvCache", "Scores", "Span", "StepAttention", "WholeAttention", "plain_attention"]
 
 FEW = 16
 """Most queries of a sequence that ride with others'."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """How queries and keys become weights: softmax(cap(query · key * scale)), cap(s) = soft_cap * tanh(s / soft_cap) if there is one."""
+
+    scale: float | None = None
+    """None: 1 / sqrt(head_dim)."""
+    soft_cap: float | None = None
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+        """q [n, heads, T, dim], keys and values [n, kv_heads, L, dim], mask True where seen -> [n, heads, T, dim]."""
+        grouped = q.shape[1] != keys.shape[1]
+        if self.soft_cap is None:
+            return scaled_dot_product_attention(q, keys, values, mask, is_causal=causal, scale=self.scale, enable_gqa=grouped)
+        if grouped:
+            keys, values = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (keys, values))
+        scores = q @ keys.transpose(-1, -2) * (self.scale or 1 / math.sqrt(q.shape[-1]))
+        scores = (scores / self.soft_cap).tanh_().mul_(self.soft_cap)
+        if causal:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril_()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return scores.softmax(-1, torch.promote_types(q.dtype, torch.float32)).to(q.dtype) @ values
+
+
+PLAIN = Scores()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +105,7 @@ class StepAttention:
     The step's tokens lie flat, span after span; spans should come sorted by `order`.
     """
 
-    def __init__(self, cache: KvCache, spans: Series[Span], windows: Series[int | None]) -> None:
+    def __init__(self, cache: KvCache, spans: Series[Span], windows: Series[int | None], scores: Scores = PLAIN) -> None:
         self._cache, self._windows = cache, windows
         size, device = cache.block_size, cache.device
         slots = [span.blocks[p // size] * size + p % size for span in spans for p in range(span.start, span.end)]
@@ -87,7 +114,7 @@ class StepAttention:
         row = 0
         for members in _grouped(spans, size):
             maker = _Few if members[0].length <= FEW else _Long
-            self._groups.append(maker(cache, members, row, set(windows)))
+            self._groups.append(maker(cache, members, row, set(windows), scores))
             row += sum(span.length for span in members)
 
     def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
@@ -120,8 +147,8 @@ def _grouped(spans: Series[Span], block_size: int) -> list[list[Span]]:
 class _Few:
     """Sequences with a few queries each, padded to the most queries and the longest keys among them."""
 
-    def __init__(self, cache: KvCache, spans: list[Span], row: int, windows: set[int | None]) -> None:
-        self._cache, self._count = cache, len(spans)
+    def __init__(self, cache: KvCache, spans: list[Span], row: int, windows: set[int | None], scores: Scores) -> None:
+        self._cache, self._count, self._scores = cache, len(spans), scores
         lengths = [span.length for span in spans]
         self._most = most = max(lengths)
         self.rows = slice(row, row + sum(lengths))
@@ -166,7 +193,7 @@ class _Few:
         mask = self._masks[window]
         if mask is not None and most > 1:
             mask = mask[:, :, :, None].expand(1, count, most, group, self._keys).reshape(1, count, most * group, self._keys)
-        out = scaled_dot_product_attention(rows, keys, values, attn_mask=mask)
+        out = self._scores.attend(rows, keys, values, mask)
         flat = out.view(kv_heads, count, most, group, dim).permute(1, 2, 0, 3, 4).reshape(count * most, heads * dim)
         return flat if self._pad is None else flat[self._unpad]
 
@@ -174,9 +201,9 @@ class _Few:
 class _Long:
     """One sequence with many queries."""
 
-    def __init__(self, cache: KvCache, spans: list[Span], row: int, windows: set[int | None]) -> None:
+    def __init__(self, cache: KvCache, spans: list[Span], row: int, windows: set[int | None], scores: Scores) -> None:
         (self._span,) = spans
-        self._cache = cache
+        self._cache, self._scores = cache, scores
         self.rows = slice(row, row + self._span.length)
         num_blocks = -(-self._span.end // cache.block_size)
         self._table = torch.tensor(self._span.blocks[:num_blocks], device=cache.device)
@@ -184,7 +211,7 @@ class _Long:
 
     def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:
         kv = self._cache.read(layer, self._table, 1)[..., : self._span.end, :]
-        return _whole(q, kv[:, :, 0], self._masks[window])
+        return _whole(q, kv[:, :, 0], self._masks[window], self._scores)
 
 
 def _causal_mask(start: int, end: int, window: int | None, device: torch.device) -> Tensor | None:
@@ -197,25 +224,23 @@ def _causal_mask(start: int, end: int, window: int | None, device: torch.device)
     return seen if window is None else seen & (key > at - window)
 
 
-def _whole(q: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
+def _whole(q: Tensor, kv: Tensor, mask: Tensor | None, scores: Scores) -> Tensor:
     """q [n, heads, dim], kv [2, kv_heads, L, dim], mask [n, L] or None (causal, n == L) -> [n, heads * dim]."""
     keys, values = kv[:, None].unbind()
-    rows = q.transpose(0, 1)[None]
-    grouped = rows.shape[1] != keys.shape[1]
-    out = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped)
+    out = scores.attend(q.transpose(0, 1)[None], keys, values, mask, causal=mask is None)
     return out[0].transpose(0, 1).reshape(q.shape[0], -1)
 
 
 class WholeAttention:
     """Attention of one whole sequence over itself, without a cache: for scoring given text in one pass."""
 
-    def __init__(self, length: int, windows: Series[int | None], device: torch.device) -> None:
-        self._windows = windows
+    def __init__(self, length: int, windows: Series[int | None], device: torch.device, scores: Scores = PLAIN) -> None:
+        self._windows, self._scores = windows, scores
         self._masks = {w: _causal_mask(0, length, w, device) for w in set(windows)}
 
     def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """As `StepAttention`."""
-        return _whole(q, kv, self._masks[self._windows[layer]])
+        return _whole(q, kv, self._masks[self._windows[layer]], self._scores)
 
 
 def plain_attention(q: Tensor, keys: Tensor, values: Tensor, start: int, window: int | None = None) -> Tensor:

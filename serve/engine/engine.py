@@ -24,12 +24,14 @@ from serve.engine.attention import FEW, KvCache
 from serve.engine.blocks import BlockPool, root_hash
 from serve.engine.config import EngineConfig
 from serve.engine.draft import AnpdDrafter, Drafter, Odds, StepCost
-from serve.engine.model import Model, Shape
+from serve.engine.families import read_shape
+from serve.engine.model import Model
 from serve.engine.request import Completion, Emission, Request, Sampling
 from serve.engine.runner import Runner
 from serve.engine.sample import Question, verify
 from serve.engine.schedule import Scheduler
 from serve.engine.sequence import Sequence
+from serve.engine.shape import Shape
 from serve.engine.snapshot import Snapshot
 from serve.engine.text import TextStream, Tokenizer
 from serve.engine.weights import Weights, read_config
@@ -65,7 +67,7 @@ class Engine:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         data = read_config(folder)
-        shape = Shape.of(data, str(folder))
+        shape = read_shape(data, str(folder))
         tokenizer = Tokenizer(folder)
         device = _device(config)
         dtype = _dtype(config, data)
@@ -73,7 +75,7 @@ class Engine:
         if max_length > shape.max_length:
             raise ValueError(f"max_length: {max_length} is beyond the {shape.max_length} tokens of {folder}; lower it")
         weights = Weights(folder, data, dtype, device)
-        model = Model(shape, weights, dtype, device, max_length, tied=bool(data.get("tie_word_embeddings", False)))
+        model = Model(shape, weights, dtype, device, max_length)
         num_blocks = _num_blocks(config, shape, dtype, max_length)
         cache = KvCache(shape.num_layers, shape.num_kv_heads, shape.head_dim, num_blocks, config.block_size, dtype, device)
         return cls(Runner(model, cache), tokenizer, config, folder.resolve().name, max_length)

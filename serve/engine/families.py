@@ -52,12 +52,12 @@ def _qwen2_moe_window(config: Config, layer: int) -> bool:
     return bool(config.get("use_sliding_window")) and layer % 2 == 0 and layer < config.get("max_window_layers", 28)
 
 
-def _experts(config: Config, count: str, size: str, *, normalise: bool, shared: str = "") -> dict[str, Any]:
+def _experts(config: Config, size: str, *, normalise: bool | None = None, shared: str = "") -> dict[str, Any]:
     experts = Experts(
-        count=int(config[count]),
+        count=int(config.get("num_local_experts") or config["num_experts"]),  # one thing, two names
         per_token=int(config["num_experts_per_tok"]),
         size=int(config[size]),
-        normalise=normalise,
+        normalise=bool(config.get("norm_topk_prob")) if normalise is None else normalise,
         shared_size=int(config[shared]) if shared else 0,
     )
     dense, step = config.get("mlp_only_layers") or (), config.get("decoder_sparse_step", 1)
@@ -113,33 +113,19 @@ FAMILIES: dict[str, Family] = {
         defaults={"rms_norm_eps": 1e-5, "num_local_experts": 8, "num_experts_per_tok": 2},
         theta=1e6,
         types=_everywhere,
-        oddities=lambda c: _experts(c, "num_local_experts", "intermediate_size", normalise=True),
+        oddities=lambda c: _experts(c, "intermediate_size", normalise=True),
     ),
     "Qwen2ForCausalLM": Family(types=_qwen_window),
     "Qwen2MoeForCausalLM": Family(
         defaults={"num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632},
         types=_qwen2_moe_window,
-        oddities=lambda c: _experts(
-            c,
-            "num_experts",
-            "moe_intermediate_size",
-            normalise=bool(c.get("norm_topk_prob", False)),
-            shared="shared_expert_intermediate_size",
-        ),
+        oddities=lambda c: _experts(c, "moe_intermediate_size", shared="shared_expert_intermediate_size"),
     ),
     "Qwen3ForCausalLM": Family(defaults={"head_dim": 128}, types=_qwen_window, oddities=lambda c: {"qk_norm": "head"}),
     "Qwen3MoeForCausalLM": Family(
         defaults={"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
         types=lambda c, layer: bool(c.get("use_sliding_window")),
-        oddities=lambda c: {
-            "qk_norm": "head",
-            **_experts(
-                c,
-                "num_experts" if "num_experts" in c else "num_local_experts",
-                "moe_intermediate_size",
-                normalise=bool(c.get("norm_topk_prob", False)),
-            ),
-        },
+        oddities=lambda c: {"qk_norm": "head"} | _experts(c, "moe_intermediate_size"),
     ),
     "Olmo2ForCausalLM": Family(defaults={"rms_norm_eps": 1e-5}, oddities=lambda c: {"qk_norm": "whole"}),
     "Olmo3ForCausalLM": Family(
@@ -151,10 +137,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "OlmoeForCausalLM": Family(
         defaults={"rms_norm_eps": 1e-5, "num_experts": 64, "num_experts_per_tok": 8},
-        oddities=lambda c: {
-            "qk_norm": "whole",
-            **_experts(c, "num_experts", "intermediate_size", normalise=bool(c.get("norm_topk_prob", False))),
-        },
+        oddities=lambda c: {"qk_norm": "whole"} | _experts(c, "intermediate_size"),
         unknown=lambda c: "clips its queries, keys and values (clip_qkv)" if c.get("clip_qkv") is not None else None,
     ),
     "Phi3ForCausalLM": Family(defaults={"rms_norm_eps": 1e-5}, partial=True, types=_everywhere),
@@ -178,7 +161,7 @@ FAMILIES: dict[str, Family] = {
     "GraniteForCausalLM": Family(oddities=_granite),
     "GraniteMoeForCausalLM": Family(
         defaults={"num_local_experts": 8, "num_experts_per_tok": 2},
-        oddities=lambda c: _granite(c) | _experts(c, "num_local_experts", "intermediate_size", normalise=True),
+        oddities=lambda c: _granite(c) | _experts(c, "intermediate_size", normalise=True),
     ),
     "SmolLM3ForCausalLM": Family(
         defaults={"tie_word_embeddings": True, "num_key_value_heads": 4}, theta=2e6, types=_smollm3_window, oddities=_smollm3

@@ -1,170 +1,205 @@
-"""A lean decoder for the Llama-like families: Llama, Mistral, Qwen2, Qwen3.
+"""The lean decoder: one forward for every family in `families.py`, from flat batches of tokens, attention left to the caller.
 
-Promise: the logits of transformers' own modules for these folders (float32: within 1e-4), from flat batches of tokens, with attention
-left to the caller. Price per layer: four matrix products (query-key-value and gate-up are fused) and about ten small operators.
-Differences between the families are in the folder: a bias or a query/key norm is used where its tensor exists.
+Promise: the logits of transformers' own modules (float32: within 1e-4). What differs between families is data: `Shape` says which
+numbers, `Parts` which tensors. Price per layer of a Llama: four matrix products (query-key-value and gate-up are fused) and about ten
+small operators; an oddity costs the families that have it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, rms_norm, silu
+from torch.nn.functional import embedding, gelu, layer_norm, rms_norm, silu
 
+from serve.engine.experts import Mixture
 from serve.engine.linear import Dense, Linear
+from serve.engine.parts import Layer, Mlp, parts_of
+from serve.engine.rope import Rotation
+from serve.engine.shape import Shape
 from serve.engine.weights import Weights
 
-__all__ = ["FAMILIES", "Attend", "Model", "Shape"]
-
-FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+__all__ = ["Adapters", "Attend", "Model", "Shape"]
 
 Attend = Callable[[int, Tensor, Tensor], Tensor]
 """(layer, q [T, heads, head_dim], kv [2, kv_heads, T, head_dim]) -> [T, heads * head_dim]."""
+Adapters = Callable[[int, str, Tensor, Tensor], None]
+"""(layer, "qkv" | "out" | "gate_up" | "down", x [T, K], y [T, N]): adds to y, in place, what low-rank adapters add to that product."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What config.json says about the decoder."""
-
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    max_length: int
-    norm_eps: float
-    windows: tuple[int | None, ...]
-    """Per layer: how many keys a query sees, None for all."""
-    eos_token_ids: tuple[int, ...]
-    inverse_frequencies: tuple[float, ...]
-    """Of the rotary embedding, head_dim / 2 of them, scaling applied."""
-
-    @classmethod
-    def of(cls, config: dict[str, Any], where: str) -> Shape:
-        """Read a config.json; ValueError for what this decoder does not do."""
-        architecture = (config.get("architectures") or ["?"])[0]
-        if architecture not in FAMILIES:
-            raise ValueError(f"model: {where} is a {architecture}; the engine runs {', '.join(FAMILIES)}")
-        if config.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"model: {where} uses the activation {config['hidden_act']!r}; the engine runs silu")
-        heads = int(config["num_attention_heads"])
-        head_dim = int(config.get("head_dim") or (128 if architecture.startswith("Qwen3") else config["hidden_size"] // heads))
-        eos = config.get("eos_token_id")
-        max_length = int(config.get("max_position_embeddings", 2048))
-        return cls(
-            num_layers=int(config["num_hidden_layers"]),
-            num_heads=heads,
-            num_kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=head_dim,
-            vocab_size=int(config["vocab_size"]),
-            max_length=max_length,
-            norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-            windows=_windows(config, architecture),
-            eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
-            inverse_frequencies=tuple(_inverse_frequencies(config, head_dim, where)),
-        )
-
-
-def _windows(config: dict[str, Any], architecture: str) -> tuple[int | None, ...]:
-    """Mistral slides everywhere when it has a window; Qwen where `layer_types` or `max_window_layers` says."""
-    layers, window = int(config["num_hidden_layers"]), config.get("sliding_window")
-    if architecture.startswith("Llama") or window is None:
-        return (None,) * layers
-    if architecture.startswith("Mistral"):
-        return (int(window),) * layers
-    if not config.get("use_sliding_window", False):
-        return (None,) * layers
-    types = config.get("layer_types") or [
-        "sliding_attention" if i >= config.get("max_window_layers", 28) else "full" for i in range(layers)
-    ]
-    return tuple(int(window) if kind == "sliding_attention" else None for kind in types)
-
-
-def _inverse_frequencies(config: dict[str, Any], head_dim: int, where: str) -> list[float]:
-    """Rotary frequencies, plain, linearly scaled, or scaled as Llama 3.1 does (low ones by `factor`, high ones not, a ramp between)."""
-    rope = {"rope_theta": config.get("rope_theta", 10000.0), **(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    plain = [float(rope["rope_theta"]) ** (-i / head_dim) for i in range(0, head_dim, 2)]
-    if kind == "default":
-        return plain
-    if kind == "linear":
-        return [f / rope["factor"] for f in plain]
-    if kind != "llama3":
-        raise ValueError(f"model: {where} scales its rotary embedding by {kind!r}; the engine runs default, linear and llama3")
-    low, high, context = rope["low_freq_factor"], rope["high_freq_factor"], rope["original_max_position_embeddings"]
-
-    def scaled(f: float) -> float:
-        share = min(max((context * f / (2 * math.pi) - low) / (high - low), 0.0), 1.0)
-        return (1 - share) * f / rope["factor"] + share * f
-
-    return [scaled(f) for f in plain]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": silu, "gelu": gelu, "gelu_tanh": partial(gelu, approximate="tanh")}
 
 
 class Model:
     """The decoder: weights, and `forward`."""
 
-    def __init__(self, shape: Shape, weights: Weights, dtype: torch.dtype, device: torch.device, max_length: int, tied: bool) -> None:
+    def __init__(self, shape: Shape, weights: Weights, dtype: torch.dtype, device: torch.device, max_length: int) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
-        self._embedding = weights.tensor("model.embed_tokens.weight")
-        self._layers = [_Layer(shape, weights, i) for i in range(shape.num_layers)]
-        self._norm = weights.tensor("model.norm.weight")
-        stored = not tied and ("lm_head.weight" in weights or "lm_head.weight_packed" in weights)
-        self._head = weights.linear("lm_head") if stored else Dense(self._embedding)
-        self._rotation = _rotation(shape, max_length, dtype, device)
+        parts = parts_of(shape, weights)
+        self._embedding = weights.tensor(f"{parts.embedding}.weight")
+        self._layers = [_Layer(shape, weights, part, i) for i, part in enumerate(parts.layers)]
+        self._norm = _Norm(shape, weights, parts.norm)
+        self._head: Linear = Dense(self._embedding) if parts.head is None else weights.linear(parts.head)
+        self._rotaries = [_Rotary(Rotation(rope, max_length, device), dtype) for rope in shape.ropes]
 
     @torch.inference_mode()
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
-        """Logits [R, vocab] after tokens [T] at positions [T], of the given `rows` [R] (None: all), in the model's type."""
+    def forward(
+        self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None, adapters: Adapters | None = None
+    ) -> Tensor:
+        """Logits [R, vocab] after tokens [T] at positions [T], of `rows` [R] (None: all), in float32 (float64 if the model is)."""
+        x = self.hidden(tokens, positions, attend, adapters)
+        s, logits = self.shape, self._head(x if rows is None else x.index_select(0, rows))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if s.logit_multiplier != 1:
+            logits = logits.mul_(s.logit_multiplier)
+        if s.logit_soft_cap is not None:
+            logits = logits.div_(s.logit_soft_cap).tanh_().mul_(s.logit_soft_cap)
+        return logits
+
+    @torch.inference_mode()
+    def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend, adapters: Adapters | None = None) -> Tensor:
+        """[T, hidden]: what the head reads, after the last norm."""
         x = embedding(tokens, self._embedding)
-        cos, sin = self._rotation.index_select(1, positions).unbind()
-        for layer in self._layers:
-            x = layer(x, cos, sin, attend)
-        if rows is not None:
-            x = x.index_select(0, rows)
-        return self._head(rms_norm(x, x.shape[-1:], self._norm, self.shape.norm_eps))
+        if self.shape.embedding_multiplier != 1:
+            x = x * torch.tensor(self.shape.embedding_multiplier, dtype=x.dtype)  # rounded to the model's type, as transformers does
+        turns = [rotary.at(positions) for rotary in self._rotaries]
+        for i, layer in enumerate(self._layers):
+            rope = self.shape.rope_of[i]
+            x = layer(x, None if rope is None else turns[rope], attend, adapters)
+        return self._norm(x)
 
 
 class _Layer:
-    """Pre-norm attention and gated MLP, each added to the stream."""
+    """Attention and MLP, each added to the stream, with the norms the family has."""
 
-    def __init__(self, shape: Shape, weights: Weights, index: int) -> None:
+    def __init__(self, shape: Shape, weights: Weights, part: Layer, index: int) -> None:
+        norm = partial(_optional_norm, shape, weights)
         self._shape, self._index = shape, index
-        name = f"model.layers.{index}"
-        self._qkv: Linear = weights.linear(*(f"{name}.self_attn.{p}_proj" for p in "qkv"))
-        self._out: Linear = weights.linear(f"{name}.self_attn.o_proj")
-        self._gate_up: Linear = weights.linear(f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj")
-        self._down: Linear = weights.linear(f"{name}.mlp.down_proj")
-        self._before_attention = weights.tensor(f"{name}.input_layernorm.weight")
-        self._before_mlp = weights.tensor(f"{name}.post_attention_layernorm.weight")
-        q_norm, k_norm = (weights.optional(f"{name}.self_attn.{p}_norm.weight") for p in "qk")
-        self._qk_norm = None  # [heads + kv_heads, head_dim]
-        if q_norm is not None and k_norm is not None:
-            self._qk_norm = torch.cat([q_norm.expand(shape.num_heads, -1), k_norm.expand(shape.num_kv_heads, -1)])
+        self._qkv: Linear = weights.linear(*part.qkv)
+        self._out: Linear = weights.linear(*part.out)
+        self._before_attention, self._after_attention = norm(part.before_attention), norm(part.after_attention)
+        self._before_mlp, self._after_mlp = norm(part.before_mlp), norm(part.after_mlp)
+        self._qk_norm = None if shape.qk_norm is None else _QkNorm(shape, weights, part)
+        mlp = None if part.mlp is None else _Mlp(shape, weights, part.mlp, index)
+        self._mlp = mlp if part.router is None else Mixture(shape, weights, part, partial(_Mlp, shape, weights, index=index), mlp)
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def __call__(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, attend: Attend, adapters: Adapters | None) -> Tensor:
         """x [T, hidden] -> [T, hidden]."""
+        normed = x if self._before_attention is None else self._before_attention(x)
+        y = self._attention(normed, turn, attend, adapters)
+        if self._shape.parallel:
+            return x + y + self._mlp(normed, adapters)
+        x = self._added(x, y, self._after_attention)
+        y = self._mlp(x if self._before_mlp is None else self._before_mlp(x), adapters)
+        return self._added(x, y, self._after_mlp)
+
+    def _attention(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, attend: Attend, adapters: Adapters | None) -> Tensor:
         s = self._shape
-        size = x.shape[-1:]
-        qkv = self._qkv(rms_norm(x, size, self._before_attention, s.norm_eps)).view(len(x), s.num_heads + 2 * s.num_kv_heads, s.head_dim)
+        qkv = self._qkv(x)
+        if adapters is not None:
+            adapters(self._index, "qkv", x, qkv)
+        qkv = qkv.view(len(x), s.num_heads + 2 * s.num_kv_heads, s.head_dim)
         qk = qkv[:, : s.num_heads + s.num_kv_heads]
         if self._qk_norm is not None:
-            qk.copy_(rms_norm(qk, (s.head_dim,), None, s.norm_eps) * self._qk_norm)
-        turned = qk.roll(s.head_dim // 2, -1)
-        qk.mul_(cos).addcmul_(turned, sin)
+            self._qk_norm(qk)
+        if turn is not None:
+            cos, sin = turn
+            turned = qk[..., : cos.shape[-1]]
+            swapped = turned.roll(cos.shape[-1] // 2, -1)
+            turned.mul_(cos).addcmul_(swapped, sin)
         kv = qkv[:, s.num_heads :].view(len(x), 2, s.num_kv_heads, s.head_dim).permute(1, 2, 0, 3)
-        x = x + self._out(attend(self._index, qkv[:, : s.num_heads], kv))
-        gate, up = self._gate_up(rms_norm(x, size, self._before_mlp, s.norm_eps)).chunk(2, -1)
-        return x + self._down(silu(gate).mul_(up))
+        seen = attend(self._index, qkv[:, : s.num_heads], kv)
+        y = self._out(seen)
+        if adapters is not None:
+            adapters(self._index, "out", seen, y)
+        return y
+
+    def _added(self, x: Tensor, y: Tensor, norm: _Norm | None) -> Tensor:
+        y = y if norm is None else norm(y)
+        return torch.add(x, y, alpha=self._shape.residual_multiplier)
 
 
-def _rotation(shape: Shape, max_length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[2, max_length, 1, head_dim]: cosines, and sines whose first half is negated (it multiplies the halves swapped)."""
-    frequencies = torch.tensor(shape.inverse_frequencies, dtype=torch.float32)
-    angles = torch.outer(torch.arange(max_length, dtype=torch.float32), frequencies)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])[:, :, None].to(device, dtype)
+class _Mlp:
+    """down(activation(gate) * up), or down(activation(up))."""
+
+    def __init__(self, shape: Shape, weights: Weights, part: Mlp, index: int) -> None:
+        self._index, self._gated, self._activation = index, shape.gated, ACTIVATIONS[shape.activation]
+        self._gate_up: Linear = weights.linear(*part.gate_up)
+        self._down: Linear = weights.linear(*part.down)
+
+    def __call__(self, x: Tensor, adapters: Adapters | None = None) -> Tensor:
+        """x [T, hidden] -> [T, hidden]."""
+        y = self._gate_up(x)
+        if adapters is not None:
+            adapters(self._index, "gate_up", x, y)
+        if self._gated:
+            gate, up = y.chunk(2, -1)
+            inner = self._activation(gate).mul_(up)
+        else:
+            inner = self._activation(y)
+        y = self._down(inner)
+        if adapters is not None:
+            adapters(self._index, "down", inner, y)
+        return y
+
+
+class _Norm:
+    """RMS or layer norm. Weights with an offset (Gemma) stay in float32: 1 + w would lose half of w's bits in bfloat16."""
+
+    def __init__(self, shape: Shape, weights: Weights, module: str) -> None:
+        self._weight, self._bias = weights.norm(module, shape.norm_offset)
+        self._rms, self._eps = shape.norm == "rms", shape.norm_eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [..., N], normed over N."""
+        wide = x.to(self._weight.dtype)
+        if self._rms:
+            return rms_norm(wide, wide.shape[-1:], self._weight, self._eps).to(x.dtype)
+        return layer_norm(wide, wide.shape[-1:], self._weight, self._bias, self._eps).to(x.dtype)
+
+
+def _optional_norm(shape: Shape, weights: Weights, module: str | None) -> _Norm | None:
+    return None if module is None else _Norm(shape, weights, module)
+
+
+class _QkNorm:
+    """Norms queries and keys where they lie: head by head (in one go), or all of a token's heads together."""
+
+    def __init__(self, shape: Shape, weights: Weights, part: Layer) -> None:
+        assert part.q_norm is not None
+        assert part.k_norm is not None
+        self._heads, self._eps = shape.num_heads, shape.norm_eps
+        self._whole = (_Norm(shape, weights, part.q_norm), _Norm(shape, weights, part.k_norm)) if shape.qk_norm == "whole" else None
+        if self._whole is None:
+            (q, _), (k, _) = weights.norm(part.q_norm, shape.norm_offset), weights.norm(part.k_norm, shape.norm_offset)
+            self._weight = torch.cat([q.expand(shape.num_heads, -1), k.expand(shape.num_kv_heads, -1)])  # [heads + kv_heads, head_dim]
+
+    def __call__(self, qk: Tensor) -> None:
+        """qk [T, heads + kv_heads, head_dim], in place."""
+        if self._whole is None:
+            qk.copy_(rms_norm(qk, qk.shape[-1:], None, self._eps) * self._weight)
+            return
+        for norm, heads in zip(self._whole, (slice(None, self._heads), slice(self._heads, None)), strict=True):
+            part = qk[:, heads]
+            part.copy_(norm(part.flatten(1)).view(part.shape))
+
+
+class _Rotary:
+    """A rotation in the form the layers use: [2, positions, 1, dim], the sines' first half negated (they multiply the halves swapped)."""
+
+    def __init__(self, rotation: Rotation, dtype: torch.dtype) -> None:
+        self._rotation, self._dtype = rotation, dtype
+        self._on_cpu = rotation.table.device.type == "cpu"
+        self._table = self._made(rotation.table if self._on_cpu else rotation.upto(rotation.max_length))
+
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [T, 1, dim]."""
+        if self._on_cpu and (length := int(positions.max()) + 1) > self._table.shape[1]:  # a GPU has all, as asking it would wait for it
+            self._table = self._made(self._rotation.upto(length))
+        cos, sin = self._table.index_select(1, positions).unbind()
+        return cos, sin
+
+    def _made(self, table: Tensor) -> Tensor:
+        cos, sin = table.unbind()
+        return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])[:, :, None].to(self._dtype)

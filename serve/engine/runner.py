@@ -11,7 +11,7 @@ from collections.abc import Sequence as Series
 import torch
 from torch import Tensor
 
-from serve.engine.attention import KvCache, Span, StepAttention, WholeAttention, order
+from serve.engine.attention import KvCache, Scores, Span, StepAttention, WholeAttention, order
 from serve.engine.model import Model
 from serve.engine.schedule import Batch
 
@@ -23,6 +23,7 @@ class Runner:
 
     def __init__(self, model: Model, cache: KvCache) -> None:
         self.model, self.cache = model, cache
+        self._scores = Scores(model.shape.attention_scale, model.shape.attention_soft_cap)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
@@ -37,7 +38,7 @@ class Runner:
             positions += range(chunk.start, chunk.end)
             last_row[id(chunk)] = len(tokens)
         rows = [row for c in batch.sampling for row in range(last_row[id(c)] - len(c.draft) - 1, last_row[id(c)])]
-        attend = StepAttention(self.cache, [spans[id(c)] for c in sorted_chunks], self.model.shape.windows)
+        attend = StepAttention(self.cache, [spans[id(c)] for c in sorted_chunks], self.model.shape.windows, self._scores)
         device = self.model.device
         index = None if len(rows) == len(tokens) and rows == list(range(len(rows))) else torch.tensor(rows, dtype=torch.long, device=device)
         return self.model.forward(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), attend, index)
@@ -46,5 +47,5 @@ class Runner:
     def logits(self, tokens: Series[int]) -> Tensor:
         """Logits [T, vocab] after every token of a text, in one pass that leaves the KV blocks alone."""
         device = self.model.device
-        attend = WholeAttention(len(tokens), self.model.shape.windows, device)
+        attend = WholeAttention(len(tokens), self.model.shape.windows, device, self._scores)
         return self.model.forward(torch.tensor(list(tokens), device=device), torch.arange(len(tokens), device=device), attend)

@@ -38,17 +38,30 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _shards(folder: Path) -> list[Path]:
+    """The safetensors files of a model: those its index names, else all there are (some folders keep a second copy beside the shards)."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = set(json.loads(index.read_text())["weight_map"].values())
+        missing = sorted(name for name in names if not (folder / name).is_file())
+        if missing:
+            raise ValueError(f"model: {folder} lacks {missing[0]}, which its index names; fetch the whole folder again")
+        return [folder / name for name in sorted(names)]
+    single = folder / "model.safetensors"
+    files = [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"model: {folder} has no *.safetensors; save the weights with save_pretrained")
+    return files
+
+
 class Weights:
     """The tensors of a folder by name, as `dtype` on `device`."""
 
     def __init__(self, folder: Path, config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
         self._folder, self._dtype, self._device = folder, dtype, device
         _check_quantisation(folder, config.get("quantization_config"))
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise ValueError(f"model: {folder} has no *.safetensors; save the weights with save_pretrained")
         try:
-            opened = [safe_open(str(file), framework="pt") for file in files]
+            opened = [safe_open(str(file), framework="pt") for file in _shards(folder)]
         except Exception as error:  # safetensors raises a bare exception type of its own for a broken file
             raise ValueError(f"model: {folder}: cannot read the safetensors ({error}); save the weights again") from None
         self._file_of = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
@@ -57,10 +70,12 @@ class Weights:
         return name in self._file_of
 
     def raw(self, name: str) -> Tensor:
-        """A tensor as stored."""
-        if name not in self._file_of:
-            raise ValueError(f"model: {self._folder} lacks the tensor {name}; its config.json and its weights do not belong together")
-        return self._file_of[name].get_tensor(name)
+        """A tensor as stored; NAME[i] is part i of it, and the only part that is read."""
+        stack, bracket, index = name.removesuffix("]").partition("[")
+        if stack not in self._file_of:
+            raise ValueError(f"model: {self._folder} lacks the tensor {stack}; its config.json and its weights do not belong together")
+        file = self._file_of[stack]
+        return file.get_slice(stack)[int(index)] if bracket else file.get_tensor(stack)
 
     def tensor(self, name: str) -> Tensor:
         """A tensor in the engine's type and place."""
@@ -70,14 +85,22 @@ class Weights:
         """A tensor that only some families have."""
         return self.tensor(name) if name in self else None
 
+    def norm(self, module: str, offset: float = 0.0) -> tuple[Tensor, Tensor | None]:
+        """A norm's weight [N] and bias; with the offset added the weight is in float32 at least, so that nothing is rounded away."""
+        name = f"{module}.weight"
+        if offset == 0:
+            return self.tensor(name), self.optional(f"{module}.bias")
+        wide = torch.promote_types(self._dtype, torch.float32)
+        return self.raw(name).to(self._device, wide) + offset, self.optional(f"{module}.bias")
+
     def linear(self, *modules: str) -> Linear:
-        """The projections `modules` (all of the same input), stacked into one."""
+        """The projections `modules` (all of the same input), stacked into one; NAME[i] is a matrix of a stacked tensor."""
         return fuse([self._projection(module) for module in modules])
 
     def _projection(self, module: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
         bias = self.optional(f"{module}.bias")
         if f"{module}.weight_packed" not in self:
-            return self.tensor(f"{module}.weight"), None, bias
+            return self.tensor(module if module.endswith("]") else f"{module}.weight"), None, bias
         num_columns = int(self.raw(f"{module}.weight_shape")[1])
         rows = unpack_int8(self.raw(f"{module}.weight_packed"), num_columns)
         return rows.to(self._device), self.tensor(f"{module}.weight_scale"), bias

@@ -20,7 +20,7 @@ from cluster import figure
 from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
 from cluster.console import progress, say
 from serve.engine.engine import Engine
-from serve.engine.model import Shape
+from serve.engine.families import read_shape
 from serve.engine.request import Sampling
 from serve.engine.text import Tokenizer
 from serve.engine.weights import read_config
@@ -45,7 +45,7 @@ def compress(config: CompressConfig) -> Artifact:
     if done := finished(config.output, stage="compress", inputs=inputs, config=config):
         say(f"{config.output}: already done")
         return done
-    probes = read_probes(config, Tokenizer(source), config.engine.max_length or Shape.of(read_config(source), str(source)).max_length)
+    probes = read_probes(config, Tokenizer(source), config.engine.max_length or read_shape(read_config(source), str(source)).max_length)
     model = load_dense(source)
     plan = plan_int8(model, lm_head=config.lm_head)
     with publish(config.output, stage="compress", inputs=inputs, config=config) as draft:
