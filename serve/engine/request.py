@@ -7,13 +7,18 @@ Price: none. Source: DESIGN.md, "the tokens are the request".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any, Literal
 
 __all__ = ["Completion", "Emission", "FinishReason", "Request", "Run", "Sampling", "TokenLogprob"]
 
 FinishReason = Literal["stop", "length", "cancelled"]
 MAX_STOPS = 16
+MAX_GRAMMAR = 100_000
+"""Characters of a schema, regular expression or grammar."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +33,16 @@ class Sampling:
     """Draw from the k likeliest tokens only; 0 means all."""
     top_p: float = 1.0
     """Draw from the smallest set of tokens that holds this much probability."""
+    min_p: float = 0.0
+    """Draw from tokens at least this share as likely as the likeliest one; 0 means all."""
+    repetition_penalty: float = 1.0
+    """Of a token in the prompt or the output, divide a positive logit by this, multiply a negative one (Keskar et al. 2019); 1 is off."""
+    presence_penalty: float = 0.0
+    """Take this off the logit of every token that is in the output (OpenAI's definition)."""
+    frequency_penalty: float = 0.0
+    """Take this off a token's logit for each time it is in the output (OpenAI's definition)."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token, what to add to its logit); a mapping will do."""
     seed: int | None = None
     """Same seed, same tokens. None: the engine draws one when it admits the request."""
     stop: tuple[str, ...] = ()
@@ -36,12 +51,27 @@ class Sampling:
     """Tokens that end the text besides the model's own end token; their text is not shown."""
     ignore_eos: bool = False
     """Go on past the model's end token (for measuring)."""
+    min_tokens: int = 0
+    """Before this many tokens neither the model's end token nor a stop token can be drawn; stop strings end the text all the same."""
+    json_schema: str | None = None
+    """The text is JSON that this schema allows; a mapping will do. '{"type": "object"}' allows any object."""
+    regex: str | None = None
+    """The whole text matches this regular expression."""
+    grammar: str | None = None
+    """The text is a sentence of this EBNF grammar (llama.cpp's notation), whose first rule is called root."""
     logprobs: int | None = None
-    """None: off. k: each token's log-probability under the model, with the k likeliest alternatives."""
+    """None: off. k: each token's log-probability under the model (before any option), with the k likeliest alternatives."""
+    n: int = 1
+    """Completions that `Engine.generate` returns per prompt, the choices 0 to n-1 of one seed; `Engine.add` runs one choice at a time."""
+    best_of: int | None = None
+    """`Engine.generate` computes this many choices and returns the n with the highest mean log-probability per token."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
+        if isinstance(self.json_schema, Mapping):
+            object.__setattr__(self, "json_schema", json.dumps(self.json_schema))
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens: {self.max_tokens} is too small; ask for at least 1 token")
         if not 0.0 <= self.temperature <= 100.0:
@@ -54,6 +84,38 @@ class Sampling:
             raise ValueError(f"logprobs: {self.logprobs} is out of range; ask for 0 to 100 alternatives")
         if len(self.stop) > MAX_STOPS or any(not text for text in self.stop):
             raise ValueError(f"stop: give at most {MAX_STOPS} strings, none of them empty")
+        self._check_penalties()
+        self._check_grammar()
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise ValueError(f"min_tokens: {self.min_tokens} is out of range; use 0 to max_tokens ({self.max_tokens})")
+        if self.n < 1:
+            raise ValueError(f"n: {self.n} is too small; ask for at least 1 completion")
+        if self.best_of is not None and self.best_of < self.n:
+            raise ValueError(f"best_of: {self.best_of} is less than n; compute at least the {self.n} that are asked for")
+
+    def _check_penalties(self) -> None:
+        if not 0.0 <= self.min_p <= 1.0:
+            raise ValueError(f"min_p: {self.min_p} is out of range; use a share from 0 to 1")
+        if not (self.repetition_penalty > 0.0 and isfinite(self.repetition_penalty)):
+            raise ValueError(f"repetition_penalty: {self.repetition_penalty} is out of range; use a positive number, 1 for none")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -100.0 <= getattr(self, name) <= 100.0:
+                raise ValueError(f"{name}: {getattr(self, name)} is out of range; use -100 to 100, 0 for none")
+        bad = next((pair for pair in self.logit_bias if pair[0] < 0 or not isfinite(pair[1])), None)
+        if bad is not None:
+            raise ValueError(f"logit_bias: {bad[1]} for token {bad[0]}; use token ids of the model and finite numbers")
+
+    def _check_grammar(self) -> None:
+        given = [name for name in ("json_schema", "regex", "grammar") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{given[1]}: given together with {given[0]}; use only one of them")
+        if given and len(getattr(self, given[0])) > MAX_GRAMMAR:
+            raise ValueError(f"{given[0]}: is longer than {MAX_GRAMMAR} characters; simplify it")
+
+
+def _pairs(bias: Mapping[Any, float] | Iterable[Any]) -> tuple[tuple[int, float], ...]:
+    """Tokens and biases, whichever way they were written: pairs, JSON's lists of them, or a mapping."""
+    return tuple((int(token), float(value)) for token, value in (bias.items() if isinstance(bias, Mapping) else bias))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +163,8 @@ class Run:
 
     tokens: list[int]
     logprobs: list[TokenLogprob] | None = None
+    likeliest: list[int] = field(default_factory=list)
+    """The likeliest token at every verified position, those behind a draft that failed too."""
 
     @property
     def num_accepted(self) -> int:
@@ -142,6 +206,13 @@ class Completion:
     num_cached_tokens: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
+    others: tuple[Completion, ...] = ()
+    """With n above 1: the prompt's other completions."""
+
+    @property
+    def choices(self) -> tuple[Completion, ...]:
+        """All n completions of the prompt: in the order of their numbers, with best_of the best first."""
+        return (self, *self.others)
 
     @property
     def usage(self) -> dict[str, int]:

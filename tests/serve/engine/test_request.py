@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import FrozenInstanceError, replace
 from typing import Any
@@ -15,7 +16,19 @@ from serve.engine.request import MAX_STOPS, Completion, Request, Run, Sampling
 
 @pytest.mark.parametrize(
     ("name", "least", "most"),
-    [("max_tokens", 1, None), ("temperature", 0.0, 100.0), ("top_p", math.ulp(0.0), 1.0), ("top_k", 0, None), ("logprobs", 0, 100)],
+    [
+        ("max_tokens", 1, None),
+        ("min_tokens", 0, 64),
+        ("temperature", 0.0, 100.0),
+        ("top_p", math.ulp(0.0), 1.0),
+        ("min_p", 0.0, 1.0),
+        ("top_k", 0, None),
+        ("repetition_penalty", math.ulp(0.0), None),
+        ("presence_penalty", -100.0, 100.0),
+        ("frequency_penalty", -100.0, 100.0),
+        ("logprobs", 0, 100),
+        ("n", 1, None),
+    ],
 )
 def test_a_range_ends_where_it_says(name: str, least: float, most: float | None) -> None:
     below = math.nextafter(least, -math.inf) if isinstance(least, float) else least - 1
@@ -37,6 +50,43 @@ def test_stop_strings_are_few_and_not_empty(stop: tuple[str, ...]) -> None:
 
 def test_one_stop_string_is_not_taken_for_its_letters() -> None:
     assert Sampling(stop="END").stop == ("END",)  # type: ignore[arg-type]
+
+
+def test_biases_are_pairs_however_they_are_written() -> None:
+    wanted = ((5, -1.0), (7, 2.5))
+    for written in ({5: -1, 7: 2.5}, {"5": -1, "7": 2.5}, [[5, -1], [7, 2.5]], wanted):
+        assert Sampling(logit_bias=written).logit_bias == wanted  # type: ignore[arg-type]
+    for bad in ({-1: 0.0}, {3: math.inf}, {3: math.nan}):
+        with pytest.raises(ValueError, match=r"^logit_bias: "):
+            Sampling(logit_bias=bad)  # type: ignore[arg-type]
+
+
+def test_a_schema_may_be_a_mapping_and_keeps_its_order() -> None:
+    schema = {"type": "object", "properties": {"z": {}, "a": {}}}
+    written = Sampling(json_schema=schema).json_schema  # type: ignore[arg-type]
+    assert isinstance(written, str)
+    assert list(json.loads(written)["properties"]) == ["z", "a"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"regex": "a", "grammar": "b"}, "grammar"),
+        ({"json_schema": "{}", "regex": "a"}, "regex"),
+        ({"regex": "a" * 100_001}, "regex"),
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"repetition_penalty": math.inf}, "repetition_penalty"),
+    ],
+)
+def test_what_cannot_go_together_is_refused(fields: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: ") as error:
+        Sampling(**fields)
+    assert "\n" not in str(error.value)
+
+
+def test_choices_begin_with_the_completion_itself() -> None:
+    one, two = (Completion(text=t, tokens=(1,), finish_reason="stop") for t in "ab")
+    assert replace(one, others=(two,)).choices == (replace(one, others=(two,)), two)
 
 
 def test_lists_are_frozen_so_that_nobody_changes_a_request_on_its_way() -> None:
