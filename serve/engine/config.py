@@ -48,10 +48,19 @@ class EngineConfig:
     """Longest n-gram of the drafter (ANPD's N)."""
     draft_max: int = 7
     """Most tokens drafted at once for a sequence (ANPD's K)."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters to load beside the model, each "name=folder" (peft's files); a request names the one it wants."""
     num_threads: int | None = None
     """CPU threads of the whole process; by default torch's own choice."""
 
     def __post_init__(self) -> None:
+        for entry in self.adapters:
+            name, _, folder = entry.partition("=")
+            if not name or not folder:
+                raise ValueError(f"adapters: {entry!r} is not name=folder; write for example polite=adapters/polite")
+        names = [entry.partition("=")[0] for entry in self.adapters]
+        if len(set(names)) < len(names):
+            raise ValueError(f"adapters: a name is given twice among {', '.join(names)}; give each adapter its own")
         for name in (
             "block_size",
             "max_sequences",

@@ -133,6 +133,8 @@ class Request:
     """Tokens already emitted, here or elsewhere."""
     tenant: str = ""
     """Whose request it is: prefixes are shared within a tenant only."""
+    adapter: str = ""
+    """The LoRA adapter to answer with, one of those the engine has loaded; empty for the model as it is."""
     client: str = ""
     """Who shares fairly with others (policy fair); by default the tenant."""
     priority: int = 0
