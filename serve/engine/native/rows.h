@@ -1,0 +1,125 @@
+// A packed matrix, and the rows it is multiplied with as the tiles read them.
+//
+// bf16 weights want float32 rows; int8 and int4 weights want 16-bit fixed point with a scale for every 128 columns.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <immintrin.h>
+
+namespace sterna {
+
+enum Kind { BF16 = 0, INT8 = 1, INT4 = 2 };
+
+constexpr long PANEL = 32;         // outputs side by side in a packed matrix
+constexpr long FIXED_GROUP = 128;  // columns of an activation row that share a fixed-point scale
+constexpr long SUM_GROUP = 32;     // columns whose fixed-point sum is kept (int4's offset is taken back with it)
+constexpr int MOST_ROWS = 12;      // rows of a register tile
+
+// A weight [n, k] as pack.h lays it out: panels of 32 outputs, zeros where n ends. Memory belongs to the caller.
+struct Matrix {
+    int kind;
+    long n, k;
+    const void* data;     // [panels][k / 2][32][2] bf16 or int8; int4: [panels][k / 8][32][8], see pack.h
+    const float* scales;  // [panels][groups][32], or null for bf16
+    const float* bias;    // [n] or null
+    long group;           // columns per scale: 32, 64 or 128; 0: one scale for the whole row
+};
+
+// m input rows as the kernels want them. `values` serve bf16 weights, the rest int8 and int4.
+struct Rows {
+    long m, k, stride;
+    float* values;   // [m, stride]
+    int16_t* fixed;  // [m, stride]: x = fixed * scales[column / 128]
+    float* scales;   // [m, num_groups]
+    int32_t* sums;   // [m, num_sums]: -8 * the sum of 32 fixed values
+    long num_groups, num_sums;
+};
+
+inline long round_up(long value, long unit) { return (value + unit - 1) / unit * unit; }
+
+inline Rows rows_at(void* memory, long m, long k);
+
+// Bytes that rows_at needs for m rows (64-byte aligned memory).
+inline size_t rows_bytes(long m, long k) {
+    const Rows r = rows_at(nullptr, m, k);
+    return reinterpret_cast<size_t>(r.sums + (m + 1) * r.num_sums) + 64;
+}
+
+// Rows in the given memory. One row more than m is there, so that tiles may read (not write) past the end.
+inline Rows rows_at(void* memory, long m, long k) {
+    Rows r{};
+    r.m = m, r.k = k;
+    r.stride = round_up(k, SUM_GROUP) + 16;  // not a multiple of 4 KiB, or the rows of a tile would share a few cache sets
+    r.num_groups = round_up(k, FIXED_GROUP) / FIXED_GROUP;
+    r.num_sums = round_up(k, SUM_GROUP) / SUM_GROUP;
+    char* at = static_cast<char*>(memory);
+    auto take = [&at](size_t bytes) {
+        char* start = at;
+        at += round_up(bytes, 64);
+        return static_cast<void*>(start);
+    };
+    r.values = static_cast<float*>(take((m + 1) * r.stride * sizeof(float)));
+    r.fixed = static_cast<int16_t*>(take((m + 1) * r.stride * sizeof(int16_t)));
+    r.scales = static_cast<float*>(take((m + 1) * r.num_groups * sizeof(float)));
+    r.sums = static_cast<int32_t*>(take((m + 1) * r.num_sums * sizeof(int32_t)));
+    return r;
+}
+
+inline __m512 load_some(const float* x, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, x); }
+
+inline __m512 load_some(const uint16_t* x, __mmask16 mask) {  // bf16
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, x)), 16));
+}
+
+inline __mmask16 lanes(long left) { return left >= 16 ? 0xffff : left <= 0 ? 0 : (1u << left) - 1; }
+
+// Row i of the float32 rows, zeros up to a multiple of 32 columns.
+template <class In>
+void widen_row(const Rows& rows, long i, const In* x) {
+    float* out = rows.values + i * rows.stride;
+    for (long c = 0; c < rows.num_sums * SUM_GROUP; c += 16) _mm512_storeu_ps(out + c, load_some(x + c, lanes(rows.k - c)));
+}
+
+// Row i in fixed point. A scale is the largest magnitude / 32767; infinities and NaN make it NaN, so that they are not lost.
+template <class In>
+void fix_row(const Rows& rows, long i, const In* x) {
+    int16_t* fixed = rows.fixed + i * rows.stride;
+    int32_t* sums = rows.sums + i * rows.num_sums;
+    const long columns = rows.num_sums * SUM_GROUP;
+    for (long g = 0; g < rows.num_groups; ++g) {
+        const long begin = g * FIXED_GROUP, end = std::min(columns, begin + FIXED_GROUP);
+        __m512 most = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+        for (long c = begin; c < end; c += 16) {
+            const __m512 v = load_some(x + c, lanes(rows.k - c));
+            most = _mm512_max_ps(most, _mm512_abs_ps(v));
+            odd = _mm512_fmadd_ps(v, _mm512_setzero_ps(), odd);
+        }
+        const float largest = _mm512_reduce_max_ps(most);
+        rows.scales[i * rows.num_groups + g] = largest / 32767.0f + _mm512_reduce_add_ps(odd);
+        const __m512 inverse = _mm512_set1_ps(largest > 1e-30f ? 32767.0f / largest : 0.0f);
+        for (long c = begin; c < end; c += 32) {
+            const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(load_some(x + c, lanes(rows.k - c)), inverse));
+            const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(load_some(x + c + 16, lanes(rows.k - c - 16)), inverse));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(fixed + c), _mm512_cvtsepi32_epi16(low));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(fixed + c + 16), _mm512_cvtsepi32_epi16(high));
+            sums[c / SUM_GROUP] = -8 * _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
+        }
+    }
+}
+
+// Float32 (or bf16) rows x [m, ldx] into `rows`, by rows. The caller puts a barrier between this and multiply.
+// INT8 and INT4 prepare alike, so one call serves both.
+template <class In>
+void prepare(const Rows& rows, const In* x, long ldx, int kind, int thread, int threads) {
+    const long first = rows.m * thread / threads, last = rows.m * (thread + 1) / threads;
+    for (long i = first; i < last; ++i) {
+        if (kind == BF16)
+            widen_row(rows, i, x + i * ldx);
+        else
+            fix_row(rows, i, x + i * ldx);
+    }
+}
+
+}  // namespace sterna

@@ -1,0 +1,192 @@
+// Register tiles: up to 12 rows by 32 outputs, k ascending, one chain of sums per element.
+#pragma once
+
+#include "rows.h"
+
+namespace sterna {
+
+constexpr long AHEAD = 2048;  // bytes of weights asked for before they are needed
+
+inline void ask(const void* weights) {
+    const char* at = static_cast<const char*>(weights) + AHEAD;
+    _mm_prefetch(at, _MM_HINT_T0);
+    _mm_prefetch(at + 64, _MM_HINT_T0);
+}
+
+// k as packed: what all kinds can read in whole steps.
+inline long packed_columns(long k) { return round_up(k, 8); }
+
+// Bytes of one panel.
+inline size_t panel_bytes(int kind, long k) {
+    const size_t elements = static_cast<size_t>(packed_columns(k)) * PANEL;
+    return kind == BF16 ? elements * 2 : kind == INT8 ? elements : elements / 2;
+}
+
+template <int M>
+void tile_bf16(const Matrix& w, const Rows& x, long panel, long row, float* out) {
+    const char* data = static_cast<const char*>(w.data) + panel * panel_bytes(BF16, w.k);
+    const float* values = x.values + row * x.stride;
+    const long columns = packed_columns(w.k), stride = x.stride;
+    const __m512i high = _mm512_set1_epi32(0xffff0000);
+    __m512 acc[M][2];
+#pragma GCC unroll 12
+    for (int i = 0; i < M; ++i) acc[i][0] = acc[i][1] = _mm512_setzero_ps();
+#pragma GCC unroll 1
+    for (long c = 0; c < columns; c += 2, data += 128) {
+        ask(data);
+        const __m512i a = _mm512_load_si512(data), b = _mm512_load_si512(data + 64);
+        const __m512 a0 = _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)), b0 = _mm512_castsi512_ps(_mm512_slli_epi32(b, 16));
+#pragma GCC unroll 12
+        for (int i = 0; i < M; ++i) {
+            const __m512 v = _mm512_set1_ps(values[i * stride + c]);
+            acc[i][0] = _mm512_fmadd_ps(v, a0, acc[i][0]);
+            acc[i][1] = _mm512_fmadd_ps(v, b0, acc[i][1]);
+        }
+        const __m512 a1 = _mm512_castsi512_ps(_mm512_and_si512(a, high)), b1 = _mm512_castsi512_ps(_mm512_and_si512(b, high));
+#pragma GCC unroll 12
+        for (int i = 0; i < M; ++i) {
+            const __m512 v = _mm512_set1_ps(values[i * stride + c + 1]);
+            acc[i][0] = _mm512_fmadd_ps(v, a1, acc[i][0]);
+            acc[i][1] = _mm512_fmadd_ps(v, b1, acc[i][1]);
+        }
+    }
+#pragma GCC unroll 12
+    for (int i = 0; i < M; ++i) {
+        _mm512_store_ps(out + i * PANEL, acc[i][0]);
+        _mm512_store_ps(out + i * PANEL + 16, acc[i][1]);
+    }
+}
+
+// Two columns of every row times two columns of 32 outputs, added exactly.
+template <int M>
+inline __attribute__((always_inline)) void add_pair(__m512i (&acc)[M][2], const int16_t* fixed, long stride, __m512i a, __m512i b) {
+#pragma GCC unroll 12
+    for (int i = 0; i < M; ++i) {
+        const __m512i v = _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(fixed + i * stride));
+        acc[i][0] = _mm512_dpwssd_epi32(acc[i][0], v, a);
+        acc[i][1] = _mm512_dpwssd_epi32(acc[i][1], v, b);
+    }
+}
+
+// `columns` (a multiple of 8) of a panel, added exactly; returns where the panel goes on.
+template <int M, int BITS>
+inline __attribute__((always_inline)) const char* add_columns(
+    __m512i (&acc)[M][2], const char* data, const int16_t* fixed, long stride, long columns
+) {
+    const __m512i nibble = _mm512_set1_epi32(0x000f000f);
+#pragma GCC unroll 1
+    for (long c = 0; c < columns; c += BITS == 8 ? 2 : 8) {
+        if constexpr (BITS == 8) {
+            _mm_prefetch(data + AHEAD, _MM_HINT_T0);
+            const __m512i a = _mm512_cvtepi8_epi16(_mm256_load_si256(reinterpret_cast<const __m256i*>(data)));
+            const __m512i b = _mm512_cvtepi8_epi16(_mm256_load_si256(reinterpret_cast<const __m256i*>(data + 32)));
+            add_pair<M>(acc, fixed + c, stride, a, b);
+            data += 64;
+        } else {
+            ask(data);
+            const __m512i a = _mm512_load_si512(data), b = _mm512_load_si512(data + 64);
+            add_pair<M>(acc, fixed + c, stride, _mm512_and_si512(a, nibble), _mm512_and_si512(b, nibble));
+            add_pair<M>(
+                acc, fixed + c + 2, stride, _mm512_and_si512(_mm512_srli_epi16(a, 4), nibble), _mm512_and_si512(_mm512_srli_epi16(b, 4), nibble)
+            );
+            add_pair<M>(
+                acc, fixed + c + 4, stride, _mm512_and_si512(_mm512_srli_epi16(a, 8), nibble), _mm512_and_si512(_mm512_srli_epi16(b, 8), nibble)
+            );
+            add_pair<M>(acc, fixed + c + 6, stride, _mm512_srli_epi16(a, 12), _mm512_srli_epi16(b, 12));
+            data += 128;
+        }
+    }
+    return data;
+}
+
+template <int M, int BITS, bool GROUPED>
+void tile_fixed(const Matrix& w, const Rows& x, long panel, long row, float* out) {
+    const long columns = packed_columns(w.k), step = GROUPED ? w.group : FIXED_GROUP;
+    const char* data = static_cast<const char*>(w.data) + panel * panel_bytes(BITS == 8 ? INT8 : INT4, w.k);
+    const float* scales = w.scales + panel * PANEL * (GROUPED ? round_up(w.k, step) / step : 1);
+    const int16_t* fixed = x.fixed + row * x.stride;
+    __m512 total[M][2];
+#pragma GCC unroll 12
+    for (int i = 0; i < M; ++i) total[i][0] = total[i][1] = _mm512_setzero_ps();
+#pragma GCC unroll 1
+    for (long c = 0; c < columns; c += step) {
+        const long end = std::min(columns, c + step);
+        __m512i acc[M][2];
+#pragma GCC unroll 12
+        for (int i = 0; i < M; ++i) {
+            int32_t start = 0;  // int4 is stored as 0 to 15, 8 too much
+            if constexpr (BITS == 4)
+                for (long s = c / SUM_GROUP; s * SUM_GROUP < end; ++s) start += x.sums[(row + i) * x.num_sums + s];
+            acc[i][0] = acc[i][1] = _mm512_set1_epi32(start);
+        }
+        data = add_columns<M, BITS>(acc, data, fixed + c, x.stride, end - c);
+        __m512 a = _mm512_set1_ps(1.0f), b = a;
+        if constexpr (GROUPED) a = _mm512_load_ps(scales), b = _mm512_load_ps(scales + 16), scales += PANEL;
+#pragma GCC unroll 12
+        for (int i = 0; i < M; ++i) {
+            const __m512 scale = _mm512_set1_ps(x.scales[(row + i) * x.num_groups + c / FIXED_GROUP]);
+            total[i][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[i][0]), GROUPED ? _mm512_mul_ps(scale, a) : scale, total[i][0]);
+            total[i][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[i][1]), GROUPED ? _mm512_mul_ps(scale, b) : scale, total[i][1]);
+        }
+    }
+    const __m512 a = GROUPED ? _mm512_set1_ps(1.0f) : _mm512_load_ps(scales), b = GROUPED ? a : _mm512_load_ps(scales + 16);
+#pragma GCC unroll 12
+    for (int i = 0; i < M; ++i) {
+        _mm512_store_ps(out + i * PANEL, _mm512_mul_ps(total[i][0], a));
+        _mm512_store_ps(out + i * PANEL + 16, _mm512_mul_ps(total[i][1], b));
+    }
+}
+
+template <int M>
+void tile_of(const Matrix& w, const Rows& x, long panel, long row, float* out) {
+    if (w.kind == BF16) return tile_bf16<M>(w, x, panel, row, out);
+    if (w.kind == INT8) return w.group ? tile_fixed<M, 8, true>(w, x, panel, row, out) : tile_fixed<M, 8, false>(w, x, panel, row, out);
+    return w.group ? tile_fixed<M, 4, true>(w, x, panel, row, out) : tile_fixed<M, 4, false>(w, x, panel, row, out);
+}
+
+// `count` rows from `row` on, into out [count, 32]; odd counts compute a row more (which is there, see rows_at) and drop it.
+inline void tile(const Matrix& w, const Rows& x, long panel, long row, long count, float* out) {
+    if (count <= 1) return tile_of<1>(w, x, panel, row, out);
+    if (count <= 2) return tile_of<2>(w, x, panel, row, out);
+    if (count <= 4) return tile_of<4>(w, x, panel, row, out);
+    if (count <= 6) return tile_of<6>(w, x, panel, row, out);
+    if (count <= 8) return tile_of<8>(w, x, panel, row, out);
+    if (count <= 10) return tile_of<10>(w, x, panel, row, out);
+    return tile_of<12>(w, x, panel, row, out);
+}
+
+// Rows per tile for m rows: as few tiles as there must be, about equally high.
+inline long tile_rows(long m) {
+    const long tiles = std::max(1L, round_up(m, MOST_ROWS) / MOST_ROWS);
+    const long rows = round_up(m, tiles) / tiles;
+    return rows <= 2 ? rows : round_up(rows, 2);
+}
+
+// Rows whose activations stay in a core's second-level cache beside a panel.
+inline long block_rows(const Matrix& w, const Rows& x) {
+    return (1L << 20) / (x.stride * (w.kind == BF16 ? 4 : 2));
+}
+
+inline __m512 with_bias(const Matrix& w, long column, __mmask16 mask, __m512 v) {
+    return w.bias ? _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, w.bias + column)) : v;
+}
+
+// One row of a tile to its place in y, which begins at y[0] for output 0.
+inline void store(const Matrix& w, long panel, const float* sums, float* y, bool add) {
+    for (long c = panel * PANEL; c < std::min(w.n, (panel + 1) * PANEL); c += 16, sums += 16) {
+        const __mmask16 mask = w.n - c >= 16 ? 0xffff : (1u << (w.n - c)) - 1;
+        __m512 v = with_bias(w, c, mask, _mm512_load_ps(sums));
+        if (add) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, y + c));
+        _mm512_mask_storeu_ps(y + c, mask, v);
+    }
+}
+
+inline void store(const Matrix& w, long panel, const float* sums, uint16_t* y, bool) {
+    for (long c = panel * PANEL; c < std::min(w.n, (panel + 1) * PANEL); c += 16, sums += 16) {
+        const __mmask16 mask = w.n - c >= 16 ? 0xffff : (1u << (w.n - c)) - 1;
+        const __m512 v = with_bias(w, c, mask, _mm512_load_ps(sums));
+        _mm256_mask_storeu_epi16(y + c, mask, reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(v)));
+    }
+}
+
+}  // namespace sterna
