@@ -26,6 +26,7 @@ from serve.engine.config import EngineConfig
 from serve.engine.draft import AnpdDrafter, Drafter, Odds, StepCost
 from serve.engine.families import read_shape
 from serve.engine.model import Model
+from serve.engine.policy import policy_named
 from serve.engine.request import Completion, Emission, Request, Sampling
 from serve.engine.runner import Runner
 from serve.engine.sample import Question, verify
@@ -53,6 +54,9 @@ class Engine:
             max_sequences=config.max_sequences,
             max_tokens_per_step=config.max_tokens_per_step,
             prefix_cache=config.prefix_cache,
+            policy=policy_named(config.policy),
+            swap_blocks=_swap_blocks(runner, config),
+            window=self.shape.window,
         )
         self._live: dict[str, Sequence] = {}
         self._ended: list[Emission] = []  # to be told at the next step
@@ -97,6 +101,7 @@ class Engine:
             text=TextStream(self.tokenizer, request.prompt, sampling.stop),
             drafter=self._drafter(request),
             root=root_hash(self.model_id, str(self.runner.model.dtype), request.tenant),
+            arrived_s=time.perf_counter(),
         )
         self._num_arrived += 1
         if sequence.finish_reason:  # what was emitted elsewhere was all of it
@@ -143,8 +148,8 @@ class Engine:
                 f"prompt: token {bad} is outside the vocabulary of {self.shape.vocab_size}; encode it with this model's tokenizer"
             )
         most = min(length + request.sampling.max_tokens, limit)
-        room = self.scheduler.pool.total * self.config.block_size
-        if most > room:
+        if self.scheduler.blocks_needed(most) > self.scheduler.pool.total:
+            room = self.scheduler.pool.total * self.config.block_size
             raise ValueError(
                 f"max_tokens: prompt and output may reach {most} tokens, but the KV blocks hold {room}; ask for less or raise kv_bytes"
             )
@@ -155,8 +160,10 @@ class Engine:
         """Let every sequence that can run advance; what is new."""
         began = time.perf_counter()
         ended, self._ended = self._ended, []
-        batch = self.scheduler.plan(self._verify_cost())
+        batch = self.scheduler.plan(self._verify_cost(), began)
         if not batch.chunks:
+            if batch.copies_in:  # of cancelled requests: to be dropped
+                self.runner.run(batch)
             return ended
         logits = self.runner.run(batch)
         chosen = verify([Question.of(chunk) for chunk in batch.sampling], logits)
@@ -208,8 +215,8 @@ class Engine:
             raise ValueError(f"tokens: {len(tokens)} given; score between 1 and {self.max_length} tokens at once")
         return self.runner.logits(tokens)
 
-    def stats(self) -> dict[str, int]:
-        """Counts: sequences and blocks now; steps and tokens since the engine was loaded."""
+    def stats(self) -> dict[str, float]:
+        """Counts: sequences and blocks now; steps, tokens and seconds waited since the engine was loaded; what the policy knows."""
         scheduler, pool = self.scheduler, self.scheduler.pool
         now = {
             "running": len(scheduler.running),
@@ -218,8 +225,22 @@ class Engine:
             "free_blocks": pool.num_free,
             "cached_blocks": pool.num_cached,
             "held_blocks": pool.num_held,
+            "swapped_blocks": scheduler.host.num_blocks,
         }
-        return now | asdict(scheduler.counters)
+        return now | asdict(scheduler.counters) | scheduler.policy.stats()
+
+    def check(self) -> None:
+        """Assert what always holds between steps: blocks are conserved, readers are holders, and an idle engine holds nothing."""
+        self.scheduler.check()
+        line = [*self.scheduler.running, *self.scheduler.waiting]
+        assert {id(s) for s in line} == {id(s) for s in self._live.values()}, "the engine and its scheduler know different requests"
+        assert line or not (self.scheduler.pool.num_held or self.scheduler.host.num_blocks), "an idle engine holds blocks"
+
+
+def _swap_blocks(runner: Runner, config: EngineConfig) -> int:
+    """How many blocks may be in host memory; none where a sequence's state is not in blocks."""
+    each = runner.cache.bytes_per_block if config.preempt == "swap" else 0
+    return config.swap_bytes // each if each else 0
 
 
 def _completion(emissions: list[Emission]) -> Completion:

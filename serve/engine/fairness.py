@@ -32,6 +32,10 @@ class VirtualTokenCounter:
         self._floor = 0.0  # where a client begins when nobody waits: the counter of the last one that waited
         self._max_idle = max_idle
 
+    def __len__(self) -> int:
+        """Clients that have a counter."""
+        return len(self._served)
+
     def of(self, client: str) -> float:
         """What was served to a client, as far as it counts; the smallest goes first."""
         return self._served.get(client, self._floor)

@@ -38,6 +38,9 @@ class Policy(Protocol):
     def end(self, sequence: Sequence) -> None:
         """A sequence is gone: finished, or (without a reason to finish) dropped."""
 
+    def stats(self) -> dict[str, float]:
+        """What it knows, as counts."""
+
 
 class FirstCome:
     """First come, first served."""
@@ -59,6 +62,10 @@ class FirstCome:
 
     def end(self, sequence: Sequence) -> None:
         """Nothing to note."""
+
+    def stats(self) -> dict[str, float]:
+        """Nothing but the order of arrival."""
+        return {}
 
 
 class VirtualTime:
@@ -91,6 +98,10 @@ class VirtualTime:
         if sequence.started is None:
             self.counter.leave(sequence.client)
 
+    def stats(self) -> dict[str, float]:
+        """Clients that have a counter."""
+        return {"clients": len(self.counter)}
+
 
 class ShortestPredicted:
     """The shortest predicted answer goes first; each later arrival counts as one token longer."""
@@ -99,6 +110,8 @@ class ShortestPredicted:
 
     def __init__(self) -> None:
         self.predictor = LengthPredictor()
+        self._num_learnt = 0
+        self._error = 0.0  # sum of |predicted - emitted|
 
     def key(self, sequence: Sequence) -> float:
         """Arrival + predicted length, in tokens."""
@@ -118,7 +131,14 @@ class ShortestPredicted:
     def end(self, sequence: Sequence) -> None:
         """Learn from those that ended of themselves or at their limit."""
         if sequence.finish_reason is not None:
-            self.predictor.learn(sequence.request, len(sequence.tokens) - sequence.num_prompt_tokens)
+            num_emitted = len(sequence.tokens) - sequence.num_prompt_tokens
+            self.predictor.learn(sequence.request, num_emitted)
+            self._num_learnt += 1
+            self._error += abs(num_emitted - len(sequence.request.emitted) - sequence.predicted)
+
+    def stats(self) -> dict[str, float]:
+        """Answers learnt from, and by how many tokens the predictions were wrong on average."""
+        return {"lengths_learnt": self._num_learnt, "mean_length_error": self._error / max(1, self._num_learnt)}
 
 
 def policy_named(name: str) -> Policy:
