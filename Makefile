@@ -7,8 +7,14 @@ READY := $(VENV)/.ready
 STERNA_DATA ?= ../shared/data
 STERNA_MODELS ?= ../shared/models
 export RAY_USAGE_STATS_ENABLED ?= 0
+export STERNA_DATA STERNA_MODELS
+# The peers that benchmarks measure beside us; llama.cpp is compiled for this very machine (4 minutes on 2 free cores).
+PEERS := .venv-peers
+PEERS_READY := $(PEERS)/.ready
+LLAMA := llama-cpp-python==0.3.36
+LLAMA_FLAGS := -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAVA_BUILD=OFF
 
-.PHONY: journey test check prove format setup clean help
+.PHONY: journey test check prove peers format setup clean help
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,14 +42,26 @@ check: $(READY)  ## format, lint, types of the pure files, layers
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports
 
-prove: $(READY)  ## the long proofs: slow tests, benchmarks beside their peers
+peers: $(PEERS_READY)  ## make .venv-peers: vLLM and llama.cpp, for benchmarks beside us
+
+$(PEERS_READY): benchmarks/peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers.txt
+	CMAKE_ARGS="$(LLAMA_FLAGS)" $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(LLAMA) \
+	|| echo "make: llama.cpp could not be compiled (the lines above say why); benchmarks will name it as missing" >&2
+	@touch $@
+
+# Each line goes on where it stopped, so an interrupted `make prove` is simply run again.
+prove: $(READY) $(PEERS_READY)  ## the long proofs: slow tests, the long run, benchmarks beside their peers
 	$(BIN)/python -m pytest -m slow tests
-	mkdir -p runs
-	$(BIN)/python -m benchmarks.engine --model $(STERNA_MODELS)/tiny-code --prompts $(STERNA_DATA)/code/HumanEval.jsonl.gz --json runs/engine.json
+	$(BIN)/python -m benchmarks.soak --minutes 30
+	$(BIN)/python -m benchmarks.draft_replay --json runs/draft-replay.json
+	$(BIN)/python -m benchmarks.drafting
+	$(BIN)/python -m benchmarks.engine
 
 format: $(READY)  ## rewrite in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) runs build ./*.egg-info
+	rm -rf $(VENV) $(PEERS) runs build ./*.egg-info

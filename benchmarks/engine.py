@@ -1,151 +1,162 @@
-"""The engine beside transformers' generate, on the same model, prompts, type and threads, in one process.
+"""The engine beside vLLM, transformers and llama.cpp: same models, precision, threads, prompts; interleaved.
 
-Promise: all systems run in turn within each round (so a busy machine is busy for all of them), the first round is thrown away, and
-every ratio is the median over rounds of ratios within a round. Prints one table; `--json FILE` keeps the figures. Price: minutes.
+Every system is a process of its own that holds its model and works only while it is asked. A round asks all of them, for each batch size,
+for 128 tokens after prompts of 256 (greedy, no end token, drafts and prefix caches off); ratios are taken within a round, so a busy
+machine spoils the speeds and hardly the ratios. Then requests arrive as in the Azure trace, at 70 % of the rate that our engine can bear.
+Figures are kept in --output, one JSON file a model, after every round: run again and it goes on where it stopped; --fresh begins anew.
 
-    python -m benchmarks.engine --model FOLDER --prompts HumanEval.jsonl.gz --json runs/engine.json
+    make peers                                        # once: the peers' own environment
+    python -m benchmarks.engine --quick               # some minutes: tiny-code only, short outputs
+    python -m benchmarks.engine                       # everything
+    python -m benchmarks.engine --models llama-1b --systems sterna "sterna int8" vllm --fresh
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
+import os
 import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import sys
 from pathlib import Path
 from typing import Any
 
-import torch
+from benchmarks import load, report, rounds
+from benchmarks.models import MODELS, facts, model_folder
+from benchmarks.systems import NotThere, Worker, catalogue
+from cluster.console import say
 
-from serve.engine.config import EngineConfig
-from serve.engine.engine import Engine
-from serve.engine.request import Sampling
-
-PEER = "transformers"
-Prompts = list[list[int]]
-
-
-@dataclass(slots=True)
-class System:
-    """Something that completes a batch of prompts greedily, to their end tokens or `num_tokens`; returns the tokens made."""
-
-    name: str
-    complete: Callable[[Prompts, int], int]
-    batches: tuple[int, ...] = (1, 8)
-    tokens_per_s: dict[int, list[float]] = field(default_factory=dict)
-    """By batch size, one figure per round."""
+LOAD_SHARE = 0.7
+Result = dict[str, Any]
 
 
-def engine_system(name: str, model: Path, dtype: str, draft: str) -> System:
-    """Our engine; the prefix cache is off, for the rounds repeat the prompts."""
-    engine = Engine.load(model, EngineConfig(dtype=dtype, draft=draft, prefix_cache=False))  # type: ignore[arg-type]
-
-    def complete(prompts: Prompts, num_tokens: int) -> int:
-        done = engine.generate(prompts, Sampling(temperature=0, max_tokens=num_tokens))
-        return sum(len(completion.tokens) for completion in done)
-
-    return System(name, complete)
-
-
-def transformers_systems(model: Path, dtype: str) -> list[System]:
-    """transformers' generate: plain in padded batches, and with prompt lookup (which takes one prompt at a time)."""
-    from transformers import AutoModelForCausalLM
-
-    module = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
-    end = module.generation_config.eos_token_id
-    end = end[0] if isinstance(end, list) else end
-
-    def complete(prompts: Prompts, num_tokens: int, **how: Any) -> int:
-        width = max(map(len, prompts))
-        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        with torch.inference_mode():
-            out = module.generate(ids, attention_mask=mask, do_sample=False, pad_token_id=end, max_new_tokens=num_tokens, **how)
-        ended = (out[:, width:] == end).int()
-        return int((ended.cumsum(1) - ended == 0).sum())  # what follows a row's first end token is padding
-
-    lookup = lambda prompts, num_tokens: complete(prompts, num_tokens, prompt_lookup_num_tokens=10)  # noqa: E731
-    return [System(PEER, complete), System(f"{PEER}, prompt lookup", lookup, batches=(1,))]
-
-
-def read_prompts(file: Path, engine_model: Path, count: int, longest: int) -> Prompts:
-    """The first prompts of a jsonl file with a `prompt` column, as tokens."""
-    from serve.engine.text import Tokenizer
-
-    tokenizer = Tokenizer(engine_model)
-    with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
-        prompts = [tokenizer.encode(json.loads(line)["prompt"])[-longest:] for line in lines]
-    return prompts[:count]
+def measure(name: str, args: argparse.Namespace, file: Path) -> Result:
+    """All figures of one model, going on from what `file` holds."""
+    specs = [s for s in catalogue(args.threads, max(args.batches), args.output / "gguf") if s.name in args.systems]
+    specs = [s for s in specs if s.weights == "bf16" or "1b" in name]
+    workers, known = [], facts(model_folder(name, args.model_dir, args.made))
+    plan = {"batches": args.batches, "prompt": args.prompt, "output": args.tokens, "threads": args.threads}
+    result = _stored(file, name, plan, args.fresh) or {"model": name, "plan": plan, "rounds": [], "systems": {}, "missing": {}} | known
+    wanted_load = bool(args.load_requests and args.trace)
+    num_rounds = args.rounds or (15 if known["step_bytes"] < 1e8 else 7 if known["step_bytes"] < 1e9 else 4)
+    if len(result["rounds"]) >= num_rounds and ("load" in result or not wanted_load):
+        return result
+    for spec in specs:
+        workers.append(Worker(spec, model_folder(name, args.model_dir, args.made, spec.weights)))
+    try:
+        tokens = _tokens(name, args, known["vocab_size"], seed=-1)
+        result["missing"] = rounds.warm_up(workers, tokens, args.batches, args.prompt)
+        workers = [w for w in workers if w.spec.name not in result["missing"]]
+        while (index := len(result["rounds"])) < num_rounds and workers:
+            tokens = _tokens(name, args, known["vocab_size"], seed=index)
+            try:
+                result["rounds"].append(rounds.one_round(index, workers, tokens, plan, known["step_bytes"]))
+            except NotThere as reason:  # one of them ended: the round is measured again without it
+                result["missing"] |= {w.spec.name: str(reason) for w in workers if not w.alive}
+                workers = [w for w in workers if w.alive]
+                continue
+            result["systems"] = {w.spec.name: _system(w) for w in workers}
+            _store(file, result)
+        if wanted_load and "load" not in result and workers:
+            result["load"] = _load(workers, args, known["vocab_size"])
+            _store(file, result)
+    finally:
+        for worker in workers:
+            worker.close()
+    return result
 
 
-def measure(systems: list[System], prompts: Prompts, num_tokens: int, num_rounds: int) -> None:
-    """Rounds of all systems in turn; round 0 warms up."""
-    for round_index in range(num_rounds + 1):
-        for batch in (1, 8):
-            mine = prompts[:4] if batch == 1 else prompts[:batch]
-            groups = [[p] for p in mine] if batch == 1 else [mine]
-            for system in systems:
-                if batch in system.batches:
-                    began = time.perf_counter()
-                    made = sum(system.complete(group, num_tokens) for group in groups)
-                    speed = made / (time.perf_counter() - began)
-                    if round_index:
-                        system.tokens_per_s.setdefault(batch, []).append(speed)
+def _tokens(name: str, args: argparse.Namespace, vocab_size: int, seed: int) -> list[int]:
+    text = args.prompts if name == "tiny-code" else None
+    model = model_folder(name, args.model_dir, args.made)
+    return rounds.code_tokens(model, text, vocab_size, args.prompt * max(args.batches), seed)
 
 
-def summary(systems: list[System], dtype: str) -> list[dict[str, Any]]:
-    """One row per system and batch size."""
-    peer = next(system for system in systems if system.name == PEER)
-    rows = []
-    for batch in (1, 8):
-        for system in systems:
-            if batch in system.batches:
-                speeds = system.tokens_per_s[batch]
-                ratios = [ours / theirs for ours, theirs in zip(speeds, peer.tokens_per_s[batch], strict=True)]
-                rows.append(
-                    {
-                        "dtype": dtype,
-                        "batch": batch,
-                        "system": system.name,
-                        "tokens_per_s": statistics.median(speeds),
-                        "ratio": statistics.median(ratios),
-                        "ratio_low": min(ratios),
-                        "ratio_high": max(ratios),
-                    }
-                )
-    return rows
+def _system(worker: Worker) -> dict[str, Any]:
+    own = {"cold_start_s": worker.cold_start_s, "peak_rss": worker.peak_rss, "peak_pss": worker.peak_pss}
+    return own | {"step_bytes": facts(worker.model)["step_bytes"]}
 
 
-def main() -> None:
-    """Read the command line, measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="Hugging Face model folder")
-    parser.add_argument("--prompts", type=Path, required=True, help="jsonl or jsonl.gz with a `prompt` column")
-    parser.add_argument("--tokens", type=int, default=128, help="most tokens to make for each prompt")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds counted")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads for everyone")
-    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    prompts = read_prompts(args.prompts, args.model, count=8, longest=256)
-    rows = []
-    for dtype in args.dtypes:
-        ours = [engine_system(f"sterna, drafts {draft}", args.model, dtype, draft) for draft in ("off", "anpd")]
-        systems = [*ours, *transformers_systems(args.model, dtype)]
-        measure(systems, prompts, args.tokens, args.rounds)
-        rows += summary(systems, dtype)
-    print(f"{'type':<9} {'batch':>5}  {'system':<28} {'tokens/s':>9}  against {PEER} (range over rounds)")
-    for r in rows:
-        ratio = f"{r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f})"
-        print(f"{r['dtype']:<9} {r['batch']:>5}  {r['system']:<28} {r['tokens_per_s']:>9.1f}  {ratio}")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"threads": args.threads, "tokens": args.tokens, "rows": rows}, indent=1))
+def _load(workers: list[Worker], args: argparse.Namespace, vocab_size: int) -> dict[str, Any]:
+    """The load at LOAD_SHARE of the rate at which our engine finishes the same requests when all of them wait from the start."""
+    trace = load.shorten(load.read_trace(args.trace, args.load_requests))
+    ours = next((w for w in workers if w.spec.name == report.OURS), workers[0])
+    together = [q | {"at": 0.0} for q in load.questions(trace, vocab_size)]
+    seconds = statistics.median(load.latencies(ours.ask(together))["seconds"] for _ in range(3))
+    rate = LOAD_SHARE * len(trace) / seconds
+    say(f"load: all {len(trace)} requests at once take our engine {seconds:.1f} s; they will arrive at {rate:.2f}/s")
+    asked = load.questions(load.at_rate(trace, rate), vocab_size)
+    dense = [w for w in workers if w.spec.weights == "bf16"]
+    return {"requests": len(trace), "rate": rate, "rounds": [rounds.one_load(dense, asked, i) for i in range(args.load_rounds)]}
+
+
+def _stored(file: Path, name: str, plan: dict[str, Any], fresh: bool) -> Result | None:
+    if fresh or not file.exists():
+        return None
+    result: Result = json.loads(file.read_text())
+    if result["plan"] != plan:
+        raise ValueError(
+            f"{file}: holds figures of another plan ({result['plan']}); add --fresh to measure anew, or choose another --output"
+        )
+    say(f"{name}: {len(result['rounds'])} rounds are there already")
+    return result
+
+
+def _store(file: Path, result: Result) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(f".{os.getpid()}")
+    scratch.write_text(json.dumps(result, indent=1))
+    scratch.rename(file)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    shared = Path("../shared")
+    names = [spec.name for spec in catalogue(2, 16, Path())]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--models", nargs="+", default=list(MODELS), help=f"of {', '.join(MODELS)}, or model folders (default: all three)")
+    add("--systems", nargs="+", default=names, choices=names, metavar="NAME", help=f"of {', '.join(names)} (default: all)")
+    add("--batches", nargs="+", type=int, default=[1, 8, 16], help="requests at once (default: 1 8 16)")
+    add("--rounds", type=int, help="rounds counted (default: 15, 7 from 100 MB of weights, 4 from 1 GB)")
+    add("--prompt", type=int, default=256, help="tokens of each prompt (default: 256)")
+    add("--tokens", type=int, default=128, help="tokens of each output (default: 128)")
+    add("--threads", type=int, default=2, help="CPU threads of every system (default: 2)")
+    add("--load-requests", type=int, default=48, help="requests of the arriving load; 0 leaves it out (default: 48)")
+    add("--load-rounds", type=int, default=2, help="times each system bears the load (default: 2)")
+    data = Path(os.environ.get("STERNA_DATA", shared / "data"))
+    add("--prompts", type=Path, default=data / "code/HumanEval.jsonl.gz", help="text for tiny-code's prompts (jsonl with prompt)")
+    add("--trace", type=Path, default=data / "traces/load/azure-conversation.csv", help="arrivals and lengths of the load")
+    add("--model-dir", type=Path, default=Path(os.environ.get("STERNA_MODELS", shared / "models")), help="where trained models lie")
+    add("--made", type=Path, default=Path("runs/models"), help="where random and quantised models are made (default: runs/models)")
+    add("--output", type=Path, default=Path("runs/engine"), help="folder of the figures (default: runs/engine)")
+    add("--fresh", action="store_true", help="forget earlier figures of these models")
+    add("--quick", action="store_true", help="tiny-code, 2 rounds, 32 tokens, batches 1 and 8, into OUTPUT/quick")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print one table per model, write JSON and a plot."""
+    args = arguments().parse_args(argv)
+    if args.quick:
+        args.models, args.rounds, args.tokens, args.batches = ["tiny-code"], 2, 32, [1, 8]
+        args.load_requests, args.load_rounds, args.output = 12, 1, args.output / "quick"
+    if not args.trace.exists():
+        say(f"{args.trace}: not there, so no arriving load is measured; set STERNA_DATA")
+        args.trace = None
+    try:
+        results = [measure(name, args, args.output / f"{Path(name).name}.json") for name in args.models]
+    except ValueError as error:
+        print(f"benchmarks.engine: {error}", file=sys.stderr)
+        return 2
+    results = [r for r in results if r["rounds"] and r["rounds"][0]["figures"]]
+    for result in results:
+        print(report.table(result), end="\n\n")
+    if results:
+        report.plot(results, args.output / "engine.png")
+        say(f"figures: {args.output}/*.json, {args.output}/engine.png")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
