@@ -25,7 +25,7 @@ import torch
 
 __all__ = ["NAMES", "NativeError", "build", "cache_folder", "load", "native", "refusal"]
 
-NAMES = ("linear",)
+NAMES = ("linear", "decoder")
 """The libraries: one per .cpp file here."""
 CPU_FLAGS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "bmi2", "fma")
 _FLAGS = (
