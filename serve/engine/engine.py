@@ -24,10 +24,12 @@ from serve.engine.attention import FEW, KvCache
 from serve.engine.blocks import BlockPool, root_hash
 from serve.engine.config import EngineConfig
 from serve.engine.draft import AnpdDrafter, Drafter, Odds, StepCost
-from serve.engine.families import read_shape
+from serve.engine.families import read_shape, refusal
+from serve.engine.guest import GuestRunner, load_guest
 from serve.engine.model import Model
 from serve.engine.policy import policy_named
 from serve.engine.request import Completion, Emission, Request, Sampling
+from serve.engine.rules import rules
 from serve.engine.runner import Runner
 from serve.engine.sample import Question, verify
 from serve.engine.schedule import Scheduler
@@ -45,7 +47,7 @@ DEFAULT_KV_BYTES = 1 << 30
 class Engine:
     """A model being served to any number of requests."""
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer, config: EngineConfig, model_id: str, max_length: int) -> None:
+    def __init__(self, runner: Runner | GuestRunner, tokenizer: Tokenizer, config: EngineConfig, model_id: str, max_length: int) -> None:
         self.config, self.tokenizer, self.model_id, self.max_length = config, tokenizer, model_id, max_length
         self.runner, self.shape = runner, runner.model.shape
         self.scheduler = Scheduler(
@@ -54,6 +56,7 @@ class Engine:
             max_sequences=config.max_sequences,
             max_tokens_per_step=config.max_tokens_per_step,
             prefix_cache=config.prefix_cache,
+            forget=runner.forget if isinstance(runner, GuestRunner) else None,
             policy=policy_named(config.policy),
             swap_blocks=_swap_blocks(runner, config),
             window=self.shape.window,
@@ -71,13 +74,14 @@ class Engine:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         data = read_config(folder)
-        shape = read_shape(data, str(folder))
         tokenizer = Tokenizer(folder)
         device = _device(config)
         dtype = _dtype(config, data)
-        max_length = shape.max_length if config.max_length is None else config.max_length
-        if max_length > shape.max_length:
-            raise ValueError(f"max_length: {max_length} is beyond the {shape.max_length} tokens of {folder}; lower it")
+        if refusal(data) is not None:
+            runner, config = load_guest(folder, data, config, dtype, device)
+            return cls(runner, tokenizer, config, folder.resolve().name, _max_length(config, runner.model.shape.max_length, folder))
+        shape = read_shape(data, str(folder))
+        max_length = _max_length(config, shape.max_length, folder)
         weights = Weights(folder, data, dtype, device)
         model = Model(shape, weights, dtype, device, max_length)
         num_blocks = _num_blocks(config, shape, dtype, max_length)
@@ -99,6 +103,7 @@ class Engine:
             limit=min(len(request.prompt) + sampling.max_tokens, self.max_length),
             stop_ids=stops,
             text=TextStream(self.tokenizer, request.prompt, sampling.stop),
+            rules=rules(sampling, request.prompt, stops, self.shape.vocab_size),
             drafter=self._drafter(request),
             root=root_hash(self.model_id, str(self.runner.model.dtype), request.tenant),
             arrived_s=time.perf_counter(),
@@ -264,6 +269,13 @@ def _device(config: EngineConfig) -> torch.device:
     if config.device == "cuda" and not available:
         raise ValueError("device: cuda is not available here; use device auto or cpu")
     return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+
+
+def _max_length(config: EngineConfig, most: int, folder: Path) -> int:
+    """Longest sequence: the model's own limit, or less where the config asks."""
+    if config.max_length is not None and config.max_length > most:
+        raise ValueError(f"max_length: {config.max_length} is beyond the {most} tokens of {folder}; lower it")
+    return config.max_length or most
 
 
 def _dtype(config: EngineConfig, data: dict[str, object]) -> torch.dtype:
