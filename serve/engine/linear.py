@@ -1,31 +1,52 @@
-"""Matrix products with a model's weights: dense, int8, and several stacked into one.
+"""Matrix products with a model's weights: dense, int8 or int4, on our own kernels or torch's, and several stacked into one.
 
 Promise: `layer(x)` is x @ weight.T + bias for x [T, K]; projections that read the same input are stored as one matrix (rows
-concatenated), so a layer makes four products, not seven. Prices, measured on 2 cores with AVX-512 bf16, 8192x2048, ms for 1 / 8
-tokens: torch's bf16 linear 1.33 / 2.7, the same in oneDNN's blocked layout 0.70 / 1.6; float32 1.16 / 3.6, blocked 1.26 / 1.7.
-Hence `Dense` packs bf16 always and float32 where the matrix is large. int8 weights go through torch's weight-only kernel up to
-`INT8_TOKENS` tokens, and beyond are widened slab by slab for the one product that needs them (never the whole model).
+concatenated), so a layer makes four products, not seven. bf16 models on a CPU with AVX-512 run on `native/linear.py`, where a token's
+result is bitwise the same in any company; what follows is for everything else. Prices of torch's kernels, measured on 2 cores with
+AVX-512 bf16, 8192x2048, ms for 1 / 8 tokens: bf16 linear 1.33 / 2.7, the same in oneDNN's blocked layout 0.70 / 1.6; float32 1.16 / 3.6,
+blocked 1.26 / 1.7. Hence `Dense` packs bf16 always and float32 where the matrix is large. Quantised weights are never held widened: what
+has no kernel is widened slab by slab, for the one product that needs it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["Dense", "Int8", "Linear", "Side", "fuse"]
+from serve.engine.native.linear import NativeLinear, fits
+from serve.engine.quantised import Scheme
+
+__all__ = ["Dense", "Grouped", "Int8", "Linear", "Side", "Stored", "fuse"]
 
 Linear = Callable[[Tensor], Tensor]
 INT8_TOKENS = 32
-"""Most tokens for which the int8 kernel beats a dense product with the weights widened on the fly (12 of 20 ms at 16 tokens, 24 of
+"""Most tokens for which torch's int8 kernel beats a dense product with the weights widened on the fly (12 of 20 ms at 16 tokens, 24 of
 29 at 32, 49 of 49 at 64, for 8192x2048 on one busy core)."""
 _INT8_COLUMNS, _INT8_ALIGNMENT = 32, 64
-"""The kernel reads whole vectors from aligned addresses: other widths are summed wrongly or end the process, and nothing is checked."""
+"""torch's kernel reads whole vectors from aligned addresses: other widths are summed wrongly or end the process, and nothing is checked."""
+_INT4_ROWS, _INT4_GROUPS = 16, (32, 64, 128, 256)
 _SLAB = 1 << 20  # weights widened at once: what stays in a core's cache; the whole matrix at once takes twice as long
 _PACK_FLOAT32_FROM = 4_000_000
 _TOKENS_HINT = 8  # the number of rows the packed layout is chosen for; any number works
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A projection as its folder holds it."""
+
+    weight: Tensor
+    """[N, K] floats; quantised: uint8 [N, ceil(K * bits / 8)], each value plus the scheme's offset, lowest bits first."""
+    bias: Tensor | None = None
+    """[N]."""
+    scheme: Scheme | None = None
+    columns: int = 0
+    """K of a quantised matrix."""
+    scale: Tensor | None = None
+    """[N, groups] of a quantised matrix."""
 
 
 class Dense:
@@ -60,27 +81,80 @@ class Int8:
     def __init__(self, rows: Tensor, scale: Tensor, bias: Tensor | None = None) -> None:
         self.rows, self.scale, self.bias = _aligned(rows.contiguous()), scale.flatten().contiguous(), bias
         self.num_bytes = rows.numel()
-        self._slabs = self.rows.split(max(64, _SLAB // rows.shape[1]))
+        self._slabs = self.rows.split(_slab_rows(rows.shape[1]))
         self._kernel = rows.device.type == "cpu" and scale.dtype == torch.bfloat16 and rows.shape[1] % _INT8_COLUMNS == 0
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self._kernel or len(x) > INT8_TOKENS:
             return self.plain(x)
-        y = torch.ops.aten._weight_int8pack_mm(_aligned(x.contiguous()), self.rows, self.scale)
-        return y if self.bias is None else y.add_(self.bias)
+        return _biased(torch.ops.aten._weight_int8pack_mm(_aligned(x.contiguous()), self.rows, self.scale), self.bias)
 
     def plain(self, x: Tensor) -> Tensor:
         """The same product with the rows widened for it, a slab at a time: for many tokens, and for types without a kernel.
 
         int8 is exact in every type, so only the product itself rounds.
         """
-        y = torch.cat([linear(x, slab.to(x.dtype)) for slab in self._slabs], -1).mul_(self.scale)
-        return y if self.bias is None else y.add_(self.bias)
+        return _biased(torch.cat([linear(x, slab.to(x.dtype)) for slab in self._slabs], -1).mul_(self.scale), self.bias)
+
+
+class Grouped:
+    """Weight [N, K] in int4 or int8 with a scale for every `group` columns of a row: values * scale[:, column // group].
+
+    `packed` is uint8 as in `Stored`. bf16 in int4 goes through torch's kernel where its sizes allow, all else slab by slab.
+    """
+
+    def __init__(self, packed: Tensor, scheme: Scheme, columns: int, scale: Tensor, bias: Tensor | None = None) -> None:
+        self._scheme, self._columns, self.scale, self.bias = scheme, columns, scale.contiguous(), bias
+        self._group = scheme.group or columns
+        self.num_bytes = packed.numel()
+        self._packed: Tensor | None = packed
+        self._blocked: Tensor | None = None
+        fitting = self._group in _INT4_GROUPS and columns % self._group == 0 and len(packed) % _INT4_ROWS == 0
+        if scheme.bits == 4 and packed.device.type == "cpu" and scale.dtype == torch.bfloat16 and fitting:
+            values = (_values(packed, scheme, columns) + scheme.offset).to(torch.int32)
+            self._blocked, self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 2), None
+            self._scales_zeros = torch.stack([self.scale, torch.zeros_like(self.scale)], -1).transpose(0, 1).contiguous()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._blocked is None:
+            return self.plain(x)
+        product = torch.ops.aten._weight_int4pack_mm_for_cpu
+        return _biased(product(_aligned(x.contiguous()), self._blocked, self._group, self._scales_zeros), self.bias)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The product with the rows widened for it, a slab at a time."""
+        assert self._packed is not None
+        size = _slab_rows(self._columns)
+        products = [
+            linear(x, self._widened(packed, scale.to(x.dtype)))
+            for packed, scale in zip(self._packed.split(size), self.scale.split(size), strict=True)
+        ]
+        return _biased(torch.cat(products, -1), self.bias)
+
+    def _widened(self, packed: Tensor, scale: Tensor) -> Tensor:
+        values = _values(packed, self._scheme, self._columns).to(scale.dtype)
+        return values.mul_(scale.repeat_interleave(self._group, 1)[:, : self._columns])
+
+
+def _values(packed: Tensor, scheme: Scheme, columns: int) -> Tensor:
+    """uint8 as in `Stored` to the values, int8 [N, K]."""
+    if scheme.bits == 8:
+        return (packed ^ 0x80).view(torch.int8)
+    nibbles = torch.stack([packed & 15, packed >> 4], -1).flatten(1)[:, :columns]
+    return nibbles.view(torch.int8) - scheme.offset
+
+
+def _slab_rows(columns: int) -> int:
+    return max(64, _SLAB // columns)
 
 
 def _aligned(tensor: Tensor) -> Tensor:
     """The same values where a kernel's vectors can be loaded: fresh tensors are, views into others may not be."""
     return tensor.clone() if tensor.data_ptr() % _INT8_ALIGNMENT else tensor
+
+
+def _biased(y: Tensor, bias: Tensor | None) -> Tensor:
+    return y if bias is None else y.add_(bias)
 
 
 class Side:
@@ -94,25 +168,31 @@ class Side:
         return torch.cat([part(x) for part in self.parts], dim=-1)
 
 
-def fuse(parts: Sequence[tuple[Tensor, Tensor | None, Tensor | None]]) -> Linear:
-    """One linear from several (weight, scale, bias) that read the same input; scale is None for dense weights."""
-    quantised = {scale is not None for _, scale, _ in parts}
-    if len(quantised) > 1:
-        return Side([fuse([part]) for part in parts])
-    weight = _rows([weight for weight, _, _ in parts])
-    bias = _bias(parts, weight)
-    if not quantised.pop():
+def fuse(parts: Sequence[Stored], *, native: bool = False) -> Linear:
+    """One linear from several that read the same input; `native`: on our own kernels, for bf16 on the CPU (see native/library.py)."""
+    kinds = {(part.scheme, part.columns) for part in parts}
+    if len(kinds) > 1:
+        return Side([fuse([part], native=native) for part in parts])
+    scheme, columns = kinds.pop()
+    bias = _bias(parts)
+    scale = None if scheme is None else _rows([part.scale for part in parts if part.scale is not None])
+    if native and fits(scheme):
+        return NativeLinear([part.weight for part in parts], scheme, columns, scale, bias)
+    weight = _rows([part.weight for part in parts])
+    if scheme is None or scale is None:
         return Dense(weight, bias)
-    return Int8(weight, _rows([scale.flatten() for _, scale, _ in parts]), bias)
+    if scheme == Scheme(8):
+        return Int8(_values(weight, scheme, columns), scale, bias)
+    return Grouped(weight, scheme, columns, scale, bias)
 
 
 def _rows(tensors: list[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
-def _bias(parts: Sequence[tuple[Tensor, Tensor | None, Tensor | None]], weight: Tensor) -> Tensor | None:
+def _bias(parts: Sequence[Stored]) -> Tensor | None:
     """The biases in a row, zeros where a part has none; None where none has."""
-    given = [bias for _, _, bias in parts if bias is not None]
+    given = [part.bias for part in parts if part.bias is not None]
     if not given:
         return None
-    return torch.cat([given[0].new_zeros(len(weight)) if bias is None else bias for weight, _, bias in parts])
+    return _rows([given[0].new_zeros(len(part.weight)) if part.bias is None else part.bias for part in parts])

@@ -2,8 +2,8 @@
 
 Promise: one ValueError line for a folder that is no model, lacks a tensor, or is quantised in a way we do not run; tensors are
 memory-mapped, and each is converted only when it is asked for. Price: the pages that are touched.
-Formats: Hugging Face folders; compressed-tensors `pack-quantized` int8 (per channel, symmetric), which stores
-`weight_packed` (int32: four values of 8 bits, offset by 128, lowest bits first), `weight_scale` and `weight_shape`.
+Formats: Hugging Face folders; compressed-tensors `pack-quantized` int8 and int4 (see quantised.py), which store `weight_packed` (int32:
+values plus 128 or 8, lowest bits first), `weight_scale` and `weight_shape`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from serve.engine.linear import Linear, fuse
+from serve.engine.linear import Linear, Stored, fuse
+from serve.engine.quantised import Quantisation
 
 __all__ = ["Weights", "read_config"]
 
@@ -55,11 +56,11 @@ def _shards(folder: Path) -> list[Path]:
 
 
 class Weights:
-    """The tensors of a folder by name, as `dtype` on `device`."""
+    """The tensors of a folder by name, as `dtype` on `device`; `native`: matrices on our own kernels (see native/library.py)."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
-        self._folder, self._dtype, self._device = folder, dtype, device
-        _check_quantisation(folder, config.get("quantization_config"))
+    def __init__(self, folder: Path, config: dict[str, Any], dtype: torch.dtype, device: torch.device, *, native: bool = False) -> None:
+        self._folder, self._dtype, self._device, self._native = folder, dtype, device, native
+        self._quantisation = Quantisation.of(config.get("quantization_config"), str(folder))
         try:
             opened = [safe_open(str(file), framework="pt") for file in _shards(folder)]
         except Exception as error:  # safetensors raises a bare exception type of its own for a broken file
@@ -95,35 +96,19 @@ class Weights:
 
     def linear(self, *modules: str) -> Linear:
         """The projections `modules` (all of the same input), stacked into one; NAME[i] is a matrix of a stacked tensor."""
-        return fuse([self._projection(module) for module in modules])
+        return fuse([self._projection(module) for module in modules], native=self._native)
 
-    def _projection(self, module: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _projection(self, module: str) -> Stored:
         bias = self.optional(f"{module}.bias")
         if f"{module}.weight_packed" not in self:
-            return self.tensor(module if module.endswith("]") else f"{module}.weight"), None, bias
-        num_columns = int(self.raw(f"{module}.weight_shape")[1])
-        rows = unpack_int8(self.raw(f"{module}.weight_packed"), num_columns)
-        return rows.to(self._device), self.tensor(f"{module}.weight_scale"), bias
-
-
-def unpack_int8(packed: Tensor, num_columns: int) -> Tensor:
-    """[N, ceil(K / 4)] int32 to [N, K] int8."""
-    offset = packed.contiguous().view(torch.uint8)[:, :num_columns]
-    return (offset ^ 0x80).view(torch.int8)
-
-
-def _check_quantisation(folder: Path, quantisation: dict[str, Any] | None) -> None:
-    if quantisation is None:
-        return
-    method = quantisation.get("quant_method")
-    if method != "compressed-tensors":
-        raise ValueError(f"model: {folder} is quantised by {method!r}; the engine reads compressed-tensors folders (see `sterna compress`)")
-    for group in (quantisation.get("config_groups") or {}).values():
-        scheme = group.get("weights") or {}
-        kind = (scheme.get("num_bits"), scheme.get("type"), scheme.get("strategy"), scheme.get("symmetric", True))
-        form = group.get("format") or quantisation.get("format")
-        if kind != (8, "int", "channel", True) or form != "pack-quantized" or group.get("input_activations"):
+            return Stored(self.tensor(module if module.endswith("]") else f"{module}.weight"), bias)
+        scheme = self._quantisation.scheme(module)
+        if scheme is None or f"{module}.weight_g_idx" in self:
+            why = "its columns are in another order (activation order)" if scheme else "no config group names it"
             raise ValueError(
-                f"model: {folder} has {scheme.get('num_bits')}-bit weights ({scheme.get('type')}, per {scheme.get('strategy')}, {form}); "
-                "the engine runs int8 weights per channel, symmetric, pack-quantized"
+                f"model: {self._folder}: {module} is stored packed, but {why}; quantise the model again (see `sterna compress`)"
             )
+        columns = int(self.raw(f"{module}.weight_shape")[1])
+        packed = self.raw(f"{module}.weight_packed").view(torch.uint8)[:, : -(-columns * scheme.bits // 8)]
+        scale = f"{module}.weight_scale"
+        return Stored(packed.to(self._device), bias, scheme, columns, self.raw(scale) if self._native else self.tensor(scale))

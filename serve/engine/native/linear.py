@@ -7,6 +7,7 @@ gemm.h). Price: the packed copy, and for the length of the packing the pages of 
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 from collections.abc import Sequence
 
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor
 
 from serve.engine.native.library import load
+from serve.engine.quantised import Scheme
 
-__all__ = ["BF16", "INT4", "INT8", "Matrix", "NativeLinear"]
+__all__ = ["BF16", "INT4", "INT8", "Matrix", "NativeLinear", "fits"]
 
 BF16, INT8, INT4 = range(3)
 PANEL = 32
 GROUPS = (32, 64, 128)
-"""Columns per scale that the kernels know; larger multiples of 128 are repeated."""
+"""Columns per scale that the kernels know; multiples of the largest are repeated."""
 
 
 class Matrix(ctypes.Structure):
@@ -37,72 +39,88 @@ class Matrix(ctypes.Structure):
     )
 
 
-class NativeLinear:
-    """Weights [N, K] stored in parts, one below the other.
+def fits(scheme: Scheme | None) -> bool:
+    """Whether the kernels run weights stored so (None: bf16)."""
+    return scheme is None or scheme.group in (0, *GROUPS) or scheme.group % GROUPS[-1] == 0
 
-    `parts`: bf16 [n, K]; int8 as uint8 [n, K], each value plus 128; int4 as uint8 [n, ceil(K / 2)], two values plus 8 per byte, the
-    lower bits first. Rows may be strided. `scales` [N, groups] (any float type; None for bf16) with `group` columns each, or 0 for one
-    per row. `bias` [N] or None.
+
+class NativeLinear:
+    """Weights [N, K] stored in `parts`, one below the other: bf16 [n, K], or uint8 as in `linear.Stored`. Rows may be strided.
+
+    `scale` [N, groups] (any float type) and `columns` = K go with quantised parts. `bias` [N] or None.
     """
 
     def __init__(
-        self, kind: int, k: int, parts: Sequence[Tensor], scales: Tensor | None = None, bias: Tensor | None = None, group: int = 0
+        self,
+        parts: Sequence[Tensor],
+        scheme: Scheme | None = None,
+        columns: int = 0,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> None:
-        self._library = load("linear")
-        self.n, self.k, self.kind = sum(len(part) for part in parts), k, kind
-        threads = torch.get_num_threads()
-        parts = [part if part.stride(-1) == 1 else part.contiguous() for part in parts]
-        num_bytes = _size(self._library.sterna_packed_bytes)(kind, ctypes.c_long(self.n), ctypes.c_long(k))
+        self._library = _library()
+        self.kind = BF16 if scheme is None else INT8 if scheme.bits == 8 else INT4
+        self.n, self.k = sum(len(part) for part in parts), columns or parts[0].shape[1]
+        assert parts[0].dtype == (torch.bfloat16 if scheme is None else torch.uint8)
+        num_bytes = self._library.sterna_packed_bytes(self.kind, self.n, self.k)
         self._data = aligned_bytes(num_bytes)
-        self._pack(parts, threads)
-        self._scales, group = (None, 0) if scales is None else _panels(scales, group, k)
+        self._pack([part if part.stride(-1) == 1 else part.contiguous() for part in parts])
+        self._scales, group = (None, 0) if scale is None or scheme is None else _panels(scale, scheme.group, self.k)
         self._bias = None if bias is None else bias.float().contiguous()
-        self._matrix = Matrix(kind, self.n, k, self._data.data_ptr(), _address(self._scales), _address(self._bias), group)
+        self._matrix = Matrix(self.kind, self.n, self.k, self._data.data_ptr(), _address(self._scales), _address(self._bias), group)
         self.num_bytes = num_bytes + sum(t.nbytes for t in (self._scales, self._bias) if t is not None)
         self.matrix = ctypes.addressof(self._matrix)
         """The address of the C struct, valid as long as this object lives."""
 
-    def _pack(self, parts: Sequence[Tensor], threads: int) -> None:
+    def _pack(self, parts: Sequence[Tensor]) -> None:
         count = len(parts)
         self._library.sterna_pack(
             self.kind,
-            ctypes.c_long(self.k),
-            ctypes.c_long(count),
+            self.k,
+            count,
             (ctypes.c_void_p * count)(*(part.data_ptr() for part in parts)),
             (ctypes.c_long * count)(*(len(part) for part in parts)),
             (ctypes.c_long * count)(*(part.stride(0) * part.element_size() for part in parts)),
-            ctypes.c_void_p(self._data.data_ptr()),
-            threads,
+            self._data.data_ptr(),
+            torch.get_num_threads(),
         )
 
     def __call__(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
         """x [T, K] in bf16 or float32 -> [T, N] in `out_dtype`, by default x's own."""
         out_dtype = out_dtype or x.dtype
-        assert {x.dtype, out_dtype} <= {torch.bfloat16, torch.float32} and x.shape[1] == self.k
+        assert {x.dtype, out_dtype} <= {torch.bfloat16, torch.float32}
+        assert x.shape[1] == self.k
         x = x if x.stride(-1) == 1 else x.contiguous()
         m, y = len(x), torch.empty(len(x), self.n, dtype=out_dtype)
-        if m == 0:
-            return y
-        memory = torch.empty(_size(self._library.sterna_rows_bytes)(ctypes.c_long(m), ctypes.c_long(self.k)) + 64, dtype=torch.uint8)
+        memory = torch.empty(self._library.sterna_rows_bytes(m, self.k) + 64, dtype=torch.uint8)
         self._library.sterna_linear(
-            ctypes.c_void_p(self.matrix),
-            ctypes.c_void_p(x.data_ptr()),
-            int(x.dtype == torch.float32),
-            ctypes.c_long(x.stride(0)),
-            ctypes.c_long(m),
-            ctypes.c_void_p(y.data_ptr()),
-            int(out_dtype == torch.float32),
-            ctypes.c_long(self.n),
-            0,
-            ctypes.c_void_p((memory.data_ptr() + 63) // 64 * 64),
+            self.matrix,
+            x.data_ptr(),
+            x.dtype == torch.float32,
+            x.stride(0),
+            m,
+            y.data_ptr(),
+            out_dtype == torch.float32,
+            self.n,
+            False,
+            -(-memory.data_ptr() // 64) * 64,
             torch.get_num_threads(),
         )
         return y
 
 
-def _size(function: ctypes._CFuncPtr) -> ctypes._CFuncPtr:
-    function.restype = ctypes.c_size_t
-    return function
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """The compiled kernels, with the types of their arguments."""
+    library = load("linear")
+    pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
+    library.sterna_packed_bytes.argtypes = (integer, long, long)
+    library.sterna_packed_bytes.restype = ctypes.c_size_t
+    library.sterna_rows_bytes.argtypes = (long, long)
+    library.sterna_rows_bytes.restype = ctypes.c_size_t
+    library.sterna_pack.argtypes = (integer, long, long, pointer, pointer, pointer, pointer, integer)
+    library.sterna_linear.argtypes = (pointer, pointer, integer, long, long, pointer, integer, long, integer, pointer, integer)
+    return library
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -117,16 +135,14 @@ def aligned_bytes(size: int) -> Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8, count=size)
 
 
-def _panels(scales: Tensor, group: int, k: int) -> tuple[Tensor, int]:
+def _panels(scale: Tensor, group: int, k: int) -> tuple[Tensor, int]:
     """Scales [N, groups] as [panels, groups, 32] float32, and the columns per scale (0: the whole row)."""
     if group > GROUPS[-1]:
-        if group % GROUPS[-1]:
-            raise ValueError(f"model: weights in groups of {group}; the engine's kernels run groups of 32, 64 and multiples of 128")
-        scales, group = scales.repeat_interleave(group // GROUPS[-1], 1)[:, : -(-k // GROUPS[-1])], GROUPS[-1]
-    n, groups = scales.shape
-    padded = aligned_bytes(-(-n // PANEL) * PANEL * groups * 4).view(torch.float32).view(-1, groups, PANEL)
+        scale, group = scale.repeat_interleave(group // GROUPS[-1], 1)[:, : -(-k // GROUPS[-1])], GROUPS[-1]
+    n, groups = scale.shape
+    panels = aligned_bytes(-(-n // PANEL) * PANEL * groups * 4).view(torch.float32).view(-1, groups, PANEL)
     whole = n // PANEL
-    padded[:whole] = scales[: whole * PANEL].view(whole, PANEL, groups).transpose(1, 2)
+    panels[:whole] = scale[: whole * PANEL].view(whole, PANEL, groups).transpose(1, 2)
     if n % PANEL:
-        padded[whole, :, : n % PANEL] = scales[whole * PANEL :].T
-    return padded, group
+        panels[whole, :, : n % PANEL] = scale[whole * PANEL :].T
+    return panels, group

@@ -56,7 +56,7 @@ inline void place(int kind, char* panel, long word, int half, __m512i v) {
 }
 
 // Bytes of a stored row that hold values.
-inline long row_bytes(int kind, long k) { return kind == BF16 ? 2 * k : kind == INT8 ? k : round_up(k, 8) / 2; }
+inline long row_bytes(int kind, long k) { return kind == BF16 ? 2 * k : kind == INT8 ? k : (k + 1) / 2; }
 
 // 16 rows (null: zeros) into one half of a panel.
 inline void pack_half(int kind, long k, const char* const* rows, char* panel, int half) {

@@ -13,7 +13,6 @@ import torch
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.request import Sampling
-from serve.engine.weights import unpack_int8
 from train.compress.quantize import export_int8, load_dense, plan_int8
 
 
@@ -69,13 +68,6 @@ def test_an_untied_int8_head_with_biases_is_read(tmp_path: Path, tiny_model_dir:
     torch.testing.assert_close(ours, their_logits(folder, tokens, torch.float32), rtol=0, atol=1e-4)
 
 
-def test_unpacking_reverses_the_librarys_packing() -> None:
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
-
-    rows = torch.randint(-128, 128, (5, 22), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(unpack_int8(pack_to_int32(rows, 8), 22), rows)
-
-
 def test_int8_generates_the_same_drafted_or_not(int8_dir: Path) -> None:
     prompts = [list(range(5, 40)), [7, 8, 9] * 6]
     outcomes = [
@@ -92,7 +84,8 @@ def test_int8_generates_the_same_drafted_or_not(int8_dir: Path) -> None:
     ("change", "complaint"),
     [
         ({"quant_method": "gptq"}, "quantised by 'gptq'"),
-        ({"config_groups": {"a": {"weights": {"num_bits": 4, "type": "int", "strategy": "group"}}}}, "has 4-bit weights"),
+        ({"config_groups": {"a": {"weights": {"num_bits": 4, "type": "float", "strategy": "channel"}}}}, "has 4-bit weights"),
+        ({"config_groups": {}}, "stored packed, but no config group names it"),
         ({"config_groups": {"a": {"weights": {"num_bits": 8, "type": "int", "strategy": "tensor"}}}}, "8-bit weights \\(int, per tensor"),
     ],
 )
