@@ -18,7 +18,7 @@ PRIOR_LENGTH = 256.0
 """Tokens in an answer before any has been seen."""
 WEIGHT = 4.0
 """Answers that the wider level counts for."""
-FADE = 0.98
+FADE = 0.99
 """How much an answer counts when the next one at its level has come."""
 OPENING = 32
 """Prompt tokens that name a template."""
@@ -39,6 +39,10 @@ class LengthPredictor:
     def __init__(self, capacity: int = 8192) -> None:
         self._capacity = capacity
         self._seen: OrderedDict[Kind, tuple[float, float]] = OrderedDict()  # kind -> (weight, weighted lengths), least recently used first
+
+    def __len__(self) -> int:
+        """Kinds remembered."""
+        return len(self._seen)
 
     def predict(self, request: Request) -> float:
         """Tokens that the whole answer will have, those emitted already included."""
@@ -61,7 +65,7 @@ def _kinds(request: Request) -> tuple[Kind, ...]:
     """From everyone to requests much like this one; each begins with its level, so that no two levels meet."""
     client = (request.tenant, request.client)
     limit = request.sampling.max_tokens.bit_length()
-    task = (*client, request.adapter, limit) if hasattr(request, "adapter") else (*client, limit)
+    task = (*client, request.adapter, limit)
     length = len(request.prompt).bit_length()
     opening = hash(request.prompt[:OPENING])
     return (0,), (1, *client), (2, *task), (3, *task, length), (4, *task, opening)
