@@ -1,27 +1,34 @@
-"""Drawing tokens: keyed randomness, the processed distribution, and verification of drafts.
+"""Drawing tokens: keyed randomness and verification of drafts.
 
-Promise: a token depends on the logits at its position and on (seed, choice, absolute position), on nothing else; so batching,
-drafting, preemption and migration cannot change it. Lossless drafts: at each position y is drawn from the model's own processed
-distribution, and the draft is accepted while y equals it; what is emitted is always the y's, so their law is the model's.
-Price: one uniform and, unless greedy, one pass over the vocabulary in float64 per token.
+Promise: a token depends on the logits at its position, on the tokens before it and on (seed, choice, absolute position), on nothing
+else; so batching, drafting, preemption and migration cannot change it. Lossless drafts: at each position y is drawn from the model's
+own processed distribution, and the draft is accepted while y equals it; what is emitted is always the y's, so their law is the model's.
+Price: greedy, one argmax of the logits; else one uniform and one pass over the row per token (`pick.py`), none for rows behind a
+draft that failed. The logits may be float64, float32 or bfloat16, on any device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Series
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from serve.engine.distribution import draw, processed
+from serve.engine.pick import pick
 from serve.engine.request import Run, Sampling, TokenLogprob
+from serve.engine.rules import Rules
 from serve.engine.schedule import Chunk
 
-__all__ = ["Question", "Run", "draw", "processed", "uniform", "verify"]
+__all__ = ["Question", "Run", "uniform", "verify"]
 
 _MASK = (1 << 64) - 1
-_COLDEST = 1e-300
-"""Temperatures below this count as this: their reciprocal would be infinite, and only the likeliest are left here already."""
+
+Answer = tuple[list[int], list[int]]
+"""The tokens drawn for a question, at least up to the first that is not the draft's, and the likeliest at every position."""
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
@@ -39,31 +46,7 @@ def uniform(seed: int, choice: int, position: int) -> float:
     return ((state >> 11) + 0.5) / (1 << 53)
 
 
-def processed(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution [R, vocab] in float64 that `sampling` draws from; temperature above 0."""
-    exact = logits.double()
-    scaled = (exact - exact.amax(-1, keepdim=True)) / max(sampling.temperature, _COLDEST)  # at most 0, so nothing overflows to inf
-    if 0 < sampling.top_k < scaled.shape[-1]:
-        least = scaled.topk(sampling.top_k, dim=-1).values[:, -1:]
-        scaled = scaled.masked_fill(scaled < least, -torch.inf)
-    probabilities = scaled.softmax(-1)
-    if sampling.top_p < 1.0:
-        ranked, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        before = ranked.cumsum(-1) - ranked  # mass of the likelier tokens; the first is always kept
-        kept = torch.zeros_like(ranked).scatter(-1, order, ranked.masked_fill(before >= sampling.top_p, 0.0))
-        probabilities = kept / kept.sum(-1, keepdim=True)
-    return probabilities
-
-
-def draw(probabilities: Tensor, uniforms: Series[float]) -> list[int]:
-    """One token per row [R, vocab] by inverse CDF in token order."""
-    cumulative = probabilities.cumsum(-1)
-    targets = torch.tensor(uniforms, dtype=torch.float64, device=probabilities.device)[:, None] * cumulative[:, -1:]
-    found = torch.searchsorted(cumulative, targets, right=True).clamp_(max=probabilities.shape[-1] - 1)
-    return found.flatten().tolist()
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Question:
     """What to draw for one sequence: rows of logits for the positions `position`, `position` + 1, …, one more than drafts."""
 
@@ -71,40 +54,103 @@ class Question:
     choice: int
     position: int
     draft: Series[int]
+    rules: Rules | None = None
 
     @classmethod
     def of(cls, chunk: Chunk) -> Question:
         """What a sampling chunk asks."""
-        request = chunk.sequence.request
-        return cls(request.sampling, request.choice, len(chunk.sequence.tokens), chunk.draft)
+        sequence, request = chunk.sequence, chunk.sequence.request
+        return cls(request.sampling, request.choice, len(sequence.tokens), chunk.draft, sequence.rules)
+
+    def uniform(self, row: int) -> float:
+        """What decides the token at row `row`."""
+        seed = self.sampling.seed
+        assert seed is not None, "the engine gives every request a seed"
+        return uniform(seed, self.choice, self.position + row)
 
 
 def verify(questions: Series[Question], logits: Tensor) -> list[Run]:
-    """Draw at every position and keep drafts while they equal what was drawn. logits [R, vocab], questions in row order."""
-    likeliest = logits.argmax(-1).tolist() if any(q.sampling.temperature == 0 for q in questions) else []
+    """Draw at every position and keep drafts while they equal what was drawn. logits [R, vocab], questions in row order.
+
+    A run's `likeliest` are the maxima of what is drawn from: after rules, if the request has any, and before temperature.
+    """
+    answers = _verify_here(questions, logits) if logits.device.type == "cpu" else _verify_there(questions, logits)
     runs, row = [], 0
-    for question in questions:
-        end = row + len(question.draft) + 1
-        drawn = likeliest[row:end] if question.sampling.temperature == 0 else _drawn(question, logits[row:end])
-        held = 0
-        while held < len(question.draft) and drawn[held] == question.draft[held]:
-            held += 1
-        tokens = drawn[: held + 1]
-        runs.append(Run(tokens, _logprobs(question.sampling.logprobs, logits[row : row + held + 1], tokens)))
-        row = end
+    for question, (drawn, likeliest) in zip(questions, answers, strict=True):
+        tokens = _held(question.draft, drawn)
+        logprobs = question.sampling.logprobs
+        runs.append(Run(tokens, None if logprobs is None else _logprobs(logprobs, logits[row : row + len(tokens)], tokens), likeliest))
+        row += len(likeliest)
     return runs
 
 
-def _drawn(question: Question, logits: Tensor) -> list[int]:
-    sampling, position = question.sampling, question.position
-    assert sampling.seed is not None, "the engine gives every request a seed"
-    uniforms = [uniform(sampling.seed, question.choice, position + j) for j in range(len(logits))]
-    return draw(processed(logits, sampling), uniforms)
+def _verify_here(questions: Series[Question], logits: Tensor) -> list[Answer]:
+    """On the CPU: sequence by sequence, sampled rows one after the other until a draft fails."""
+    table = (logits if logits.dtype in (torch.float32, torch.float64) else logits.float()).numpy()
+    best: list[int] | None = table.argmax(-1).tolist() if all(q.rules is None for q in questions) else None
+    answers, row = [], 0
+    for question in questions:
+        end = row + len(question.draft) + 1
+        rows = table[row:end] if question.rules is None else _ruled(question, logits[row:end]).numpy()
+        likeliest = best[row:end] if best is not None else rows.argmax(-1).tolist()
+        answers.append((likeliest if question.sampling.temperature == 0 else _drawn(question, rows, likeliest), likeliest))
+        row = end
+    return answers
 
 
-def _logprobs(num_top: int | None, logits: Tensor, tokens: list[int]) -> list[TokenLogprob] | None:
-    if num_top is None:
-        return None
+def _drawn(question: Question, rows: NDArray[Any], likeliest: list[int]) -> list[int]:
+    """The tokens drawn, up to the first that is not the draft's."""
+    drawn: list[int] = []
+    for i, (row, top) in enumerate(zip(rows, likeliest, strict=True)):
+        drawn.append(pick(row, float(row[top]), question.sampling, question.uniform(i)))
+        if i < len(question.draft) and drawn[i] != question.draft[i]:
+            break
+    return drawn
+
+
+def _verify_there(questions: Series[Question], logits: Tensor) -> list[Answer]:
+    """On a device: all rows together, and their tokens fetched at once."""
+    spans, row = [], 0
+    for question in questions:
+        spans.append(slice(row, row + len(question.draft) + 1))
+        row = spans[-1].stop
+    if any(q.rules is not None for q in questions):
+        logits = logits.to(torch.float64, copy=True)
+        for question, span in zip(questions, spans, strict=True):
+            if question.rules is not None:
+                question.rules.apply(logits[span], question.draft)
+    likeliest = logits.argmax(-1)
+    drawn = likeliest
+    sampled = [(q, span.start + i, i) for q, span in zip(questions, spans, strict=True) if q.sampling.temperature for i in _rows(q)]
+    if sampled:
+        rows = torch.tensor([row for _, row, _ in sampled], device=logits.device)
+        tokens = draw(processed(logits[rows], [q.sampling for q, _, _ in sampled]), [q.uniform(i) for q, _, i in sampled])
+        drawn = likeliest.index_copy(0, rows, tokens)
+    best, found = torch.stack([likeliest, drawn]).tolist()
+    return [(found[span], best[span]) for span in spans]
+
+
+def _rows(question: Question) -> range:
+    return range(len(question.draft) + 1)
+
+
+def _ruled(question: Question, logits: Tensor) -> Tensor:
+    """A sequence's logits as its rules make them: a copy in float64."""
+    assert question.rules is not None
+    logits = logits.to(torch.float64, copy=True)
+    question.rules.apply(logits, question.draft)
+    return logits
+
+
+def _held(draft: Series[int], drawn: list[int]) -> list[int]:
+    """What is drawn, as far as the draft before it held."""
+    held = 0
+    while held < len(draft) and drawn[held] == draft[held]:
+        held += 1
+    return drawn[: held + 1]
+
+
+def _logprobs(num_top: int, logits: Tensor, tokens: list[int]) -> list[TokenLogprob]:
     scores = torch.log_softmax(logits.double(), -1)
     own = scores.gather(-1, torch.tensor(tokens, device=scores.device)[:, None]).flatten().tolist()
     top = scores.topk(num_top, dim=-1) if num_top else None

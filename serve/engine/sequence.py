@@ -7,12 +7,16 @@ does is letting `computed` catch up. Price: one Python object per live request. 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from serve.engine.blocks import block_hash
 from serve.engine.draft import Drafter
 from serve.engine.request import Emission, FinishReason, Request, TokenLogprob
 from serve.engine.swap import HostCopy
 from serve.engine.text import TextStream
+
+if TYPE_CHECKING:
+    from serve.engine.rules import Rules
 
 __all__ = ["Sequence"]
 
@@ -33,6 +37,8 @@ class Sequence:
     drafter: Drafter | None
     root: bytes
     """Where its chain of block hashes begins."""
+    rules: Rules | None = None
+    """What its options make of the logits; they follow its tokens."""
     tokens: list[int] = field(default_factory=list)
     """Prompt, then emitted."""
     draft: list[int] = field(default_factory=list)
@@ -108,6 +114,9 @@ class Sequence:
         shown = self.text.push(token)
         if self.text.stopped:
             self.finish_reason = "stop"
+        elif self.rules is not None and self.rules.append(token):  # the grammar lets nothing follow
+            self.finish_reason = "stop"
+            shown += self.text.finish()
         elif len(self.tokens) >= self.limit:
             self.finish_reason = "length"
             shown += self.text.finish()
