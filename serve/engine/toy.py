@@ -14,6 +14,7 @@ from hashlib import shake_128
 import torch
 from torch import Tensor
 
+from serve.engine.adapters import AdapterSet
 from serve.engine.batch import Batch
 
 __all__ = ["ToyRunner", "ToyTokenizer"]
@@ -56,6 +57,7 @@ class ToyRunner:
     def __init__(self, *, vocab_size: int, num_blocks: int, block_size: int, window: int | None = None) -> None:
         self.model = ToyModel(ToyShape(vocab_size, window))
         self.cache = ToyCache(num_blocks, block_size)
+        self.adapters = AdapterSet()
         self._blocks = [[_EMPTY] * block_size for _ in range(num_blocks)]
         self.host: dict[int, list[list[Slot]]] = {}
         """Copies by key, as the batches asked for."""

@@ -171,3 +171,85 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(max_examples=120, stateful_step_count=25, deadline=None)
+
+
+# ---- fairness and starvation -------------------------------------------------------------------------------------------
+
+CLIENTS = "abc"
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 10_000), num_blocks=st.integers(14, 40), max_sequences=st.integers(1, 4))
+def test_clients_with_work_waiting_get_equal_shares(seed: int, num_blocks: int, max_sequences: int) -> None:
+    """VTC's theorem 4.4: over any stretch in which two clients have requests waiting, what they are served differs by at most 2U."""
+    rng = random.Random(seed)
+    engine = make_engine(num_blocks, policy="fair", max_sequences=max_sequences, draft="off", prefix_cache=False)
+    sizes = {client: (rng.randint(1, 20), rng.randint(1, 20)) for client in CLIENTS}
+    batch_tokens = min(num_blocks * SIZE, max_sequences * LONGEST)
+    bound = 2 * max(INPUT_WEIGHT * 20, OUTPUT_WEIGHT * batch_tokens)
+    served, waiting = dict.fromkeys(CLIENTS, 0.0), dict.fromkeys(CLIENTS, 0)
+    gaps = dict.fromkeys(("ab", "ac", "bc"), (0.0, 0.0))  # least and greatest difference while both had work waiting
+    for number in range(400):
+        for client in CLIENTS:
+            if waiting[client] < 2 and rng.random() < 0.9:
+                num_inputs, num_outputs = sizes[client]
+                prompt = tuple(rng.randint(1, 26) for _ in range(num_inputs))
+                sampling = Sampling(max_tokens=num_outputs, temperature=0, ignore_eos=True)
+                engine.add(Request(id=f"{client}{number}", prompt=prompt, sampling=sampling, client=client))
+        before = {s.request.id for s in engine.scheduler.waiting if s.started is None}
+        for emission in engine.step():
+            served[emission.request_id[0]] += OUTPUT_WEIGHT * len(emission.tokens)
+        after = {s.request.id for s in engine.scheduler.waiting if s.started is None}
+        for name in before - after:
+            served[name[0]] += INPUT_WEIGHT * sizes[name[0]][0]
+        waiting = {client: sum(name[0] == client for name in after) for client in CLIENTS}
+        for pair in gaps:
+            gap = served[pair[0]] - served[pair[1]]
+            least, greatest = gaps[pair]
+            gaps[pair] = (min(least, gap), max(greatest, gap)) if all(waiting[client] for client in pair) else (gap, gap)
+            assert gaps[pair][1] - gaps[pair][0] <= bound
+    assert min(served.values()) > 0
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "fair", "shortest"])
+def test_a_long_request_among_endless_short_ones_is_served(policy: str) -> None:
+    """The worst company for each policy: short answers without end, from clients that were never served before."""
+    engine = make_engine(16, policy=policy, max_sequences=2, draft="off")
+    short, long = (Sampling(max_tokens=n, temperature=0, ignore_eos=True) for n in (2, 40))
+    lessons = [Request(id=f"lesson{i}", prompt=(1, 2), sampling=(short, long)[i % 2], client=("", "long")[i % 2]) for i in range(60)]
+    for request in lessons:
+        engine.add(request)
+    drain(engine, {request.id: ((), "", None) for request in lessons})
+    engine.add(Request(id="long", prompt=(5, 6, 7), sampling=long, client="long"))
+    num_finished = 0
+    for number in range(2000):
+        while len(engine.scheduler.waiting) < 4:
+            engine.add(Request(id=f"s{number}-{len(engine.scheduler.waiting)}", prompt=(1, 2), sampling=short, client=f"c{number}"))
+        news = engine.step()
+        num_finished += sum(e.finish_reason is not None for e in news)
+        if any(e.request_id == "long" and e.finish_reason for e in news):
+            break
+    assert any(e.request_id == "long" and e.finish_reason == "length" for e in news)
+    assert num_finished <= 40 + 40 + 2, "at most as many as its tokens go ahead of it; beside it runs one at a time, for 1 step or more"
+
+
+def test_the_higher_priority_goes_first_and_takes_the_place_of_the_lower() -> None:
+    engine = make_engine(16, max_sequences=2, draft="off", preempt="swap", swap_bytes=100)
+    sampling = Sampling(max_tokens=12, temperature=0, ignore_eos=True)
+    low = [Request(id=f"low{i}", prompt=(i + 1,) * 9, sampling=sampling) for i in range(3)]
+    high = [Request(id=f"high{i}", prompt=(i + 5,) * 9, sampling=sampling, priority=1) for i in range(2)]
+    outcomes: dict[str, Outcome] = {r.id: ((), "", None) for r in low + high}
+    for request in low:
+        engine.add(request)
+    for _ in range(4):
+        collect(engine, outcomes)
+    for request in high:
+        engine.add(request)
+    collect(engine, outcomes)
+    assert {s.request.id for s in engine.scheduler.running} == {"high0", "high1"}
+    assert [s.request.id for s in engine.scheduler.waiting] == ["low0", "low1", "low2"]
+    drain(engine, outcomes)
+    assert engine.stats()["swapped"] == 2
+    assert engine.stats()["tokens_computed"] == 5 * (9 + 12 - 1), "swapped blocks are not computed again"
+    for request in low + high:
+        assert outcomes[request.id] == alone(request, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence as Series
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -53,9 +54,9 @@ def make_sequence(arrival: int, prompt: Series[int], max_tokens: int, draft: int
     )
 
 
-def make_scheduler(num_blocks: int, max_sequences: int = 4, max_tokens: int = 16, prefix_cache: bool = True) -> Scheduler:
-    pool = BlockPool(num_blocks)
-    return Scheduler(pool, block_size=SIZE, max_sequences=max_sequences, max_tokens_per_step=max_tokens, prefix_cache=prefix_cache)
+def make_scheduler(num_blocks: int, max_sequences: int = 4, max_tokens: int = 16, prefix_cache: bool = True, **options: Any) -> Scheduler:
+    sizes = {"block_size": SIZE, "max_sequences": max_sequences, "max_tokens_per_step": max_tokens}
+    return Scheduler(BlockPool(num_blocks), **sizes, prefix_cache=prefix_cache, **options)
 
 
 def answer(batch: Batch, rng: random.Random) -> list[Run]:
@@ -140,6 +141,145 @@ def test_drop_works_wherever_a_sequence_is() -> None:
     assert scheduler.pool.num_held == 0
 
 
+def prompts_to_end(scheduler: Scheduler) -> list[Batch]:
+    """Plan and commit until every sequence has emitted its tokens; every batch holds each block's new tokens once."""
+    batches = []
+    while scheduler.running or scheduler.waiting:
+        batches.append(scheduler.plan())
+        scheduler.commit(batches[-1], [Run([7]) for _ in batches[-1].sampling])
+        scheduler.check()
+    return batches
+
+
+def test_choices_of_one_prompt_compute_its_blocks_once_and_share_them() -> None:
+    scheduler = make_scheduler(40, max_sequences=6, max_tokens=16)
+    prompt = list(range(100, 143))  # 10 full blocks and 3 tokens
+    for arrival in range(6):
+        scheduler.add(make_sequence(arrival, prompt, 5))
+    batches = prompts_to_end(scheduler)
+    assert [batch.num_tokens for batch in batches[:3]] == [16, 16, 11], "the others wait for the one that computes"
+    assert [len(batch.chunks) for batch in batches[:4]] == [1, 1, 1, 6]
+    assert scheduler.counters.tokens_computed == 43 + 5 * 3 + 6 * 4
+    assert scheduler.counters.cached_tokens == 5 * 40
+
+
+def test_choices_hold_the_shared_blocks_and_a_tail_each() -> None:
+    scheduler = make_scheduler(40, max_sequences=6, max_tokens=60)
+    sequences = [make_sequence(arrival, range(100, 143), 5) for arrival in range(6)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    for _ in range(2):
+        batch = scheduler.plan()
+        scheduler.commit(batch, [Run([7]) for _ in batch.sampling])
+    assert scheduler.pool.num_held == 10 + 6
+    assert [s.num_cached_tokens for s in sequences] == [0, 40, 40, 40, 40, 40]
+
+
+def test_one_that_waits_for_a_block_goes_on_by_itself_when_the_other_is_gone() -> None:
+    scheduler = make_scheduler(40, max_tokens=16)
+    first, second = (make_sequence(arrival, range(100, 160), 5) for arrival in range(2))
+    for sequence in (first, second):
+        scheduler.add(sequence)
+    batch = scheduler.plan()
+    assert list(spans(batch)) == ["0"]
+    scheduler.commit(batch, [])
+    scheduler.drop(first)
+    assert spans(scheduler.plan()) == {"1": (16, 32, False)}, "what the other has computed is kept"
+
+
+def test_prompts_that_part_are_computed_side_by_side_from_there() -> None:
+    scheduler = make_scheduler(40, max_tokens=40)
+    common = list(range(100, 108))
+    for arrival in range(3):
+        scheduler.add(make_sequence(arrival, [*common, *range(200 + 20 * arrival, 210 + 20 * arrival)], 5))
+    batch = scheduler.plan()
+    assert spans(batch) == {"0": (0, 18, True)}
+    scheduler.commit(batch, [Run([7])])
+    assert spans(scheduler.plan()) == {"0": (18, 19, True), "1": (8, 18, True), "2": (8, 18, True)}
+
+
+def test_a_newcomer_leaves_every_running_sequence_a_block_to_grow_into() -> None:
+    scheduler = make_scheduler(7, prefix_cache=False)
+    for arrival in range(3):
+        scheduler.add(make_sequence(arrival, [5 + arrival] * 8, 9))
+    assert list(spans(scheduler.plan())) == ["0", "1"], "the third would fit, and leave no block to the two"
+
+
+def test_a_preempted_sequence_is_copied_out_and_back_in() -> None:
+    scheduler = make_scheduler(5, prefix_cache=False, swap_blocks=3)
+    for arrival in range(2):
+        scheduler.add(make_sequence(arrival, [5 + arrival] * (7 + arrival), 9 - arrival))
+    batches = prompts_to_end(scheduler)
+    (out,) = [copy for batch in batches for copy in batch.copies_out]
+    (back,) = [copy for batch in batches for copy in batch.copies_in]
+    assert out[0] == back[0]
+    assert len(out[1]) == len(back[1]) == 3
+    assert scheduler.counters.tokens_computed == 7 + 8 + 8 + 7, "nothing is computed twice"
+    assert scheduler.counters.swapped == scheduler.counters.preemptions == 1
+
+
+def test_what_the_prefix_cache_still_has_is_not_copied_in() -> None:
+    scheduler = make_scheduler(9, swap_blocks=9)
+    old, young = make_sequence(0, [5] * 15, 13), make_sequence(1, range(20, 36), 12)
+    for sequence in (old, young):
+        scheduler.add(sequence)
+    batches = prompts_to_end(scheduler)
+    (out,) = [copy for batch in batches for copy in batch.copies_out]
+    (back,) = [copy for batch in batches for copy in batch.copies_in]
+    assert 0 < len(back[1]) < len(out[1]), "the first blocks were still there"
+    assert scheduler.counters.tokens_computed == 15 + 16 + 12 + 11
+
+
+def test_copies_of_a_dropped_sequence_are_dropped_by_the_next_batch() -> None:
+    scheduler = make_scheduler(5, prefix_cache=False, swap_blocks=3)
+    old, young = make_sequence(0, [5] * 7, 9), make_sequence(1, [6] * 8, 8)
+    for sequence in (old, young):
+        scheduler.add(sequence)
+    while young.host_copy is None:
+        batch = scheduler.plan()
+        scheduler.commit(batch, [Run([7]) for _ in batch.sampling])
+    key = young.host_copy.key
+    scheduler.drop(young)
+    scheduler.drop(old)
+    assert scheduler.plan() == Batch([], [], [(key, [])])
+    scheduler.check()
+
+
+def test_blocks_behind_every_window_are_given_back() -> None:
+    scheduler = make_scheduler(5, max_tokens=8, window=6)
+    assert scheduler.blocks_needed(100) == 5
+    sequence = make_sequence(0, range(100, 140), 30)
+    scheduler.add(sequence)
+    while scheduler.running or scheduler.waiting:
+        batch = scheduler.plan()
+        for chunk in batch.chunks:  # every position from window - 1 before the chunk on is in a block it holds
+            assert sequence.num_behind * SIZE <= max(0, chunk.start - 5)
+            assert scheduler.pool.num_held == len(sequence.blocks) - sequence.num_behind <= 5
+        scheduler.commit(batch, [Run([7]) for _ in batch.sampling])
+        scheduler.check()
+    assert len(sequence.emitted) == 30
+
+
+def test_the_state_of_a_sequence_that_gives_it_up_is_forgotten() -> None:
+    forgotten: list[int] = []
+    scheduler = make_scheduler(5, prefix_cache=False, forget=lambda sequence: forgotten.append(sequence.arrival))
+    for arrival in range(3):
+        scheduler.add(make_sequence(arrival, [5 + arrival] * (7 + arrival % 2), 5))
+    scheduler.drop(scheduler.waiting[2])
+    prompts_to_end(scheduler)
+    assert forgotten == [1, 0, 1], "when preempted, and when finished; one that never ran has no state"
+
+
+def test_counters_tell_of_the_queue() -> None:
+    scheduler = make_scheduler(8, max_sequences=1)
+    for arrival in range(2):
+        scheduler.add(make_sequence(arrival, [5, 6], 1))
+    scheduler.waiting[1].arrived_s = 3.0
+    for now_s in (1.0, 5.0):
+        scheduler.commit(scheduler.plan(now_s=now_s), [Run([7])])
+    assert (scheduler.counters.started, scheduler.counters.finished, scheduler.counters.queue_wait_s) == (2, 2, 1.0 + 2.0)
+
+
 @settings(max_examples=80, deadline=None)
 @given(seed=st.integers(0, 10_000), num_blocks=st.integers(8, 30), max_tokens=st.integers(4, 40), prefix_cache=st.booleans())
 def test_everyone_finishes_and_nothing_is_lost(seed: int, num_blocks: int, max_tokens: int, prefix_cache: bool) -> None:
@@ -167,8 +307,7 @@ def test_everyone_finishes_and_nothing_is_lost(seed: int, num_blocks: int, max_t
             assert emission.request_id not in finished
             if emission.finish_reason:
                 finished.add(emission.request_id)
-        scheduler.pool.check()
-        assert all(s.computed < len(s.tokens) for s in scheduler.running)
+        scheduler.check()
         ages = [s.arrival for s in scheduler.running + scheduler.waiting]
         assert ages == sorted(ages)
     assert finished == set(limits)
