@@ -48,6 +48,7 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 MAX_LENGTH = 8192
 EMBEDDING_STD = 0.03
+LAST_NORM = 4.0  # so that logits spread by 3 to 5, as a trained model's do
 GAINS = {"q_proj": 2.0, "k_proj": 2.0, "o_proj": 0.5}  # attention that picks, and does not drown a token in the mean of all before it
 END = "<|endoftext|>"
 
@@ -121,7 +122,7 @@ def _tensors(sizes: dict[str, tuple[int, ...]], seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     for name, size in sizes.items():
         if len(size) == 1:
-            yield torch.ones(size, dtype=torch.bfloat16)
+            yield torch.full(size, LAST_NORM if name == "model.norm.weight" else 1.0, dtype=torch.bfloat16)
         else:
             std = EMBEDDING_STD if "embed" in name else GAINS.get(name.split(".")[-2], 1.0) * size[1] ** -0.5
             yield torch.randn(size, generator=generator).mul_(std).to(torch.bfloat16)
