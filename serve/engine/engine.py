@@ -20,13 +20,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from serve.engine.adapters import AdapterSet
 from serve.engine.attention import FEW, KvCache
 from serve.engine.blocks import BlockPool, root_hash
 from serve.engine.config import EngineConfig
 from serve.engine.draft import AnpdDrafter, Drafter, Odds, StepCost
 from serve.engine.families import read_shape, refusal
 from serve.engine.guest import GuestRunner, load_guest
+from serve.engine.lora import places
 from serve.engine.model import Model
+from serve.engine.parts import parts_of
 from serve.engine.policy import policy_named
 from serve.engine.request import Completion, Emission, Request, Sampling
 from serve.engine.rules import rules
@@ -49,7 +52,7 @@ class Engine:
 
     def __init__(self, runner: Runner | GuestRunner, tokenizer: Tokenizer, config: EngineConfig, model_id: str, max_length: int) -> None:
         self.config, self.tokenizer, self.model_id, self.max_length = config, tokenizer, model_id, max_length
-        self.runner, self.shape = runner, runner.model.shape
+        self.runner, self.shape, self.adapters = runner, runner.model.shape, runner.adapters
         self.scheduler = Scheduler(
             BlockPool(runner.cache.num_blocks),
             block_size=config.block_size,
@@ -86,7 +89,10 @@ class Engine:
         model = Model(shape, weights, dtype, device, max_length)
         num_blocks = _num_blocks(config, shape, dtype, max_length)
         cache = KvCache(shape.num_layers, shape.num_kv_heads, shape.head_dim, num_blocks, config.block_size, dtype, device)
-        return cls(Runner(model, cache), tokenizer, config, folder.resolve().name, max_length)
+        adapters = AdapterSet(places(shape, parts_of(shape, weights)), dtype, device)
+        for name, where in (entry.split("=", 1) for entry in config.adapters):
+            adapters.load(name, where)
+        return cls(Runner(model, cache, adapters), tokenizer, config, folder.resolve().name, max_length)
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
@@ -105,7 +111,7 @@ class Engine:
             text=TextStream(self.tokenizer, request.prompt, sampling.stop),
             rules=rules(sampling, request.prompt, stops, self.shape.vocab_size),
             drafter=self._drafter(request),
-            root=root_hash(self.model_id, str(self.runner.model.dtype), request.tenant),
+            root=root_hash(self.model_id, str(self.runner.model.dtype), request.tenant, self.adapters.digest(request.adapter)),
             arrived_s=time.perf_counter(),
         )
         self._num_arrived += 1
@@ -144,6 +150,8 @@ class Engine:
     def _check(self, request: Request) -> None:
         if request.id in self._live:
             raise ValueError(f"request: id {request.id!r} is in use by a live request; choose another")
+        if request.adapter:
+            self.adapters.check(request.adapter)
         length, limit = len(request.prompt), self.max_length
         if length >= limit:
             raise ValueError(f"prompt: {length} tokens leave no room in the context of {limit} tokens; shorten it to {limit - 1} or fewer")
@@ -158,6 +166,17 @@ class Engine:
             raise ValueError(
                 f"max_tokens: prompt and output may reach {most} tokens, but the KV blocks hold {room}; ask for less or raise kv_bytes"
             )
+
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Load a LoRA adapter (a peft folder) that requests can name from now on. ValueError for one that cannot run here."""
+        self.adapters.load(name, path)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. ValueError while a live request uses it."""
+        users = sum(sequence.request.adapter == name for sequence in self._live.values())
+        if users:
+            raise ValueError(f"adapter: {name!r} is in use by {users} live requests; wait for them, or cancel them")
+        self.adapters.unload(name)
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 

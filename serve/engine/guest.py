@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from serve.engine.adapters import AdapterSet
 from serve.engine.batch import Batch, Chunk
 from serve.engine.config import EngineConfig
 from serve.engine.guest_module import Abilities, GuestModule, load_module
@@ -93,6 +94,7 @@ class GuestRunner:
     def __init__(self, model: GuestModule, num_blocks: int, block_size: int) -> None:
         self.model = model
         self.cache = GuestBlocks(num_blocks, block_size, model.bytes_per_token * block_size)
+        self.adapters = AdapterSet()
         self._states: dict[int, _State] = {}  # by the sequence's arrival
 
     @property

@@ -11,6 +11,7 @@ from collections.abc import Sequence as Series
 import torch
 from torch import Tensor
 
+from serve.engine.adapters import AdapterSet
 from serve.engine.attention import KvCache, Scores, Span, StepAttention, WholeAttention, order
 from serve.engine.model import Model
 from serve.engine.schedule import Batch
@@ -21,8 +22,8 @@ __all__ = ["Runner"]
 class Runner:
     """A model and its KV blocks."""
 
-    def __init__(self, model: Model, cache: KvCache) -> None:
-        self.model, self.cache = model, cache
+    def __init__(self, model: Model, cache: KvCache, adapters: AdapterSet) -> None:
+        self.model, self.cache, self.adapters = model, cache, adapters
         self._scores = Scores(model.shape.attention_scale, model.shape.attention_soft_cap)
 
     @torch.inference_mode()
@@ -41,7 +42,8 @@ class Runner:
         attend = StepAttention(self.cache, [spans[id(c)] for c in sorted_chunks], self.model.shape.windows, self._scores)
         device = self.model.device
         index = None if len(rows) == len(tokens) and rows == list(range(len(rows))) else torch.tensor(rows, dtype=torch.long, device=device)
-        return self.model.forward(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), attend, index)
+        adapters = self.adapters.step((c.sequence.request.adapter, c.end - c.start) for c in sorted_chunks)
+        return self.model.forward(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), attend, index, adapters)
 
     @torch.inference_mode()
     def logits(self, tokens: Series[int]) -> Tensor:

@@ -189,7 +189,7 @@ def test_refusals_are_one_line(folders: dict[str, Path], tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"odd is a GPT17LMHeadModel, which neither the lean decoder nor transformers .* runs") as refused:
         load(tmp_path / "odd")
     assert "\n" not in str(refused.value)
-    with pytest.raises(ValueError, match="adapters: .* merge the adapter"):
+    with pytest.raises(ValueError, match=r"adapters: .* merge the adapter"):
         load(folders["GPT2"], adapters=("one=somewhere",))
     with pytest.raises(ValueError, match="max_length: 4096 is beyond the 128 tokens"):
         load(folders["GPT2"], max_length=4096)
