@@ -2,13 +2,14 @@
 
 Promise: the text shown after k tokens is a function of the first k tokens alone (so a stream resumed elsewhere shows the same);
 an incomplete character or a possible beginning of a stop string is held back, and a stop string is never shown.
-Price: two decodes of a few tokens per token. Uses: tokenizers and jinja2, not transformers, which takes seconds to import.
+Price: a look-up per token; two decodes of a few tokens for tokens that are not whole characters, and with tokenizers whose tokens
+read differently in different company. Uses: tokenizers and jinja2, not transformers, which takes seconds to import.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ __all__ = ["Decoder", "TextStream", "Tokenizer"]
 _INCOMPLETE = "\ufffd"  # what an unfinished UTF-8 sequence decodes to
 _CONTEXT = 6  # tokens decoded before the new ones, for tokenizers whose first token loses its space
 _LONGEST_CHARACTER = 8  # tokens; more than this held back is not an unfinished character but broken bytes
+_KEPT = 64  # tokens that a window may grow to before the old ones are dropped
 
 
 class Decoder(Protocol):
@@ -28,21 +30,54 @@ class Decoder(Protocol):
         """The text of tokens, special ones left out."""
 
 
+class Pieces(dict[int, "str | None"]):
+    """What each token adds to a text, looked up once; None where that depends on its neighbours.
+
+    Right for decoders that treat tokens one by one (byte-level ones, and those that replace and fall back to bytes): there a
+    token of whole characters adds the same behind any visible text. None: parts of characters, tokens that add nothing, and `bytes_`,
+    whose text is given up when a neighbouring byte is broken.
+    """
+
+    def __init__(self, decoder: Decoder, anchor: Sequence[int], bytes_: Iterable[int]) -> None:
+        super().__init__(dict.fromkeys(bytes_))
+        self._decoder, self._anchor = decoder, list(anchor)
+        self._before = len(decoder.decode(self._anchor))
+
+    def __missing__(self, token: int) -> str | None:
+        text = self._decoder.decode([*self._anchor, token])[self._before :]
+        piece = self[token] = None if not text or _INCOMPLETE in text else text
+        return piece
+
+
 class TextStream:
     """The text of a growing run of tokens, in pieces that are safe to show."""
 
     def __init__(self, decoder: Decoder, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         self._decoder = decoder
         self._stop = tuple(stop)
+        self._inner = frozenset("".join(s[:-1] for s in self._stop))  # what may be the last character of a begun stop string
         self._window: list[int]  # tokens decoded together: context, then those that wait
         self._out: str  # what of the window's text is out, or is the prompt's
         self._window, self._out = self._context(list(prompt))
         self._waiting = 0  # tokens at the window's end whose text is not out, or not all of it
+        self._pieces: Pieces | None = getattr(decoder, "pieces", None)
+        self._ahead = False  # whether `_out` lags behind the window, all of whose text is out
         self._held = ""  # decoded, but maybe the beginning of a stop string
         self.stopped = False
 
     def push(self, token: int) -> str:
         """What one more token lets show. Sets `stopped` once a stop string is complete."""
+        if self._pieces is not None and not self._waiting and self._out:
+            piece = self._pieces[token]
+            if piece is not None:
+                self._window.append(token)
+                self._ahead = True
+                if len(self._window) > _KEPT:
+                    self._window = self._window[-_KEPT // 2 :]
+                return self._release(piece) if self._stop else piece
+        if self._ahead:
+            self._window, self._out = self._context(self._window)
+            self._ahead = False
         self._window.append(token)
         self._waiting += 1
         return self._release(self._decode(final=False))
@@ -83,7 +118,7 @@ class TextStream:
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)]
-        keep = max(_overlap(text, stop) for stop in self._stop)
+        keep = max(_overlap(text, stop) for stop in self._stop) if text[-1:] in self._inner else 0
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -118,6 +153,14 @@ class Tokenizer:
         template_file = folder / "chat_template.jinja"
         self._template: str | None = template_file.read_text() if template_file.is_file() else _template(self._settings)
         self._folder = folder
+
+    @cached_property
+    def pieces(self) -> Pieces | None:
+        """Each token's text where tokens are decoded one by one; None for other decoders."""
+        anchor = self.encode("a", add_special_tokens=False)
+        known = self._fast.decoder is not None and _one_by_one(json.loads(self._fast.decoder.__getstate__()))
+        bytes_ = [token for byte in range(256) if (token := self.token_id(f"<0x{byte:02X}>")) is not None]
+        return Pieces(self, anchor, bytes_) if known and self.decode(anchor) else None
 
     @property
     def vocab_size(self) -> int:
@@ -184,6 +227,15 @@ class Tokenizer:
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
         return environment.from_string(self._template or "")
+
+
+def _one_by_one(decoder: Mapping[str, Any]) -> bool:
+    """Whether a decoder (as tokenizer.json has it) reads a token of whole characters the same behind any visible text."""
+    kinds = [step["type"] for step in decoder.get("decoders", [decoder])]
+    if kinds == ["ByteLevel"]:
+        return True
+    trailing = any(step["type"] == "Strip" and step["stop"] for step in decoder.get("decoders", []))
+    return kinds[:2] == ["Replace", "ByteFallback"] and kinds[2:] in (["Fuse"], ["Fuse", "Strip"]) and not trailing
 
 
 def _template(settings: Mapping[str, Any]) -> str | None:

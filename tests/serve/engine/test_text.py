@@ -143,6 +143,85 @@ def test_streaming_real_tokens_gives_the_decoded_text(tiny_model_dir: Path) -> N
     assert "".join([*(stream.push(t) for t in tokens), stream.finish()]) == tokenizer.decode(tokens)
 
 
+def write_fallback_tokenizer(folder: Path) -> None:
+    """A small tokenizer in SentencePiece's manner: spaces are part of words, other characters fall back to bytes."""
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import decoders, models, normalizers
+
+    words = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "▁ab", "é", "日", "ab", "."]
+    vocab = {word: i for i, word in enumerate(words)}
+    fast = Fast(models.BPE(vocab, [("▁", "a"), ("▁a", "b"), ("a", "b")], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    fast.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    strip = decoders.Strip(" ", 1, 0)
+    fast.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
+    fast.add_special_tokens(["<s>"])
+    fast.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    folder = tmp_path_factory.mktemp("fallback")
+    write_fallback_tokenizer(folder)
+    return {"byte-level": Tokenizer(tiny_model_dir), "fallback": Tokenizer(folder)}
+
+
+class Slow:
+    """A tokenizer that does not know its tokens' pieces."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.decode = tokenizer.decode
+
+
+some_tokens = st.lists(st.integers(0, 266) | st.sampled_from([0, 1, 258, 259, 261, 262]), max_size=30)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "fallback"])
+@settings(deadline=None, max_examples=200)
+@given(prompt=some_tokens, tokens=some_tokens, stop=st.sampled_from([(), ("ab",), ("a", " b")]))
+def test_pieces_are_shown_exactly_as_decoding_would(
+    tokenizers: dict[str, Tokenizer], kind: str, prompt: list[int], tokens: list[int], stop: tuple[str, ...]
+) -> None:
+    tokenizer = tokenizers[kind]
+    assert tokenizer.pieces is not None
+    quick, slow = TextStream(tokenizer, prompt, stop), TextStream(Slow(tokenizer), prompt, stop)
+    for token in tokens:
+        assert quick.push(token) == slow.push(token)
+        assert quick.stopped == slow.stopped
+    assert quick.finish() == slow.finish()
+
+
+@settings(deadline=None, max_examples=200)
+@given(prompt=st.lists(st.integers(0, 399), max_size=9), tokens=st.lists(st.integers(0, 399), max_size=40))
+def test_pieces_of_bytes_make_the_text_of_the_whole(tokenizers: dict[str, Tokenizer], prompt: list[int], tokens: list[int]) -> None:
+    tokenizer = tokenizers["byte-level"]
+    anchor = tokenizer.encode("x")  # a prompt that ends between characters, so that the whole can be cut there
+    stream = TextStream(tokenizer, [*prompt, *anchor])
+    text = "".join([*(stream.push(t) for t in tokens), stream.finish()])
+    assert tokenizer.decode([*prompt, *anchor]) + text == tokenizer.decode([*prompt, *anchor, *tokens])
+
+
+@settings(deadline=None)
+@given(text=st.text(alphabet="ab é日🐦.", max_size=30))
+def test_a_fallback_tokenizer_shows_the_decoded_text(tokenizers: dict[str, Tokenizer], text: str) -> None:
+    tokenizer = tokenizers["fallback"]
+    prompt, tokens = tokenizer.encode("ab"), tokenizer.encode(text)
+    stream = TextStream(tokenizer, prompt)
+    shown = "".join([*(stream.push(t) for t in tokens), stream.finish()])
+    assert "ab" + shown == tokenizer.decode([*prompt, *tokens])
+
+
+def test_tokenizers_whose_tokens_depend_on_company_have_no_pieces(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import decoders, models
+
+    for decoder in (decoders.WordPiece(), decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "x")]), None):
+        fast = Fast(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+        if decoder is not None:
+            fast.decoder = decoder
+        fast.save(str(tmp_path / "tokenizer.json"))
+        assert Tokenizer(tmp_path).pieces is None
+
+
 def test_chat_is_what_transformers_writes(tiny_model_dir: Path) -> None:
     from transformers import AutoTokenizer
 
