@@ -53,7 +53,7 @@ class Rope:
             "theta": float(given["rope_theta"]),
             "dim": int(head_dim * given.get("partial_rotary_factor", 1.0)),
             "factor": float(given.get("factor") or 1.0),
-            "original_length": int(given.get("original_max_position_embeddings") or max_length),
+            "original_length": int(given.get("original_max_position_embeddings") or max_length) if kind in _EXTRAS else 0,
         }
         try:
             return cls(**rope | (_EXTRAS[kind](rope, given, max_length) if kind in _EXTRAS else {}))

@@ -1,8 +1,7 @@
-"""The lean decoder gives transformers' logits for every family it claims."""
+"""The lean decoder gives transformers' logits for every family it claims, in one pass and through the engine's steps."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from serve.engine.attention import Scores
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
-from serve.engine.families import read_shape
+from serve.engine.families import FAMILIES
+from serve.engine.model import Attend
+from serve.engine.request import Sampling
+from serve.engine.shape import Shape
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -76,7 +79,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def save_model(folder: Path, family: str, tokenizer_from: Path, **changes: Any) -> Any:
+def save_model(folder: Path, family: str, tokenizer_from: Path, save_original_format: bool = True, **changes: Any) -> Any:
     """A small random model of a family, in `folder` with a tokenizer; transformers' module."""
     import transformers
 
@@ -101,7 +104,7 @@ def save_model(folder: Path, family: str, tokenizer_from: Path, **changes: Any) 
         for name, parameter in model.named_parameters():
             if name.endswith("bias") or "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **({} if save_original_format else {"save_original_format": False}))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tokenizer_from / name, folder)
     return model
@@ -111,34 +114,81 @@ def save_model(folder: Path, family: str, tokenizer_from: Path, **changes: Any) 
 def test_logits_are_transformers_logits(case: str, tmp_path: Path, tiny_model_dir: Path) -> None:
     family, changes = CASES[case]
     theirs = save_model(tmp_path, family, tiny_model_dir, **changes)
-    engine = Engine.load(tmp_path, EngineConfig(dtype="float32"))
+    engine = Engine.load(tmp_path, EngineConfig(dtype="float32", block_size=4, max_tokens_per_step=16, max_sequences=2, draft="off"))
     tokens = torch.randint(0, 400, (50,), generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(engine.logits(tokens.tolist()), their_logits(theirs, tokens), rtol=0, atol=1e-4)
+    check_steps(engine, theirs, tokens[:37].tolist())
+
+
+def their_logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        expected = theirs(tokens[None]).logits[0]
-    torch.testing.assert_close(engine.logits(tokens.tolist()), expected, rtol=0, atol=1e-4)
+        return model(tokens[None], use_cache=False).logits[0]
 
 
-def test_old_configs_with_rope_scaling_are_read(tmp_path: Path, tiny_model_dir: Path) -> None:
-    save_model(tmp_path, "Llama", tiny_model_dir, rope_parameters=LLAMA3)
-    new = json.loads((tmp_path / "config.json").read_text())
-    rope = new.pop("rope_parameters")
-    old = new | {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
-    assert read_shape(old, "old") == read_shape(new | {"rope_parameters": LLAMA3}, "new")
+def check_steps(engine: Engine, theirs: Any, prompt: list[int]) -> None:
+    """A prompt in chunks and a few tokens after it, over paged KV: the log-probabilities of one pass over the whole text."""
+    (answer,) = engine.generate([prompt], Sampling(temperature=0, max_tokens=6, ignore_eos=True, logprobs=3))
+    whole = their_logits(theirs, torch.tensor([*prompt, *answer.tokens])).log_softmax(-1)
+    assert answer.logprobs is not None
+    for i, (token, told) in enumerate(zip(answer.tokens, answer.logprobs, strict=True)):
+        expected = whole[len(prompt) + i - 1]
+        assert float(expected.max() - expected[token]) < 1e-4
+        assert told.logprob == pytest.approx(float(expected[token]), abs=2e-4)
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [
-        ({"architectures": ["GPT2LMHeadModel"]}, "is a GPT2LMHeadModel; the lean decoder runs Gemma2ForCausalLM"),
-        ({"hidden_act": "relu2"}, "uses the activation 'relu2'"),
-        ({"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, "scales its rotary embedding by 'proportional'"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "by 'llama3' without saying 'low_freq_factor'"),
-    ],
-)
-def test_what_the_decoder_does_not_do_is_refused(change: dict[str, Any], complaint: str, tiny_model_dir: Path) -> None:
-    config = json.loads((tiny_model_dir / "config.json").read_text())
-    with pytest.raises(ValueError, match=complaint):
-        read_shape(config | change, "the folder")
+def test_every_family_is_among_the_cases() -> None:
+    assert {f"{family}ForCausalLM" for family, _ in CASES.values()} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("case", ["mixtral", "qwen2 moe", "granite moe", "phi3"])
+def test_stacked_experts_are_read_as_transformers_holds_them(case: str, tmp_path: Path, tiny_model_dir: Path) -> None:
+    family, changes = CASES[case]
+    theirs = save_model(tmp_path, family, tiny_model_dir, save_original_format=False, **changes)
+    tokens = torch.arange(40)
+    engine = Engine.load(tmp_path, EngineConfig(dtype="float32"))
+    torch.testing.assert_close(engine.logits(tokens.tolist()), their_logits(theirs, tokens), rtol=0, atol=1e-4)
+
+
+def attend_one_text(shape: Shape, length: int) -> Attend:
+    """Attention of a text over itself."""
+    scores, at = Scores(shape.attention_scale, shape.attention_soft_cap), torch.arange(length)
+
+    def attend(layer: int, q: torch.Tensor, kv: torch.Tensor) -> torch.Tensor:
+        seen = (at[None] <= at[:, None]) & (at[None] > at[:, None] - (shape.windows[layer] or length))
+        return scores.attend(q.transpose(0, 1)[None], *kv[:, None].unbind(), seen)[0].transpose(0, 1).reshape(length, -1)
+
+    return attend
+
+
+def test_hidden_states_are_what_the_head_reads(tmp_path: Path, tiny_model_dir: Path) -> None:
+    theirs = save_model(tmp_path, "Gemma2", tiny_model_dir, **CASES["gemma2"][1])
+    model = Engine.load(tmp_path, EngineConfig(dtype="float32")).runner.model
+    tokens = torch.arange(30)
+    attend = attend_one_text(model.shape, 30)
+    with torch.no_grad():
+        expected = theirs.model(tokens[None], use_cache=False).last_hidden_state[0]
+    torch.testing.assert_close(model.hidden(tokens, torch.arange(30), attend), expected, rtol=0, atol=1e-4)
+
+
+def test_adapters_see_every_product_and_may_add_to_it(tiny_model_dir: Path) -> None:
+    model = Engine.load(tiny_model_dir, EngineConfig(dtype="float64")).runner.model
+    tokens, attend = torch.arange(9), attend_one_text(model.shape, 9)
+    seen: list[tuple[int, str, tuple[int, ...], tuple[int, ...]]] = []
+
+    def watch(layer: int, name: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        seen.append((layer, name, tuple(x.shape), tuple(y.shape)))
+
+    def silence(layer: int, name: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        if name in ("out", "down"):
+            y.zero_()
+
+    plain = model.forward(tokens, tokens, attend)
+    assert torch.equal(model.forward(tokens, tokens, attend, adapters=watch), plain)
+    one = [("qkv", (9, 64), (9, 128)), ("out", (9, 64), (9, 64)), ("gate_up", (9, 64), (9, 256)), ("down", (9, 128), (9, 64))]
+    assert seen == [(layer, *product) for layer in range(2) for product in one]
+    # with every layer silenced only the embedding is left, and its own row answers it best, whatever came before
+    alone = model.forward(tokens, tokens, attend, adapters=silence)
+    assert torch.equal(alone[3], model.forward(tokens[3:4], tokens[:1], attend_one_text(model.shape, 1), None, silence)[0])
 
 
 def test_bfloat16_is_close_to_float32(tiny_model_dir: Path) -> None:
@@ -146,3 +196,24 @@ def test_bfloat16_is_close_to_float32(tiny_model_dir: Path) -> None:
     half = Engine.load(tiny_model_dir, EngineConfig(dtype="bfloat16")).logits(tokens).float()
     full = Engine.load(tiny_model_dir, EngineConfig(dtype="float32")).logits(tokens)
     assert float((half - full).abs().mean() / full.std()) < 0.02
+
+
+@pytest.mark.parametrize("case", ["gemma3", "mixtral", "granite"])
+def test_odd_families_run_in_bfloat16(case: str, tmp_path: Path, tiny_model_dir: Path) -> None:
+    family, changes = CASES[case]
+    save_model(tmp_path, family, tiny_model_dir, **changes)
+    tokens = list(range(5, 45))
+    half, full = (Engine.load(tmp_path, EngineConfig(dtype=dtype)).logits(tokens).double() for dtype in ("bfloat16", "float64"))
+    assert float((half - full).abs().median() / full.std()) < 0.03
+
+
+def test_tied_heads_share_the_embedding_and_mapped_weights_are_not_copied(tiny_model_dir: Path) -> None:
+    """In the type it is stored in, a matrix that needs no other layout is the file's own memory."""
+    model = Engine.load(tiny_model_dir, EngineConfig(dtype="float32")).runner.model
+    assert model._head.weight.data_ptr() == model._embedding.data_ptr()
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        address = model._embedding.data_ptr()
+        lines = (line.split() for line in maps.read_text().splitlines() if line.endswith("model.safetensors"))
+        spans = [[int(end, 16) for end in line[0].split("-")] for line in lines]
+        assert any(low <= address < high for low, high in spans)
