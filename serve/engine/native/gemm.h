@@ -21,7 +21,7 @@ template <class Out>
 void multiply(const Matrix& w, const Rows& x, Out* y, long ldy, bool add, int thread, int threads) {
     const long panels = round_up(w.n, PANEL) / PANEL;
     const long first = panels * thread / threads, last = panels * (thread + 1) / threads;
-    const long step = tile_rows(x.m), block = std::max(step, block_rows(w, x) / step * step);
+    const long step = x.height, block = std::max(step, block_rows(w, x) / step * step);
     alignas(64) float sums[MOST_ROWS * PANEL];
     for (long top = 0; top < x.m; top += block) {
         const long bottom = std::min(x.m, top + block);

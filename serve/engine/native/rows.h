@@ -27,11 +27,12 @@ struct Matrix {
     long group;           // columns per scale: 32, 64 or 128; 0: one scale for the whole row
 };
 
-// m input rows as the kernels want them. `values` serve bf16 weights, the rest int8 and int4.
+// m input rows as the kernels want them: tiles of `height` rows, in a tile column after column (for fixed, pair of columns after pair).
+// `values` serve bf16 weights, the rest int8 and int4.
 struct Rows {
-    long m, k, stride;
-    float* values;   // [m, stride]
-    int16_t* fixed;  // [m, stride]: x = fixed * scales[column / 128]
+    long m, k, height, columns;
+    float* values;   // [tiles][columns][height]
+    int32_t* fixed;  // [tiles][columns / 2][height], two 16-bit values each: x = fixed * scales[column / 128]
     float* scales;   // [m, num_groups]
     int32_t* sums;   // [m, num_sums]: -8 * the sum of 32 fixed values
     long num_groups, num_sums;
@@ -39,31 +40,38 @@ struct Rows {
 
 inline long round_up(long value, long unit) { return (value + unit - 1) / unit * unit; }
 
+// Rows per tile for m rows: as few tiles as there must be, about equally high.
+inline long tile_rows(long m) {
+    const long tiles = std::max(1L, round_up(m, MOST_ROWS) / MOST_ROWS), rows = round_up(m, tiles) / tiles;
+    return rows <= 2 ? std::max(rows, 1L) : round_up(rows, 2);
+}
+
 inline Rows rows_at(void* memory, long m, long k);
 
 // Bytes that rows_at needs for m rows (64-byte aligned memory).
 inline size_t rows_bytes(long m, long k) {
     const Rows r = rows_at(nullptr, m, k);
-    return reinterpret_cast<size_t>(r.sums + (m + 1) * r.num_sums) + 64;
+    return reinterpret_cast<size_t>(r.sums + round_up(m, r.height) * r.num_sums);
 }
 
-// Rows in the given memory. One row more than m is there, so that tiles may read (not write) past the end.
+// Rows in the given memory. Tiles are whole: a kernel may read (not use) rows past the end.
 inline Rows rows_at(void* memory, long m, long k) {
     Rows r{};
     r.m = m, r.k = k;
-    r.stride = round_up(k, SUM_GROUP) + 16;  // not a multiple of 4 KiB, or the rows of a tile would share a few cache sets
+    r.height = tile_rows(m), r.columns = round_up(k, SUM_GROUP);
     r.num_groups = round_up(k, FIXED_GROUP) / FIXED_GROUP;
-    r.num_sums = round_up(k, SUM_GROUP) / SUM_GROUP;
+    r.num_sums = r.columns / SUM_GROUP;
+    const long rows = round_up(m, r.height);
     char* at = static_cast<char*>(memory);
     auto take = [&at](size_t bytes) {
         char* start = at;
         at += round_up(bytes, 64);
         return static_cast<void*>(start);
     };
-    r.values = static_cast<float*>(take((m + 1) * r.stride * sizeof(float)));
-    r.fixed = static_cast<int16_t*>(take((m + 1) * r.stride * sizeof(int16_t)));
-    r.scales = static_cast<float*>(take((m + 1) * r.num_groups * sizeof(float)));
-    r.sums = static_cast<int32_t*>(take((m + 1) * r.num_sums * sizeof(int32_t)));
+    r.values = static_cast<float*>(take(rows * r.columns * sizeof(float)));
+    r.fixed = static_cast<int32_t*>(take(rows * r.columns * sizeof(int16_t)));
+    r.scales = static_cast<float*>(take(rows * r.num_groups * sizeof(float)));
+    r.sums = static_cast<int32_t*>(take(rows * r.num_sums * sizeof(int32_t)));
     return r;
 }
 
@@ -75,21 +83,27 @@ inline __m512 load_some(const uint16_t* x, __mmask16 mask) {  // bf16
 
 inline __mmask16 lanes(long left) { return left >= 16 ? 0xffff : left <= 0 ? 0 : (1u << left) - 1; }
 
-// Row i of the float32 rows, zeros up to a multiple of 32 columns.
+// 16 words to every `height`-th place.
+inline void spread(void* out, long height, __m512i words) {
+    if (height == 1) return _mm512_storeu_si512(out, words);
+    const __m512i places = _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(height));
+    _mm512_i32scatter_epi32(out, places, words, 4);
+}
+
+// Row i in float32, zeros up to a multiple of 32 columns.
 template <class In>
 void widen_row(const Rows& rows, long i, const In* x) {
-    float* out = rows.values + i * rows.stride;
-    for (long c = 0; c < rows.num_sums * SUM_GROUP; c += 16) _mm512_storeu_ps(out + c, load_some(x + c, lanes(rows.k - c)));
+    float* out = rows.values + i / rows.height * rows.columns * rows.height + i % rows.height;
+    for (long c = 0; c < rows.columns; c += 16)
+        spread(out + c * rows.height, rows.height, _mm512_castps_si512(load_some(x + c, lanes(rows.k - c))));
 }
 
 // Row i in fixed point. A scale is the largest magnitude / 32767; infinities and NaN make it NaN, so that they are not lost.
 template <class In>
 void fix_row(const Rows& rows, long i, const In* x) {
-    int16_t* fixed = rows.fixed + i * rows.stride;
-    int32_t* sums = rows.sums + i * rows.num_sums;
-    const long columns = rows.num_sums * SUM_GROUP;
+    int32_t* out = rows.fixed + i / rows.height * (rows.columns / 2) * rows.height + i % rows.height;
     for (long g = 0; g < rows.num_groups; ++g) {
-        const long begin = g * FIXED_GROUP, end = std::min(columns, begin + FIXED_GROUP);
+        const long begin = g * FIXED_GROUP, end = std::min(rows.columns, begin + FIXED_GROUP);
         __m512 most = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
         for (long c = begin; c < end; c += 16) {
             const __m512 v = load_some(x + c, lanes(rows.k - c));
@@ -102,9 +116,9 @@ void fix_row(const Rows& rows, long i, const In* x) {
         for (long c = begin; c < end; c += 32) {
             const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(load_some(x + c, lanes(rows.k - c)), inverse));
             const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(load_some(x + c + 16, lanes(rows.k - c - 16)), inverse));
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(fixed + c), _mm512_cvtsepi32_epi16(low));
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(fixed + c + 16), _mm512_cvtsepi32_epi16(high));
-            sums[c / SUM_GROUP] = -8 * _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
+            const __m256i a = _mm512_cvtsepi32_epi16(low), b = _mm512_cvtsepi32_epi16(high);
+            spread(out + c / 2 * rows.height, rows.height, _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1));
+            rows.sums[i * rows.num_sums + c / SUM_GROUP] = -8 * _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
         }
     }
 }

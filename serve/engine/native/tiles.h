@@ -22,30 +22,31 @@ inline size_t panel_bytes(int kind, long k) {
     return kind == BF16 ? elements * 2 : kind == INT8 ? elements : elements / 2;
 }
 
+// All tiles: rows row … row + M of x (row begins a tile) times the 32 outputs of a panel, to out [M, 32].
 template <int M>
 void tile_bf16(const Matrix& w, const Rows& x, long panel, long row, float* out) {
     const char* data = static_cast<const char*>(w.data) + panel * panel_bytes(BF16, w.k);
-    const float* values = x.values + row * x.stride;
-    const long columns = packed_columns(w.k), stride = x.stride;
+    const float* values = x.values + row * x.columns;
+    const long columns = packed_columns(w.k), height = x.height;
     const __m512i high = _mm512_set1_epi32(0xffff0000);
     __m512 acc[M][2];
 #pragma GCC unroll 12
     for (int i = 0; i < M; ++i) acc[i][0] = acc[i][1] = _mm512_setzero_ps();
-#pragma GCC unroll 1
-    for (long c = 0; c < columns; c += 2, data += 128) {
+#pragma GCC unroll 2
+    for (long c = 0; c < columns; c += 2, data += 128, values += 2 * height) {
         ask(data);
         const __m512i a = _mm512_load_si512(data), b = _mm512_load_si512(data + 64);
         const __m512 a0 = _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)), b0 = _mm512_castsi512_ps(_mm512_slli_epi32(b, 16));
 #pragma GCC unroll 12
         for (int i = 0; i < M; ++i) {
-            const __m512 v = _mm512_set1_ps(values[i * stride + c]);
+            const __m512 v = _mm512_set1_ps(values[i]);
             acc[i][0] = _mm512_fmadd_ps(v, a0, acc[i][0]);
             acc[i][1] = _mm512_fmadd_ps(v, b0, acc[i][1]);
         }
         const __m512 a1 = _mm512_castsi512_ps(_mm512_and_si512(a, high)), b1 = _mm512_castsi512_ps(_mm512_and_si512(b, high));
 #pragma GCC unroll 12
         for (int i = 0; i < M; ++i) {
-            const __m512 v = _mm512_set1_ps(values[i * stride + c + 1]);
+            const __m512 v = _mm512_set1_ps(values[height + i]);
             acc[i][0] = _mm512_fmadd_ps(v, a1, acc[i][0]);
             acc[i][1] = _mm512_fmadd_ps(v, b1, acc[i][1]);
         }
@@ -57,76 +58,93 @@ void tile_bf16(const Matrix& w, const Rows& x, long panel, long row, float* out)
     }
 }
 
-// Two columns of every row times two columns of 32 outputs, added exactly.
+// Exact integer sums of M rows by 32 outputs. Few rows have several accumulators per sum, which hides the instruction's latency.
 template <int M>
-inline __attribute__((always_inline)) void add_pair(__m512i (&acc)[M][2], const int16_t* fixed, long stride, __m512i a, __m512i b) {
+struct Sums {
+    static constexpr int LANES = M <= 2 ? 4 : M <= 4 ? 2 : 1;
+    __m512i at[M][2][LANES];
+
+    // Two columns of every row times two columns of the outputs 0 to 15 (a) and 16 to 31 (b).
+    template <int PAIR>
+    inline __attribute__((always_inline)) void add(const int32_t* fixed, __m512i a, __m512i b) {
 #pragma GCC unroll 12
-    for (int i = 0; i < M; ++i) {
-        const __m512i v = _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(fixed + i * stride));
-        acc[i][0] = _mm512_dpwssd_epi32(acc[i][0], v, a);
-        acc[i][1] = _mm512_dpwssd_epi32(acc[i][1], v, b);
+        for (int i = 0; i < M; ++i) {
+            const __m512i v = _mm512_set1_epi32(fixed[i]);
+            at[i][0][PAIR % LANES] = _mm512_dpwssd_epi32(at[i][0][PAIR % LANES], v, a);
+            at[i][1][PAIR % LANES] = _mm512_dpwssd_epi32(at[i][1][PAIR % LANES], v, b);
+        }
+    }
+
+    inline __attribute__((always_inline)) __m512 value(int i, int half) const {
+        __m512i sum = at[i][half][0];
+        for (int lane = 1; lane < LANES; ++lane) sum = _mm512_add_epi32(sum, at[i][half][lane]);
+        return _mm512_cvtepi32_ps(sum);
+    }
+};
+
+template <int M, int PAIR>
+inline __attribute__((always_inline)) void add_bytes(Sums<M>& sums, const char* data, const int32_t* fixed) {
+    const __m256i* at = reinterpret_cast<const __m256i*>(data + PAIR * 64);
+    sums.template add<PAIR>(fixed, _mm512_cvtepi8_epi16(_mm256_load_si256(at)), _mm512_cvtepi8_epi16(_mm256_load_si256(at + 1)));
+}
+
+// 8 columns of a panel.
+template <int M, int BITS>
+inline __attribute__((always_inline)) void add_columns(Sums<M>& sums, const char* data, const int32_t* fixed, long height) {
+    if constexpr (BITS == 8) {
+        ask(data), ask(data + 128);
+        add_bytes<M, 0>(sums, data, fixed);
+        add_bytes<M, 1>(sums, data, fixed + height);
+        add_bytes<M, 2>(sums, data, fixed + 2 * height);
+        add_bytes<M, 3>(sums, data, fixed + 3 * height);
+    } else {
+        ask(data);
+        const __m512i nibble = _mm512_set1_epi32(0x000f000f);
+        const __m512i a = _mm512_load_si512(data), b = _mm512_load_si512(data + 64);
+        auto part = [nibble](__m512i v, int bits) { return _mm512_and_si512(_mm512_srli_epi16(v, bits), nibble); };
+        sums.template add<0>(fixed, _mm512_and_si512(a, nibble), _mm512_and_si512(b, nibble));
+        sums.template add<1>(fixed + height, part(a, 4), part(b, 4));
+        sums.template add<2>(fixed + 2 * height, part(a, 8), part(b, 8));
+        sums.template add<3>(fixed + 3 * height, _mm512_srli_epi16(a, 12), _mm512_srli_epi16(b, 12));
     }
 }
 
-// `columns` (a multiple of 8) of a panel, added exactly; returns where the panel goes on.
+// The sums start at what takes back int4's offset: it is stored as 0 to 15, 8 too much.
 template <int M, int BITS>
-inline __attribute__((always_inline)) const char* add_columns(
-    __m512i (&acc)[M][2], const char* data, const int16_t* fixed, long stride, long columns
-) {
-    const __m512i nibble = _mm512_set1_epi32(0x000f000f);
-#pragma GCC unroll 1
-    for (long c = 0; c < columns; c += BITS == 8 ? 2 : 8) {
-        if constexpr (BITS == 8) {
-            _mm_prefetch(data + AHEAD, _MM_HINT_T0);
-            const __m512i a = _mm512_cvtepi8_epi16(_mm256_load_si256(reinterpret_cast<const __m256i*>(data)));
-            const __m512i b = _mm512_cvtepi8_epi16(_mm256_load_si256(reinterpret_cast<const __m256i*>(data + 32)));
-            add_pair<M>(acc, fixed + c, stride, a, b);
-            data += 64;
-        } else {
-            ask(data);
-            const __m512i a = _mm512_load_si512(data), b = _mm512_load_si512(data + 64);
-            add_pair<M>(acc, fixed + c, stride, _mm512_and_si512(a, nibble), _mm512_and_si512(b, nibble));
-            add_pair<M>(
-                acc, fixed + c + 2, stride, _mm512_and_si512(_mm512_srli_epi16(a, 4), nibble), _mm512_and_si512(_mm512_srli_epi16(b, 4), nibble)
-            );
-            add_pair<M>(
-                acc, fixed + c + 4, stride, _mm512_and_si512(_mm512_srli_epi16(a, 8), nibble), _mm512_and_si512(_mm512_srli_epi16(b, 8), nibble)
-            );
-            add_pair<M>(acc, fixed + c + 6, stride, _mm512_srli_epi16(a, 12), _mm512_srli_epi16(b, 12));
-            data += 128;
-        }
+inline __attribute__((always_inline)) void start(Sums<M>& sums, const Rows& x, long row, long begin, long end) {
+#pragma GCC unroll 12
+    for (int i = 0; i < M; ++i) {
+        int32_t offset = 0;
+        if constexpr (BITS == 4)
+            for (long s = begin / SUM_GROUP; s * SUM_GROUP < end; ++s) offset += x.sums[(row + i) * x.num_sums + s];
+        for (int lane = 0; lane < Sums<M>::LANES; ++lane)
+            sums.at[i][0][lane] = sums.at[i][1][lane] = lane ? _mm512_setzero_si512() : _mm512_set1_epi32(offset);
     }
-    return data;
 }
 
 template <int M, int BITS, bool GROUPED>
 void tile_fixed(const Matrix& w, const Rows& x, long panel, long row, float* out) {
-    const long columns = packed_columns(w.k), step = GROUPED ? w.group : FIXED_GROUP;
+    const long columns = packed_columns(w.k), step = GROUPED ? w.group : FIXED_GROUP, height = x.height;
     const char* data = static_cast<const char*>(w.data) + panel * panel_bytes(BITS == 8 ? INT8 : INT4, w.k);
     const float* scales = w.scales + panel * PANEL * (GROUPED ? round_up(w.k, step) / step : 1);
-    const int16_t* fixed = x.fixed + row * x.stride;
+    const int32_t* fixed = x.fixed + row * (x.columns / 2);
     __m512 total[M][2];
 #pragma GCC unroll 12
     for (int i = 0; i < M; ++i) total[i][0] = total[i][1] = _mm512_setzero_ps();
 #pragma GCC unroll 1
-    for (long c = 0; c < columns; c += step) {
-        const long end = std::min(columns, c + step);
-        __m512i acc[M][2];
-#pragma GCC unroll 12
-        for (int i = 0; i < M; ++i) {
-            int32_t start = 0;  // int4 is stored as 0 to 15, 8 too much
-            if constexpr (BITS == 4)
-                for (long s = c / SUM_GROUP; s * SUM_GROUP < end; ++s) start += x.sums[(row + i) * x.num_sums + s];
-            acc[i][0] = acc[i][1] = _mm512_set1_epi32(start);
-        }
-        data = add_columns<M, BITS>(acc, data, fixed + c, x.stride, end - c);
+    for (long begin = 0; begin < columns; begin += step) {
+        const long end = std::min(columns, begin + step);
+        Sums<M> sums;
+        start<M, BITS>(sums, x, row, begin, end);
+#pragma GCC unroll 1
+        for (long c = begin; c < end; c += 8, data += BITS * PANEL, fixed += 4 * height) add_columns<M, BITS>(sums, data, fixed, height);
         __m512 a = _mm512_set1_ps(1.0f), b = a;
         if constexpr (GROUPED) a = _mm512_load_ps(scales), b = _mm512_load_ps(scales + 16), scales += PANEL;
 #pragma GCC unroll 12
         for (int i = 0; i < M; ++i) {
-            const __m512 scale = _mm512_set1_ps(x.scales[(row + i) * x.num_groups + c / FIXED_GROUP]);
-            total[i][0] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[i][0]), GROUPED ? _mm512_mul_ps(scale, a) : scale, total[i][0]);
-            total[i][1] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[i][1]), GROUPED ? _mm512_mul_ps(scale, b) : scale, total[i][1]);
+            const __m512 scale = _mm512_set1_ps(x.scales[(row + i) * x.num_groups + begin / FIXED_GROUP]);
+            total[i][0] = _mm512_fmadd_ps(sums.value(i, 0), GROUPED ? _mm512_mul_ps(scale, a) : scale, total[i][0]);
+            total[i][1] = _mm512_fmadd_ps(sums.value(i, 1), GROUPED ? _mm512_mul_ps(scale, b) : scale, total[i][1]);
         }
     }
     const __m512 a = GROUPED ? _mm512_set1_ps(1.0f) : _mm512_load_ps(scales), b = GROUPED ? a : _mm512_load_ps(scales + 16);
@@ -144,7 +162,7 @@ void tile_of(const Matrix& w, const Rows& x, long panel, long row, float* out) {
     return w.group ? tile_fixed<M, 4, true>(w, x, panel, row, out) : tile_fixed<M, 4, false>(w, x, panel, row, out);
 }
 
-// `count` rows from `row` on, into out [count, 32]; odd counts compute a row more (which is there, see rows_at) and drop it.
+// `count` rows from `row` on, into out [count, 32]; odd counts compute a row more and drop it.
 inline void tile(const Matrix& w, const Rows& x, long panel, long row, long count, float* out) {
     if (count <= 1) return tile_of<1>(w, x, panel, row, out);
     if (count <= 2) return tile_of<2>(w, x, panel, row, out);
@@ -155,16 +173,9 @@ inline void tile(const Matrix& w, const Rows& x, long panel, long row, long coun
     return tile_of<12>(w, x, panel, row, out);
 }
 
-// Rows per tile for m rows: as few tiles as there must be, about equally high.
-inline long tile_rows(long m) {
-    const long tiles = std::max(1L, round_up(m, MOST_ROWS) / MOST_ROWS);
-    const long rows = round_up(m, tiles) / tiles;
-    return rows <= 2 ? rows : round_up(rows, 2);
-}
-
 // Rows whose activations stay in a core's second-level cache beside a panel.
 inline long block_rows(const Matrix& w, const Rows& x) {
-    return (1L << 20) / (x.stride * (w.kind == BF16 ? 4 : 2));
+    return (1L << 20) / (x.columns * (w.kind == BF16 ? 4 : 2));
 }
 
 inline __m512 with_bias(const Matrix& w, long column, __mmask16 mask, __m512 v) {
