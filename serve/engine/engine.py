@@ -23,10 +23,13 @@ from torch import Tensor
 from serve.engine.adapters import AdapterSet
 from serve.engine.attention import FEW, KvCache
 from serve.engine.blocks import BlockPool, root_hash
+from serve.engine.choices import choose, completion, expand
 from serve.engine.config import EngineConfig
 from serve.engine.draft import AnpdDrafter, Drafter, Odds, StepCost
 from serve.engine.families import read_shape, refusal
+from serve.engine.grammar import Grammars
 from serve.engine.guest import GuestRunner, load_guest
+from serve.engine.guided import guided
 from serve.engine.lora import places
 from serve.engine.model import Model
 from serve.engine.parts import parts_of
@@ -68,6 +71,7 @@ class Engine:
         self._ended: list[Emission] = []  # to be told at the next step
         self._step_cost = StepCost()
         self._odds = Odds()
+        self._grammars = Grammars(tokenizer, self.shape.vocab_size)
         self._num_arrived = 0
 
     @classmethod
@@ -103,14 +107,15 @@ class Engine:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
         sampling = request.sampling
         stops = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else frozenset(self.shape.eos_token_ids))
+        guide = self._grammars.guide(sampling, stops)
         sequence = Sequence(
             request=request,
             arrival=self._num_arrived,
             limit=min(len(request.prompt) + sampling.max_tokens, self.max_length),
             stop_ids=stops,
             text=TextStream(self.tokenizer, request.prompt, sampling.stop),
-            rules=rules(sampling, request.prompt, stops, self.shape.vocab_size),
-            drafter=self._drafter(request),
+            rules=rules(sampling, request.prompt, stops, self.shape.vocab_size, guide),
+            drafter=guided(self._drafter(request), guide, self.tokenizer.encode_plain, self.config.draft_max),
             root=root_hash(self.model_id, str(self.runner.model.dtype), request.tenant, self.adapters.digest(request.adapter)),
             arrived_s=time.perf_counter(),
         )
@@ -210,23 +215,30 @@ class Engine:
         sampling: Sampling | Series[Sampling] = Sampling(),  # noqa: B008 (frozen)
         progress: Callable[[int], None] | None = None,
     ) -> list[Completion]:
-        """Complete all prompts (texts or token ids), in their order. `progress` is called with the number of tokens of each step."""
+        """Complete all prompts (texts or token ids), in their order; with n above 1 a completion has `others`.
+
+        `progress` is called with the number of tokens of each step.
+        """
         assert not self.has_work, "generate needs an idle engine: use add and step beside other requests"
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
-        gathered: list[list[Emission]] = [[] for _ in prompts]
+        gathered: list[dict[str, list[Emission]]] = []
         try:
             for i, (prompt, how) in enumerate(zip(prompts, samplings, strict=True)):
                 tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-                self.add(Request(id=f"generate-{i}", prompt=tuple(tokens), sampling=how))
+                requests = expand(f"generate-{i}", tuple(tokens), how)
+                gathered.append({request.id: [] for request in requests})
+                for request in requests:
+                    self.add(request)
+            of = {name: emissions for each in gathered for name, emissions in each.items()}
             while self.has_work:
                 news = self.step()
                 for emission in news:
-                    gathered[int(emission.request_id.removeprefix("generate-"))].append(emission)
+                    of[emission.request_id].append(emission)
                 if progress is not None:
                     progress(sum(len(emission.tokens) for emission in news))
         finally:
             self._forget_all()
-        return [_completion(emissions) for emissions in gathered]
+        return [choose(how, [completion(e) for e in each.values()]) for how, each in zip(samplings, gathered, strict=True)]
 
     def _forget_all(self) -> None:
         for request_id in list(self._live):
@@ -265,22 +277,6 @@ def _swap_blocks(runner: Runner, config: EngineConfig) -> int:
     """How many blocks may be in host memory; none where a sequence's state is not in blocks."""
     each = runner.cache.bytes_per_block if config.preempt == "swap" else 0
     return config.swap_bytes // each if each else 0
-
-
-def _completion(emissions: list[Emission]) -> Completion:
-    last = emissions[-1]
-    assert last.finish_reason is not None
-    asked = last.logprobs is not None
-    return Completion(
-        text="".join(e.text for e in emissions),
-        tokens=tuple(t for e in emissions for t in e.tokens),
-        finish_reason=last.finish_reason,
-        logprobs=tuple(p for e in emissions for p in e.logprobs or ()) if asked else None,
-        num_prompt_tokens=last.num_prompt_tokens,
-        num_cached_tokens=last.num_cached_tokens,
-        num_drafted=last.num_drafted,
-        num_accepted=last.num_accepted,
-    )
 
 
 def _device(config: EngineConfig) -> torch.device:

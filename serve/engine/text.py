@@ -157,10 +157,33 @@ class Tokenizer:
     @cached_property
     def pieces(self) -> Pieces | None:
         """Each token's text where tokens are decoded one by one; None for other decoders."""
-        anchor = self.encode("a", add_special_tokens=False)
-        known = self._fast.decoder is not None and _one_by_one(json.loads(self._fast.decoder.__getstate__()))
+        anchor = self.encode_plain("a")
+        known = _one_by_one(self._decoding)
         bytes_ = [token for byte in range(256) if (token := self.token_id(f"<0x{byte:02X}>")) is not None]
         return Pieces(self, anchor, bytes_) if known and self.decode(anchor) else None
+
+    @cached_property
+    def _decoding(self) -> list[dict[str, Any]]:
+        """The steps of decoding, as tokenizer.json has them."""
+        state = {} if self._fast.decoder is None else json.loads(self._fast.decoder.__getstate__())
+        return list(state.get("decoders", [state]))
+
+    def vocabulary(self) -> tuple[list[str] | None, bool]:
+        """Every token's name by its id, "" for special tokens and gaps, and whether names are byte-level.
+
+        No names for tokenizers whose tokens are neither bytes nor words with a fallback to bytes.
+        """
+        kinds = {step.get("type") for step in self._decoding}
+        if not kinds & {"ByteLevel", "ByteFallback", "Metaspace"}:
+            return None, False
+        vocab = self._fast.get_vocab(with_added_tokens=True)
+        names = [""] * (1 + max(vocab.values()))
+        for name, token in vocab.items():
+            names[token] = name
+        for token, added in self._fast.get_added_tokens_decoder().items():
+            if added.special:
+                names[token] = ""
+        return names, "ByteLevel" in kinds
 
     @property
     def vocab_size(self) -> int:
@@ -172,6 +195,10 @@ class Tokenizer:
         if len(text) > _LONG:
             return list(self._fast.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids)
         return list(self._fast.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text that is part of another."""
+        return self.encode(text, add_special_tokens=False)
 
     @cached_property
     def longest_token(self) -> int:
@@ -229,12 +256,12 @@ class Tokenizer:
         return environment.from_string(self._template or "")
 
 
-def _one_by_one(decoder: Mapping[str, Any]) -> bool:
-    """Whether a decoder (as tokenizer.json has it) reads a token of whole characters the same behind any visible text."""
-    kinds = [step["type"] for step in decoder.get("decoders", [decoder])]
+def _one_by_one(decoding: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether decoding by these steps reads a token of whole characters the same behind any visible text."""
+    kinds = [step.get("type") for step in decoding]
     if kinds == ["ByteLevel"]:
         return True
-    trailing = any(step["type"] == "Strip" and step["stop"] for step in decoder.get("decoders", []))
+    trailing = any(step.get("type") == "Strip" and step["stop"] for step in decoding)
     return kinds[:2] == ["Replace", "ByteFallback"] and kinds[2:] in (["Fuse"], ["Fuse", "Strip"]) and not trailing
 
 
