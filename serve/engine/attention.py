@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["KvCache", "Scores", "Span", "StepAttention", "WholeAttention", "plain_attention"]
+__all__ = ["KvCache", "Scores", "Span", "StepAttention", "block_bytes", "order", "plain_attention"]
 
 FEW = 16
 """Most queries of a sequence that ride with others'."""
@@ -67,29 +67,84 @@ class Span:
 
 
 class KvCache:
-    """The KV blocks of all layers. Block `num_blocks` belongs to nobody: it pads, and stays zero."""
+    """The KV blocks of all layers. Block `num_blocks` belongs to nobody: it pads, and stays zero.
+
+    `quantised`: int8 with a scale per token and head, widened to `dtype` after the gather.
+    """
 
     def __init__(
-        self, num_layers: int, num_kv_heads: int, head_dim: int, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        quantised: bool = False,
     ) -> None:
         self.num_blocks, self.block_size, self.num_kv_heads, self.head_dim = num_blocks, block_size, num_kv_heads, head_dim
-        self.device = device
+        self.dtype, self.device, self.quantised = dtype, device, quantised
+        self.bytes_per_block = block_bytes(num_layers, num_kv_heads, head_dim, block_size, dtype, quantised)
+        self.kv_kind = f"torch-{'int8-' if quantised else ''}{str(dtype).removeprefix('torch.')}"
         shape = (num_layers, 2, num_kv_heads, num_blocks + 1, block_size * head_dim)
-        self.layers = _zeros(shape, dtype, device).unbind()  # zeros, for what is masked must still be finite
+        self.layers = _zeros(shape, torch.int8 if quantised else dtype, device).unbind()  # zeros, for what is masked must still be finite
+        self.scales = _zeros((*shape[:-1], block_size), torch.float32, device).unbind() if quantised else None
 
-    @staticmethod
-    def bytes_per_block(num_layers: int, num_kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:
-        """Memory of one block over all layers."""
-        return num_layers * 2 * num_kv_heads * block_size * head_dim * dtype.itemsize
+    def scratch(self, num_tokens: int) -> KvCache:
+        """A cache of the same kind with room for one text, in its blocks 0, 1, …"""
+        blocks, layers = -(-num_tokens // self.block_size), len(self.layers)
+        return KvCache(layers, self.num_kv_heads, self.head_dim, blocks, self.block_size, self.dtype, self.device, self.quantised)
+
+    def attend(self, spans: Series[Span], windows: Series[int | None], scores: Scores) -> StepAttention:
+        """A step's attention; the spans come sorted by `order`."""
+        return StepAttention(self, spans, windows, scores)
 
     def write(self, layer: int, slots: Tensor, kv: Tensor) -> None:
         """Store new keys and values, kv [2, kv_heads, T, head_dim], at `slots` [T] (block * block_size + offset)."""
+        if self.scales is not None:
+            kv, scales = _quantise(kv)
+            self.scales[layer].view(2, self.num_kv_heads, -1).index_copy_(2, slots, scales)
         self.layers[layer].view(2, self.num_kv_heads, -1, self.head_dim).index_copy_(2, slots, kv)
 
     def read(self, layer: int, table: Tensor, num_sequences: int) -> Tensor:
         """The blocks of `table` [sequences * n] side by side: [2, kv_heads, sequences, n * block_size, head_dim]."""
-        blocks = self.layers[layer].index_select(2, table)
-        return blocks.view(2, self.num_kv_heads, num_sequences, -1, self.head_dim)
+        blocks = self.layers[layer].index_select(2, table).view(2, self.num_kv_heads, num_sequences, -1, self.head_dim)
+        if self.scales is None:
+            return blocks
+        scales = self.scales[layer].index_select(2, table).view(2, self.num_kv_heads, num_sequences, -1, 1)
+        return (blocks * scales).to(self.dtype)
+
+    def copy_out(self, blocks: Series[int]) -> Tensor:
+        """The blocks' bytes over all layers, in host memory: uint8 [len(blocks), bytes_per_block]."""
+        index = torch.tensor(blocks, dtype=torch.long, device=self.device)
+        parts = [layer.index_select(2, index).transpose(0, 2).reshape(len(blocks), -1) for layer in self._stores()]
+        return torch.cat([part.contiguous().view(torch.uint8) for part in parts], 1).cpu()
+
+    def copy_in(self, blocks: Series[int], data: Tensor) -> None:
+        """What `copy_out` gave, into these blocks."""
+        index, at = torch.tensor(blocks, dtype=torch.long, device=self.device), 0
+        for layer in self._stores():
+            shape = (len(blocks), layer.shape[1], 2, layer.shape[3])
+            size = math.prod(shape[1:]) * layer.element_size()
+            part = data[:, at : at + size].contiguous().view(layer.dtype).view(shape).to(self.device)
+            layer.index_copy_(2, index, part.transpose(0, 2))
+            at += size
+
+    def _stores(self) -> list[Tensor]:
+        return [*self.layers, *(self.scales or ())]
+
+
+def block_bytes(num_layers: int, num_kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype, quantised: bool = False) -> int:
+    """Memory of one block over all layers."""
+    return num_layers * 2 * num_kv_heads * block_size * (head_dim + 4 if quantised else head_dim * dtype.itemsize)
+
+
+def _quantise(kv: Tensor) -> tuple[Tensor, Tensor]:
+    """kv [..., dim] as int8, and the scales [...] that let the largest of each fill the range."""
+    kv = kv.float()
+    scales = kv.abs().amax(-1) / 127
+    return (kv / scales.clamp(min=1e-30)[..., None]).round_().to(torch.int8), scales
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -229,18 +284,6 @@ def _whole(q: Tensor, kv: Tensor, mask: Tensor | None, scores: Scores) -> Tensor
     keys, values = kv[:, None].unbind()
     out = scores.attend(q.transpose(0, 1)[None], keys, values, mask, causal=mask is None)
     return out[0].transpose(0, 1).reshape(q.shape[0], -1)
-
-
-class WholeAttention:
-    """Attention of one whole sequence over itself, without a cache: for scoring given text in one pass."""
-
-    def __init__(self, length: int, windows: Series[int | None], device: torch.device, scores: Scores = PLAIN) -> None:
-        self._windows, self._scores = windows, scores
-        self._masks = {w: _causal_mask(0, length, w, device) for w in set(windows)}
-
-    def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
-        """As `StepAttention`."""
-        return _whole(q, kv, self._masks[self._windows[layer]], self._scores)
 
 
 def plain_attention(q: Tensor, keys: Tensor, values: Tensor, start: int, window: int | None = None) -> Tensor:

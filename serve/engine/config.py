@@ -21,6 +21,11 @@ class EngineConfig:
     """Number type of weights' activations and KV; auto takes the folder's own (bfloat16 for float16, which overflows)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs; auto takes a GPU where there is one."""
+    kernels: Literal["auto", "native", "torch"] = "auto"
+    """What computes bfloat16 models on a CPU: our own AVX-512 kernels, with which a token never depends on its company, or torch's
+    (auto: our own where the processor and a compiler allow)."""
+    kv_dtype: Literal["auto", "int8"] = "auto"
+    """Number type of KV; auto is the activations'. int8 (a scale per token and head) holds twice the tokens and changes some of them."""
     block_size: int = 16
     """Tokens per KV block: small blocks waste less and share shorter prefixes, large ones copy faster."""
     kv_bytes: int | None = None

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from serve.engine.adapters import AdapterSet
-from serve.engine.attention import FEW, KvCache
+from serve.engine.attention import FEW
 from serve.engine.blocks import BlockPool, root_hash
 from serve.engine.choices import choose, completion, expand
 from serve.engine.config import EngineConfig
@@ -30,8 +30,9 @@ from serve.engine.families import read_shape, refusal
 from serve.engine.grammar import Grammars
 from serve.engine.guest import GuestRunner, load_guest
 from serve.engine.guided import guided
+from serve.engine.kernels import make_runner, runs_native
 from serve.engine.lora import places
-from serve.engine.model import Model
+from serve.engine.native.runner import NativeRunner
 from serve.engine.parts import parts_of
 from serve.engine.policy import policy_named
 from serve.engine.request import Completion, Emission, Request, Sampling
@@ -40,20 +41,19 @@ from serve.engine.runner import Runner
 from serve.engine.sample import Question, verify
 from serve.engine.schedule import Scheduler
 from serve.engine.sequence import Sequence
-from serve.engine.shape import Shape
 from serve.engine.snapshot import Snapshot
 from serve.engine.text import TextStream, Tokenizer
 from serve.engine.weights import Weights, read_config
 
 __all__ = ["Engine"]
 
-DEFAULT_KV_BYTES = 1 << 30
-
 
 class Engine:
     """A model being served to any number of requests."""
 
-    def __init__(self, runner: Runner | GuestRunner, tokenizer: Tokenizer, config: EngineConfig, model_id: str, max_length: int) -> None:
+    def __init__(
+        self, runner: Runner | NativeRunner | GuestRunner, tokenizer: Tokenizer, config: EngineConfig, model_id: str, max_length: int
+    ) -> None:
         self.config, self.tokenizer, self.model_id, self.max_length = config, tokenizer, model_id, max_length
         self.runner, self.shape, self.adapters = runner, runner.model.shape, runner.adapters
         self.scheduler = Scheduler(
@@ -89,14 +89,13 @@ class Engine:
             return cls(runner, tokenizer, config, folder.resolve().name, _max_length(config, runner.model.shape.max_length, folder))
         shape = read_shape(data, str(folder))
         max_length = _max_length(config, shape.max_length, folder)
-        weights = Weights(folder, data, dtype, device)
-        model = Model(shape, weights, dtype, device, max_length)
-        num_blocks = _num_blocks(config, shape, dtype, max_length)
-        cache = KvCache(shape.num_layers, shape.num_kv_heads, shape.head_dim, num_blocks, config.block_size, dtype, device)
-        adapters = AdapterSet(places(shape, parts_of(shape, weights)), dtype, device)
+        native = runs_native(config, dtype, device)
+        weights = Weights(folder, data, dtype, device, native=native)
+        adapters = AdapterSet(places(shape, parts_of(shape, weights)), dtype, device, native=native)
         for name, where in (entry.split("=", 1) for entry in config.adapters):
             adapters.load(name, where)
-        return cls(Runner(model, cache, adapters), tokenizer, config, folder.resolve().name, max_length)
+        runner = make_runner(config, shape, weights, adapters, dtype, device, max_length)
+        return cls(runner, tokenizer, config, folder.resolve().name, max_length)
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
@@ -116,7 +115,7 @@ class Engine:
             text=TextStream(self.tokenizer, request.prompt, sampling.stop),
             rules=rules(sampling, request.prompt, stops, self.shape.vocab_size, guide),
             drafter=guided(self._drafter(request), guide, self.tokenizer.encode_plain, self.config.draft_max),
-            root=root_hash(self.model_id, str(self.runner.model.dtype), request.tenant, self.adapters.digest(request.adapter)),
+            root=root_hash(self.model_id, self.runner.cache.kv_kind, request.tenant, self.adapters.digest(request.adapter)),
             arrived_s=time.perf_counter(),
         )
         self._num_arrived += 1
@@ -273,7 +272,7 @@ class Engine:
         assert line or not (self.scheduler.pool.num_held or self.scheduler.host.num_blocks), "an idle engine holds blocks"
 
 
-def _swap_blocks(runner: Runner, config: EngineConfig) -> int:
+def _swap_blocks(runner: Runner | NativeRunner | GuestRunner, config: EngineConfig) -> int:
     """How many blocks may be in host memory; none where a sequence's state is not in blocks."""
     each = runner.cache.bytes_per_block if config.preempt == "swap" else 0
     return config.swap_bytes // each if each else 0
@@ -300,16 +299,3 @@ def _dtype(config: EngineConfig, data: dict[str, object]) -> torch.dtype:
         stored = str(data.get("dtype") or data.get("torch_dtype") or "float32")
         name = "bfloat16" if stored in ("bfloat16", "float16") else "float32"
     return {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}[name]
-
-
-def _num_blocks(config: EngineConfig, shape: Shape, dtype: torch.dtype, max_length: int) -> int:
-    """As configured; by default 1 GiB of blocks, or fewer if every sequence can reach the longest length with less."""
-    if config.num_blocks is not None:
-        return config.num_blocks
-    each = KvCache.bytes_per_block(shape.num_layers, shape.num_kv_heads, shape.head_dim, config.block_size, dtype)
-    if config.kv_bytes is not None:
-        if config.kv_bytes < each:
-            raise ValueError(f"kv_bytes: {config.kv_bytes} holds no block of {each} bytes; raise it")
-        return config.kv_bytes // each
-    longest = -(-max_length // config.block_size)
-    return max(longest, min(DEFAULT_KV_BYTES // each, longest * config.max_sequences))

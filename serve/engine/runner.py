@@ -1,36 +1,64 @@
 """The one place that touches the device: a batch of chunks in, logits out.
 
-Promise: `run` computes the KV of every token in the batch and returns the logits after each token that is drawn from. Price: one
-pass of the model. The batch's spans are sorted for attention here, and the logits come back in the batch's own order.
+Promise: `run` makes the batch's copies, computes the KV of every token in it and returns the logits after each token that is drawn
+from, in the batch's own order; `logits` and `hidden` are those of decoding the text, by the same kernels, and leave the KV blocks
+alone. Price: one pass of the model; for a text, KV blocks of its own meanwhile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Series
 
 import torch
 from torch import Tensor
 
 from serve.engine.adapters import AdapterSet
-from serve.engine.attention import KvCache, Scores, Span, StepAttention, WholeAttention, order
-from serve.engine.model import Model
-from serve.engine.schedule import Batch
+from serve.engine.attention import KvCache, Scores, Span, order
+from serve.engine.batch import Batch, Chunk
+from serve.engine.model import Attend, Model
+from serve.engine.native.cache import NativeCache
 
-__all__ = ["Runner"]
+__all__ = ["HostMemory", "Runner"]
+
+
+class HostMemory:
+    """Copies of blocks whose sequences wait, by key."""
+
+    def __init__(self, cache: KvCache | NativeCache) -> None:
+        self._cache = cache
+        self._copies: dict[int, Tensor] = {}
+
+    def follow(self, batch: Batch) -> None:
+        """Make the batch's copies: all out, then all in."""
+        for key, blocks in batch.copies_out:
+            self._copies[key] = self._cache.copy_out(blocks)
+        for key, blocks in batch.copies_in:
+            copy = self._copies.pop(key)
+            if blocks:
+                self._cache.copy_in(blocks, copy[len(copy) - len(blocks) :])
 
 
 class Runner:
-    """A model and its KV blocks."""
+    """A model, operator by operator, and its KV blocks."""
 
-    def __init__(self, model: Model, cache: KvCache, adapters: AdapterSet) -> None:
+    def __init__(self, model: Model, cache: KvCache | NativeCache, adapters: AdapterSet) -> None:
         self.model, self.cache, self.adapters = model, cache, adapters
         self._scores = Scores(model.shape.attention_scale, model.shape.attention_soft_cap)
+        self._host = HostMemory(cache)
 
-    @torch.inference_mode()
     def run(self, batch: Batch) -> Tensor:
         """Logits [R, vocab]: for each sampling chunk in turn, after its last known token and after each drafted one."""
-        spans = {id(c): Span(c.start, c.end - c.start, c.sequence.blocks) for c in batch.chunks}
-        sorted_chunks = sorted(batch.chunks, key=lambda c: order(spans[id(c)]))
+        self._host.follow(batch)
+        return self.compute(batch.chunks)
+
+    @torch.inference_mode()
+    def compute(self, chunks: Series[Chunk]) -> Tensor:
+        """The pass itself."""
+        if not chunks:
+            return torch.empty(0, self.model.shape.vocab_size)
+        spans = {id(c): Span(c.start, c.end - c.start, c.sequence.blocks) for c in chunks}
+        sorted_chunks = sorted(chunks, key=lambda c: order(spans[id(c)]))
         tokens: list[int] = []
         positions: list[int] = []
         last_row: dict[int, int] = {}
@@ -38,8 +66,8 @@ class Runner:
             tokens += chunk.tokens
             positions += range(chunk.start, chunk.end)
             last_row[id(chunk)] = len(tokens)
-        rows = [row for c in batch.sampling for row in range(last_row[id(c)] - len(c.draft) - 1, last_row[id(c)])]
-        attend = StepAttention(self.cache, [spans[id(c)] for c in sorted_chunks], self.model.shape.windows, self._scores)
+        rows = [row for c in chunks if c.samples for row in range(last_row[id(c)] - len(c.draft) - 1, last_row[id(c)])]
+        attend = self.cache.attend([spans[id(c)] for c in sorted_chunks], self.model.shape.windows, self._scores)
         device = self.model.device
         index = None if len(rows) == len(tokens) and rows == list(range(len(rows))) else torch.tensor(rows, dtype=torch.long, device=device)
         adapters = self.adapters.step((c.sequence.request.adapter, c.end - c.start) for c in sorted_chunks)
@@ -47,7 +75,16 @@ class Runner:
 
     @torch.inference_mode()
     def logits(self, tokens: Series[int]) -> Tensor:
-        """Logits [T, vocab] after every token of a text, in one pass that leaves the KV blocks alone."""
-        device = self.model.device
-        attend = WholeAttention(len(tokens), self.model.shape.windows, device, self._scores)
-        return self.model.forward(torch.tensor(list(tokens), device=device), torch.arange(len(tokens), device=device), attend)
+        """Logits [T, vocab] after every token of a text, in one pass."""
+        return self._whole(self.model.forward, tokens)
+
+    @torch.inference_mode()
+    def hidden(self, tokens: Series[int]) -> Tensor:
+        """The last hidden states [T, hidden] of a text, after the final norm."""
+        return self._whole(self.model.hidden, tokens)
+
+    def _whole(self, method: Callable[[Tensor, Tensor, Attend], Tensor], tokens: Series[int]) -> Tensor:
+        device, length = self.model.device, len(tokens)
+        cache = self.cache.scratch(length)
+        attend = cache.attend([Span(0, length, range(cache.num_blocks))], self.model.shape.windows, self._scores)
+        return method(torch.tensor(list(tokens), device=device), torch.arange(length, device=device), attend)

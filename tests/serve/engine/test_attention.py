@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from serve.engine.attention import KvCache, Span, StepAttention, WholeAttention, order, plain_attention
+from serve.engine.attention import KvCache, Span, StepAttention, order, plain_attention
 
 SIZE, KV_HEADS, HEADS, DIM = 4, 2, 6, 8
 
@@ -53,15 +53,6 @@ def test_step_attention_is_the_definition(spans: list[tuple[int, int]], window: 
         expected = plain_attention(q[row : row + span.length], keys, values, span.start, window)
         torch.testing.assert_close(out[row : row + span.length].view(-1, HEADS, DIM), expected, rtol=0, atol=1e-12)
         row += span.length
-
-
-@pytest.mark.parametrize("window", [None, 3])
-def test_whole_attention_is_the_definition(window: int | None) -> None:
-    kv = random_kv(11, 1)
-    q = torch.randn(11, HEADS, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    out = WholeAttention(11, [window], torch.device("cpu"))(0, q, kv)
-    keys, values = kv.transpose(1, 2)
-    torch.testing.assert_close(out.view(11, HEADS, DIM), plain_attention(q, keys, values, 0, window), rtol=0, atol=1e-12)
 
 
 def test_padding_only_joins_sequences_of_similar_length() -> None:

@@ -1,0 +1,72 @@
+"""Which kernels and which KV a model runs on here: the choice, and the runner that follows from it.
+
+Promise: bfloat16 on a CPU that has the instructions runs natively (kernels: auto), as one call a step where `native/decoder.py` knows
+the shape, operator by operator where not; everything else runs on torch. Price: none beyond loading.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from serve.engine.adapters import AdapterSet
+from serve.engine.attention import KvCache, block_bytes
+from serve.engine.config import EngineConfig
+from serve.engine.model import Model
+from serve.engine.native import cache as native_cache
+from serve.engine.native import decoder as native_decoder
+from serve.engine.native.library import native
+from serve.engine.native.runner import NativeRunner
+from serve.engine.runner import Runner
+from serve.engine.shape import Shape
+from serve.engine.weights import Weights
+
+__all__ = ["make_cache", "make_runner", "runs_native"]
+
+DEFAULT_KV_BYTES = 1 << 30
+
+
+def runs_native(config: EngineConfig, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the matrices run on our own kernels. ValueError if the settings insist on what cannot be."""
+    if dtype == torch.bfloat16 and device.type == "cpu":
+        return native(config.kernels)
+    if config.kernels == "native":
+        raise ValueError(f"kernels: native kernels run bfloat16 on a CPU, not {dtype} on {device.type}; use auto or torch")
+    return False
+
+
+def make_runner(
+    config: EngineConfig, shape: Shape, weights: Weights, adapters: AdapterSet, dtype: torch.dtype, device: torch.device, max_length: int
+) -> Runner | NativeRunner:
+    """The runner for weights that were read as `runs_native` says."""
+    model = partial(Model, shape, weights, dtype, device, max_length)
+    cache = make_cache(config, shape, dtype, device, max_length)
+    if isinstance(cache, native_cache.NativeCache) and native_decoder.supported(shape):
+        return NativeRunner(native_decoder.NativeDecoder(shape, weights, max_length), cache, adapters, model)
+    return Runner(model(), cache, adapters)
+
+
+def make_cache(
+    config: EngineConfig, shape: Shape, dtype: torch.dtype, device: torch.device, max_length: int
+) -> KvCache | native_cache.NativeCache:
+    """KV blocks, as many as the settings say."""
+    sizes = (shape.num_layers, shape.num_kv_heads, shape.head_dim)
+    quantised, size = config.kv_dtype == "int8", config.block_size
+    if runs_native(config, dtype, device) and native_cache.fits(shape.num_heads, shape.num_kv_heads, shape.head_dim, size):
+        each = native_cache.block_bytes(*sizes, size, quantised)
+        return native_cache.NativeCache(*sizes, _num_blocks(config, each, max_length), size, quantised)
+    each = block_bytes(*sizes, size, dtype, quantised)
+    return KvCache(*sizes, _num_blocks(config, each, max_length), size, dtype, device, quantised)
+
+
+def _num_blocks(config: EngineConfig, each: int, max_length: int) -> int:
+    """As configured; by default 1 GiB of blocks, or fewer if every sequence can reach the longest length with less."""
+    if config.num_blocks is not None:
+        return config.num_blocks
+    if config.kv_bytes is not None:
+        if config.kv_bytes < each:
+            raise ValueError(f"kv_bytes: {config.kv_bytes} holds no block of {each} bytes; raise it")
+        return config.kv_bytes // each
+    longest = -(-max_length // config.block_size)
+    return max(longest, min(DEFAULT_KV_BYTES // each, longest * config.max_sequences))
