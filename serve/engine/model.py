@@ -38,7 +38,7 @@ class Model:
         self.shape, self.dtype, self.device = shape, dtype, device
         parts = parts_of(shape, weights)
         self._embedding = weights.tensor(f"{parts.embedding}.weight")
-        self._layers = [_Layer(shape, weights, part, i) for i, part in enumerate(parts.layers)]
+        self._layers = weights.side_by_side(partial(_Layer, shape, weights), parts.layers)
         self._norm = _Norm(shape, weights, parts.norm)
         self._head: Linear = Dense(self._embedding) if parts.head is None else weights.linear(parts.head)
         self._rotaries = [_Rotary(Rotation(rope, max_length, device), dtype) for rope in shape.ropes]
@@ -73,7 +73,7 @@ class Model:
 class _Layer:
     """Attention and MLP, each added to the stream, with the norms the family has."""
 
-    def __init__(self, shape: Shape, weights: Weights, part: Layer, index: int) -> None:
+    def __init__(self, shape: Shape, weights: Weights, index: int, part: Layer) -> None:
         norm = partial(_optional_norm, shape, weights)
         self._shape, self._index = shape, index
         self._qkv: Linear = weights.linear(*part.qkv)

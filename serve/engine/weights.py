@@ -9,8 +9,10 @@ values plus 128 or 8, lowest bits first), `weight_scale` and `weight_shape`.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -20,6 +22,8 @@ from serve.engine.linear import Linear, Stored, fuse
 from serve.engine.quantised import Quantisation
 
 __all__ = ["Weights", "read_config"]
+
+Part, Made = TypeVar("Part"), TypeVar("Made")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -97,6 +101,13 @@ class Weights:
     def linear(self, *modules: str) -> Linear:
         """The projections `modules` (all of the same input), stacked into one; NAME[i] is a matrix of a stacked tensor."""
         return fuse([self._projection(module) for module in modules], native=self._native)
+
+    def side_by_side(self, make: Callable[[int, Part], Made], parts: Sequence[Part]) -> list[Made]:
+        """[make(0, parts[0]), make(1, parts[1]), …], on all cores where our own kernels pack (torch's bring their own threads)."""
+        if not self._native:
+            return list(map(make, range(len(parts)), parts))
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            return list(threads.map(make, range(len(parts)), parts))
 
     def _projection(self, module: str) -> Stored:
         bias = self.optional(f"{module}.bias")

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ctypes
 from array import array
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from serve.engine.linear import Side
 from serve.engine.native.cache import NativeCache, Workspace
 from serve.engine.native.library import load
 from serve.engine.native.linear import NativeLinear
@@ -34,11 +36,15 @@ def supported(shape: Shape) -> bool:
     return dense and plain and one_width and shape.hidden_size % 16 == 0 and shape.mlp_size % 16 == 0
 
 
+_Product = ctypes.c_void_p * 3
+"""`struct Product` of stack.h."""
+
+
 class _Layer(ctypes.Structure):
     """`struct Layer` of stack.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, _Product) for name in ("qkv", "out", "gate_up", "down")),
         *((name, ctypes.c_void_p) for name in ("before_attention", "after_attention", "before_mlp", "after_mlp", "q_norm", "k_norm")),
         *((name, ctypes.c_int64) for name in ("window", "rope")),
     )
@@ -54,7 +60,8 @@ class _Decoder(ctypes.Structure):
         ),
         *((name, ctypes.c_double) for name in ("norm_eps", "attention_scale", "attention_cap", "logit_cap")),
         *((name, ctypes.c_double) for name in ("embedding_multiplier", "residual_multiplier", "logit_multiplier")),
-        *((name, ctypes.c_void_p) for name in ("embedding", "layers", "norm", "head")),
+        *((name, ctypes.c_void_p) for name in ("embedding", "layers", "norm")),
+        ("head", _Product),
     )
 
 
@@ -87,7 +94,7 @@ class NativeDecoder:
         self._kept: list[NativeLinear | Tensor] = []  # what the C structs point to
         parts = parts_of(shape, weights)
         embedding = self._keep(weights.tensor(f"{parts.embedding}.weight").contiguous())
-        self._layers = (_Layer * shape.num_layers)(*(self._layer(weights, part, i) for i, part in enumerate(parts.layers)))
+        self._layers = (_Layer * shape.num_layers)(*weights.side_by_side(partial(self._layer, weights), parts.layers))
         self._struct = _Decoder(
             shape.num_layers,
             shape.hidden_size,
@@ -108,7 +115,7 @@ class NativeDecoder:
             embedding.data_ptr(),
             ctypes.addressof(self._layers),
             self._norm(weights, parts.norm),
-            self._linear(weights, parts.head or parts.embedding),
+            self._product(weights, parts.head or parts.embedding),
         )
         self._address = ctypes.c_void_p(ctypes.addressof(self._struct))
         self._rotations = [Rotation(rope, max_length, self.device) for rope in shape.ropes]
@@ -127,12 +134,12 @@ class NativeDecoder:
         )
         self._run.restype = None
 
-    def _layer(self, weights: Weights, part: Layer, index: int) -> _Layer:
+    def _layer(self, weights: Weights, index: int, part: Layer) -> _Layer:
         assert part.mlp is not None
         norms = (part.before_attention, part.after_attention, part.before_mlp, part.after_mlp, part.q_norm, part.k_norm)
         rope = self.shape.rope_of[index]
         return _Layer(
-            *(self._linear(weights, *modules) for modules in (part.qkv, part.out, part.mlp.gate_up, part.mlp.down)),
+            *(self._product(weights, *modules) for modules in (part.qkv, part.out, part.mlp.gate_up, part.mlp.down)),
             *(None if norm is None else self._norm(weights, norm) for norm in norms),
             self.shape.windows[index] or 0,
             -1 if rope is None else rope,
@@ -142,11 +149,12 @@ class NativeDecoder:
         self._kept.append(tensor)
         return tensor
 
-    def _linear(self, weights: Weights, *modules: str) -> int:
+    def _product(self, weights: Weights, *modules: str) -> ctypes.Array[ctypes.c_void_p]:
         linear = weights.linear(*modules)
-        assert isinstance(linear, NativeLinear), "the weights were read for torch's kernels"
-        self._kept.append(linear)
-        return linear.matrix
+        parts = linear.parts if isinstance(linear, Side) else [linear]
+        assert all(isinstance(part, NativeLinear) for part in parts), "weights that the kernels run: see linear.fits"
+        self._kept += parts
+        return _Product(*(part.matrix for part in parts))
 
     def _norm(self, weights: Weights, module: str) -> int:
         weight, _ = weights.norm(module, self.shape.norm_offset)

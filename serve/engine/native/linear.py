@@ -82,7 +82,7 @@ class NativeLinear:
             (ctypes.c_long * count)(*(len(part) for part in parts)),
             (ctypes.c_long * count)(*(part.stride(0) * part.element_size() for part in parts)),
             self._data.data_ptr(),
-            torch.get_num_threads(),
+            1,  # models pack their matrices side by side (`Weights.side_by_side`): a team per matrix waits more than it works
         )
 
     def __call__(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
