@@ -47,6 +47,7 @@ class Scheduler:
         self._forget = forget  # told when a sequence gives up its state
         self.running: list[Sequence] = []  # by priority, then by first admission
         self.waiting: list[Sequence] = []  # by priority; those that started before, then by policy
+        self._sorted_by = self.policy.version  # the version of the policy that `waiting` is sorted by
         self.counters = Counters()
         self._underway: set[bytes] = set()  # hashes of the prompt blocks that this step's chunks fill
 
@@ -171,8 +172,9 @@ class Scheduler:
         priority = self.waiting[0].request.priority
         if len(self.running) >= self.max_sequences and self.running[-1].request.priority >= priority:
             return None
-        if self.policy.moving:
+        if self._sorted_by != self.policy.version:
             self.waiting.sort(key=self._place)
+            self._sorted_by = self.policy.version
         sequence = self.waiting[0]
         copied = self._hold_known(sequence)
         missing = self.blocks_needed(len(sequence.tokens)) - len(sequence.blocks) + sequence.num_behind
@@ -342,5 +344,5 @@ class Scheduler:
         assert readers == [self.pool.num_readers(block) for block in range(self.pool.total)], "a block's readers are not its holders"
         self.pool.check()
         self.host.check([s.host_copy for s in self.waiting if s.host_copy is not None])
-        for line in (self.running, [] if self.policy.moving else self.waiting):
+        for line in (self.running, self.waiting if self._sorted_by == self.policy.version else []):
             assert line == sorted(line, key=self._place), "out of line"

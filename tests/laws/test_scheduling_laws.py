@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.fairness import INPUT_WEIGHT, OUTPUT_WEIGHT
+from serve.engine.policy import ARRIVALS_PER_TOKEN, INPUT_COST
 from serve.engine.request import Request, Sampling
 from serve.engine.snapshot import Snapshot
 from serve.engine.toy import ToyRunner, ToyTokenizer
@@ -230,7 +231,8 @@ def test_a_long_request_among_endless_short_ones_is_served(policy: str) -> None:
         if any(e.request_id == "long" and e.finish_reason for e in news):
             break
     assert any(e.request_id == "long" and e.finish_reason == "length" for e in news)
-    assert num_finished <= 40 + 40 + 2, "at most as many as its tokens go ahead of it; beside it runs one at a time, for 1 step or more"
+    overtaking = ARRIVALS_PER_TOKEN * (40 + INPUT_COST * 3)
+    assert num_finished <= overtaking + 40 + 2, "so many go ahead of it at most; beside it runs one at a time, for a step or more"
 
 
 def test_the_higher_priority_goes_first_and_takes_the_place_of_the_lower() -> None:

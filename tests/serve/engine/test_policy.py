@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.engine.blocks import root_hash
-from serve.engine.policy import FirstCome, Policy, ShortestPredicted, VirtualTime, policy_named
+from serve.engine.policy import ARRIVALS_PER_TOKEN, INPUT_COST, FirstCome, Policy, ShortestPredicted, VirtualTime, policy_named
 from serve.engine.request import Request, Sampling
 from serve.engine.sequence import Sequence
 from serve.engine.text import TextStream
@@ -75,9 +75,9 @@ def test_the_shortest_answer_goes_first_once_lengths_are_known() -> None:
     for sequence in (long, short):
         policy.arrive(sequence)
     assert first(policy, [long, short]) == 101
-    late = make_sequence(100 + 400, client="short")
+    late = make_sequence(100 + ARRIVALS_PER_TOKEN * 300, client="short")
     policy.arrive(late)
-    assert first(policy, [long, late]) == 100, "no more later requests overtake than it is predicted to emit tokens"
+    assert first(policy, [long, late]) == 100, "no more later requests overtake than its predicted tokens allow"
     assert policy.stats()["lengths_learnt"] == 80
     assert policy.stats()["mean_length_error"] < 60
 
@@ -96,7 +96,19 @@ def test_what_was_emitted_elsewhere_is_not_waited_for() -> None:
     text = TextStream(ToyTokenizer(), request.prompt)
     moved = Sequence(request=request, arrival=0, limit=221, stop_ids=frozenset(), text=text, drafter=None, root=b"")
     policy.arrive(moved)
-    assert moved.predicted == 20
+    assert policy.key(moved) == ARRIVALS_PER_TOKEN * (20 + INPUT_COST)
+
+
+def test_those_that_wait_are_predicted_anew_when_much_was_learnt() -> None:
+    policy = ShortestPredicted()
+    waiting = make_sequence(0)
+    policy.arrive(waiting)
+    before, version = policy.key(waiting), policy.version
+    for arrival in range(1, 100):
+        finish(policy, make_sequence(arrival), 9)
+    assert policy.version > version
+    assert policy.key(waiting) < before / 4
+    assert policy.version < 50, "not after each: all that wait are sorted anew"
 
 
 @given(st.lists(st.tuples(st.integers(1, 400), st.booleans()), min_size=2, max_size=80))
@@ -114,4 +126,4 @@ def test_nobody_is_overtaken_by_more_than_its_limit(jobs: list[tuple[int, bool]]
     order += sorted(waiting, key=policy.key)
     for place, sequence in enumerate(order):
         overtakers = sum(other.arrival > sequence.arrival for other in order[:place])
-        assert overtakers <= sequence.request.sampling.max_tokens
+        assert overtakers <= ARRIVALS_PER_TOKEN * (sequence.request.sampling.max_tokens + INPUT_COST * 2)
