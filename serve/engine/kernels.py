@@ -42,7 +42,7 @@ def make_runner(
     """The runner for weights that were read as `runs_native` says."""
     model = partial(Model, shape, weights, dtype, device, max_length)
     cache = make_cache(config, shape, dtype, device, max_length)
-    if isinstance(cache, native_cache.NativeCache) and native_decoder.supported(shape):
+    if isinstance(cache, native_cache.NativeCache) and native_decoder.supported(shape) and weights.all_native:
         return NativeRunner(native_decoder.NativeDecoder(shape, weights, max_length), cache, adapters, model)
     return Runner(model(), cache, adapters)
 

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from serve.engine.linear import Linear, Stored, fuse
+from serve.engine.native.linear import fits
 from serve.engine.quantised import Quantisation
 
 __all__ = ["Weights", "read_config"]
@@ -73,6 +74,11 @@ class Weights:
 
     def __contains__(self, name: str) -> bool:
         return name in self._file_of
+
+    @property
+    def all_native(self) -> bool:
+        """Whether every matrix runs on our own kernels."""
+        return self._native and all(fits(scheme) for _, scheme in self._quantisation.schemes)
 
     def raw(self, name: str) -> Tensor:
         """A tensor as stored; NAME[i] is part i of it, and the only part that is read."""

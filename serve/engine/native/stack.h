@@ -10,8 +10,18 @@
 
 namespace sterna {
 
+struct Product {  // matrices that read the same input, outputs side by side: one, or several where their kinds differ; null ends them
+    const Matrix* parts[3];
+
+    long width() const { return parts[0]->k; }
+    template <class Use>
+    void each(Use use) const {
+        for (int i = 0; i < 3 && parts[i]; i++) use(*parts[i]);
+    }
+};
+
 struct Layer {  // null: the family has none; norms are [width] float32
-    const Matrix *qkv, *out, *gate_up, *down;
+    Product qkv, out, gate_up, down;
     const float *before_attention, *after_attention, *before_mlp, *after_mlp, *q_norm, *k_norm;
     int64_t window, rope;  // 0: sees all; which rotary table, -1: none
 };
@@ -23,7 +33,7 @@ struct Decoder {
     const uint16_t* embedding;  // bf16 [vocab, hidden]
     const Layer* layers;
     const float* norm;
-    const Matrix* head;
+    Product head;
 };
 
 struct Step {
@@ -130,25 +140,30 @@ public:
     }
 
 private:
-    // Rows for the product with w, each written by fill(row, y [w.k]); ready for every thread when it returns.
+    // Rows for the product with w, each written by fill(row, y [width]); ready for every thread when it returns.
     template <class Fill>
-    Rows prepared(const Matrix& w, long count, Fill fill) {
+    Rows prepared(const Product& w, long count, Fill fill) {
         const bool alone = count == 1;
         char* own = b.own + thread * b.own_bytes;
         float* y = (float*)(own + b.own_rows);
-        const Rows rows = rows_at(alone ? own : b.rows, count, w.k);
+        const Rows rows = rows_at(alone ? own : b.rows, count, w.width());
+        bool wide = false, fixed = false;
+        w.each([&](const Matrix& part) { (part.kind == BF16 ? wide : fixed) = true; });
         const Range range = alone ? Range{0, 1} : share(count, thread, threads);
         for (long i = range.begin; i < range.end; i++) {
             fill(i, y);
-            if (w.kind == BF16) widen_row(rows, i, y);
-            else fix_row(rows, i, y);
+            if (wide) widen_row(rows, i, y);
+            if (fixed) fix_row(rows, i, y);
         }
         if (!alone) barrier.wait();
         return rows;
     }
 
-    void times(const Matrix& w, const Rows& rows, float* y, long ldy, bool add) {
-        multiply(w, rows, y, ldy, add, thread, threads);
+    void times(const Product& w, const Rows& rows, float* y, long ldy, bool add) {
+        w.each([&](const Matrix& part) {
+            multiply(part, rows, y, ldy, add, thread, threads);
+            y += part.n;
+        });
         barrier.wait();
     }
 
@@ -172,14 +187,14 @@ private:
 
     void attend(long index, const Layer& layer) {
         const long width = (d.heads + 2 * d.kv_heads) * d.head_dim, out_width = d.heads * d.head_dim;
-        times(*layer.qkv, prepared(*layer.qkv, step.num_tokens, normed(layer.before_attention)), b.qkv, width, false);
+        times(layer.qkv, prepared(layer.qkv, step.num_tokens, normed(layer.before_attention)), b.qkv, width, false);
         place(index, layer, width);
         barrier.wait();
         attention.run(index, index, rules(layer), b.qkv, width, b.attended, thread);
         barrier.wait();
-        const Rows rows = prepared(*layer.out, step.num_tokens,
+        const Rows rows = prepared(layer.out, step.num_tokens,
                                    [&](long i, float* y) { std::memcpy(y, b.attended + i * out_width, out_width * sizeof(float)); });
-        add(*layer.out, rows, layer.after_attention);
+        add(layer.out, rows, layer.after_attention);
     }
 
     Rules rules(const Layer& layer) const {
@@ -202,14 +217,14 @@ private:
     }
 
     void think(const Layer& layer) {
-        times(*layer.gate_up, prepared(*layer.gate_up, step.num_tokens, normed(layer.before_mlp)), b.gate_up, 2 * d.mlp, false);
-        const Rows rows = prepared(*layer.down, step.num_tokens,
+        times(layer.gate_up, prepared(layer.gate_up, step.num_tokens, normed(layer.before_mlp)), b.gate_up, 2 * d.mlp, false);
+        const Rows rows = prepared(layer.down, step.num_tokens,
                                    [&](long i, float* y) { gate_row(b.gate_up + i * 2 * d.mlp, d.mlp, d.activation, y); });
-        add(*layer.down, rows, layer.after_mlp);
+        add(layer.down, rows, layer.after_mlp);
     }
 
     // x += residual_multiplier * norm(rows Wᵀ)
-    void add(const Matrix& w, const Rows& rows, const float* norm) {
+    void add(const Product& w, const Rows& rows, const float* norm) {
         if (!norm && d.residual_multiplier == 1.0) return times(w, rows, b.x, d.hidden, true);
         times(w, rows, b.added, d.hidden, false);
         const Range range = share(step.num_tokens, thread, threads);
@@ -231,9 +246,9 @@ private:
             for (long c = 0; c < d.hidden; c += 16) _mm512_storeu_ps(y + c, _mm512_mul_ps(_mm512_loadu_ps(y + c), multiplier));
         };
         if (step.num_rows == 0) return;
-        const Rows rows = prepared(*d.head, step.num_rows, last);
+        const Rows rows = prepared(d.head, step.num_rows, last);
         if (!step.logits) return;
-        times(*d.head, rows, step.logits, d.vocab, false);
+        times(d.head, rows, step.logits, d.vocab, false);
         if (d.logit_cap == 0) return;
         const __m512 cap = _mm512_set1_ps(d.logit_cap);
         const Range range = share(step.num_rows * d.vocab, thread, threads);
