@@ -104,6 +104,10 @@ class ToyTokenizer:
         """Letters to tokens."""
         return [ord(letter) - 96 for letter in text]
 
+    def encode_plain(self, text: str) -> list[int]:
+        """The same: nothing goes around a text."""
+        return self.encode(text)
+
     def decode(self, tokens: Series[int]) -> str:
         """Tokens to letters."""
         return "".join(chr(96 + token) for token in tokens if token)

@@ -69,7 +69,7 @@ def test_the_shortest_answer_goes_first_once_lengths_are_known() -> None:
     for arrival in range(40):
         for client, length in (("long", 300), ("short", 10)):
             sequence = make_sequence(arrival, client=client)
-            policy.arrive(sequence)
+            policy.key(sequence)
             finish(policy, sequence, length)
     long, short = make_sequence(100, client="long"), make_sequence(101, client="short")
     for sequence in (long, short):
