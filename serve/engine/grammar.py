@@ -121,12 +121,20 @@ class Grammars:
         if self._compiler is None:
             self._compiler = _compiler(self._tokenizer, self._vocab_size)
         try:
-            if kind == "json_schema":
-                return self._compiler.compile_json_schema(text, max_whitespace_cnt=_MAX_WHITESPACE)
-            return self._compiler.compile_regex(text) if kind == "regex" else self._compiler.compile_grammar(text)
+            if kind == "regex":
+                return self._compiler.compile_regex(text)
+            return self._compiler.compile_grammar(_json_grammar(text) if kind == "json_schema" else text)
         except RuntimeError as error:
             reason = re.sub(r"^(\[[\d:]+\] )?\S+:\d+: ", "", str(error).strip()).splitlines()[0]
             raise ValueError(f"{kind}: cannot be used: {reason}") from None
+
+
+def _json_grammar(schema: str) -> str:
+    """A schema as EBNF. xgrammar lets raw control characters into strings whose length is bounded; JSON does not."""
+    import xgrammar
+
+    rules = str(xgrammar.Grammar.from_json_schema(schema, max_whitespace_cnt=_MAX_WHITESPACE))
+    return rules.replace(r"[^\"\\\r\n]", r"[^\0-\x1f\"\\]")
 
 
 def _compiler(tokenizer: Tokenizer, vocab_size: int) -> Any:
