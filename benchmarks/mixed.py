@@ -1,7 +1,7 @@
 """Mixed random requests on engines with too few blocks, some cancelled, some moved: what `soak.py` runs for half an hour.
 
 Promise: seeded; an episode ends with idle engines whose invariants have been checked, and a sample of its finished requests asked again,
-alone, of an engine that nothing disturbs. A broken invariant raises at once, differences are counted. Price: every engine of ENGINES in RAM.
+alone, of an engine that nothing disturbs. A broken invariant raises at once, differences are counted. Price: all of ENGINES in memory.
 """
 
 from __future__ import annotations
