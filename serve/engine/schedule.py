@@ -58,8 +58,10 @@ class Scheduler:
         chunks: dict[int, Chunk] = {}
         self._underway.clear()
         budget = self.max_tokens
-        decoding = [s for s in self.running if s.pending == 1]
-        behind = [s for s in self.running if s.pending > 1]
+        decoding: list[Sequence] = []
+        behind: list[Sequence] = []
+        for sequence in self.running:
+            (decoding if sequence.pending == 1 else behind).append(sequence)
         for sequence in decoding + behind:
             if sequence.running:  # it may have been preempted for one before it
                 budget -= self._schedule(sequence, budget, chunks)
@@ -74,24 +76,27 @@ class Scheduler:
     def _schedule(self, sequence: Sequence, budget: int, chunks: dict[int, Chunk]) -> int:
         """Give a sequence as much of the budget as it can use, and blocks for it; returns the tokens used."""
         sequence.draft = []  # one left over from a step that failed
-        in_prompt = sequence.pending > 1 and self.prefix_cache
+        size, num_known = self.block_size, len(sequence.tokens)
+        in_prompt = num_known - sequence.computed > 1 and self.prefix_cache
         if in_prompt and self._others_compute(sequence):
             return 0
-        end = min(len(sequence.tokens), sequence.computed + budget)
-        if end == sequence.computed:
+        start = sequence.computed
+        end = min(num_known, start + budget)
+        if end == start:
             return 0
-        while (missing := self._missing_blocks(sequence, end)) > self.pool.num_available:
+        missing = -(-end // size) - len(sequence.blocks)
+        while missing > 0 and missing > self.pool.num_available:
             victim = self.running[-1]
             self._preempt(victim, chunks)
             if victim is sequence:
                 return 0
         for _ in range(missing):
             sequence.blocks.append(self.pool.allocate())
-        chunks[sequence.arrival] = Chunk(sequence, sequence.computed, end, samples=end == len(sequence.tokens))
+        chunks[sequence.arrival] = Chunk(sequence, start, end, end == num_known)
         if in_prompt:
-            first, full = sequence.computed // self.block_size, min(len(sequence.tokens), end + self.block_size - 1) // self.block_size
-            self._underway.update(sequence.chain(full, self.block_size)[first:])
-        return end - sequence.computed
+            num_full = min(num_known, end + size - 1) // size
+            self._underway.update(sequence.chain(num_full, size)[start // size :])
+        return end - start
 
     def _others_compute(self, sequence: Sequence) -> bool:
         """Share what others have computed of its next blocks; whether the block after them is being filled in this very step.
@@ -282,35 +287,38 @@ class Scheduler:
         return emissions
 
     def _advance(self, chunk: Chunk, run: Run) -> Emission:
-        sequence, num_drafted, num_accepted = chunk.sequence, len(chunk.draft), run.num_accepted
-        sequence.computed = chunk.end - num_drafted + num_accepted  # the KV of accepted drafts is that of known tokens
-        sequence.draft = []
-        if sequence.drafter is not None and num_drafted:
+        """Take in what a sequence got: the drafts that held and one token more, up to its end."""
+        sequence, num_drafted, num_accepted, tokens = chunk.sequence, len(chunk.draft), run.num_accepted, run.tokens
+        if num_drafted:
+            assert sequence.drafter is not None, "only a drafter drafts"
             sequence.drafter.judge(num_accepted)
-        kept, shown = [], ""
-        for token in run.tokens:
-            kept.append(token)
+            sequence.draft = []
+        sequence.computed = chunk.end - num_drafted + num_accepted  # the KV of accepted drafts is that of known tokens
+        shown = ""
+        for count, token in enumerate(tokens, 1):
             shown += sequence.append(token)
             if sequence.finish_reason:
+                tokens = tokens[:count]
+                sequence.computed = min(sequence.computed, len(sequence.tokens))
                 break
-        sequence.num_drafted += num_drafted
-        sequence.num_accepted += min(num_accepted, len(kept))
-        self._count(len(kept), num_drafted, min(num_accepted, len(kept)))
-        self.policy.serve(sequence, len(kept))
-        if sequence.finish_reason:
-            sequence.computed = min(sequence.computed, len(sequence.tokens))
+        self._count(sequence, len(tokens), num_drafted, min(num_accepted, len(tokens)))
         self._register(sequence)
         if sequence.finish_reason:
             self.running.remove(sequence)
             self._release(sequence)
             self.counters.finished += 1
             self.policy.end(sequence)
-        return sequence.emission(kept, shown, run.logprobs and run.logprobs[: len(kept)])
+        return sequence.emission(tokens, shown, run.logprobs and run.logprobs[: len(tokens)])
 
-    def _count(self, generated: int, drafted: int, accepted: int) -> None:
-        self.counters.tokens_generated += generated
-        self.counters.drafted += drafted
-        self.counters.accepted += accepted
+    def _count(self, sequence: Sequence, num_emitted: int, num_drafted: int, num_accepted: int) -> None:
+        self.policy.serve(sequence, num_emitted)
+        counters = self.counters
+        counters.tokens_generated += num_emitted
+        if num_drafted:
+            sequence.num_drafted += num_drafted
+            sequence.num_accepted += num_accepted
+            counters.drafted += num_drafted
+            counters.accepted += num_accepted
 
     def _count_cached(self, sequence: Sequence, num_tokens: int) -> None:
         """Count prompt tokens that need not be computed, in a sequence's first life only."""
