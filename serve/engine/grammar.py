@@ -33,17 +33,17 @@ _MAX_WHITESPACE = 32
 class Guide:
     """Where one text stands in its grammar."""
 
-    def __init__(self, matcher: Any, num_tokens: int, ends: Iterable[int]) -> None:
+    def __init__(self, matcher: Any, num_tokens: int, ends: Iterable[int], special: frozenset[int]) -> None:
         self._matcher = matcher
-        self._ends = frozenset(ends)
+        self._special = special.difference(ends)  # tokens without text: never allowed, and the matcher would complain of each
         self._mask = np.zeros((1, -(-num_tokens // 32)), dtype=np.int32)  # what may come next, one bit a token
-        self._others = _without(self._ends, num_tokens)
+        self._others = _without(ends, num_tokens)
         self.ended = self._look()
         """Whether nothing may follow but the end."""
 
     def append(self, token: int) -> bool:
         """One more token of the text; whether nothing may follow. ValueError if the grammar does not allow it."""
-        if not self._matcher.accept_token(token):
+        if not self._accepts(token):
             raise ValueError(f"emitted: token {token} is not allowed by the request's grammar; resume with the tokens it emitted")
         self.ended = self._look()
         return self.ended
@@ -57,7 +57,7 @@ class Guide:
         masks[0] = self._mask[0]
         accepted = 0
         for row, token in enumerate(draft, 1):
-            if not self._matcher.accept_token(token):
+            if not self._accepts(token):
                 break
             accepted += 1
             if self._matcher.is_terminated():
@@ -74,12 +74,15 @@ class Guide:
         """How many tokens of a draft the grammar allows, and the text that must follow them (empty if it is open)."""
         accepted = 0
         for token in draft:
-            if not self._matcher.accept_token(token):
+            if not self._accepts(token):
                 break
             accepted += 1
         forced = "" if self._matcher.is_terminated() else self._matcher.find_jump_forward_string()
         self._back(accepted)
         return accepted, forced
+
+    def _accepts(self, token: int) -> bool:
+        return token not in self._special and bool(self._matcher.accept_token(token))
 
     def _look(self) -> bool:
         self._matcher.fill_next_token_bitmask(self._mask, 0)
@@ -96,6 +99,7 @@ class Grammars:
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._compiler: Any = None
+        self._special: frozenset[int] = frozenset()
 
     def guide(self, sampling: Sampling, ends: Iterable[int]) -> Guide | None:
         """What guides a request's text from its beginning; None if it asks for no grammar. `ends`: tokens that end the text.
@@ -110,7 +114,7 @@ class Grammars:
         nowhere = self._vocab_size  # stands for the end where no token does: it can never be drawn
         ends = sorted(end for end in ends if end < nowhere) or [nowhere]
         matcher = xgrammar.GrammarMatcher(self._compiled(kind, getattr(sampling, kind)), override_stop_tokens=ends)
-        guide = Guide(matcher, nowhere + 1, ends)
+        guide = Guide(matcher, nowhere + 1, ends, self._special)
         if guide.ended:
             raise ValueError(f"{kind}: allows no text but the empty one (in this model's tokens); give one that does")
         return guide
@@ -119,7 +123,7 @@ class Grammars:
         if kind == "json_schema":
             checked_schema(text)
         if self._compiler is None:
-            self._compiler = _compiler(self._tokenizer, self._vocab_size)
+            self._compiler, self._special = _compiler(self._tokenizer, self._vocab_size)
         try:
             if kind == "regex":
                 return self._compiler.compile_regex(text)
@@ -137,7 +141,8 @@ def _json_grammar(schema: str) -> str:
     return rules.replace(r"[^\"\\\r\n]", r"[^\0-\x1f\"\\]")
 
 
-def _compiler(tokenizer: Tokenizer, vocab_size: int) -> Any:
+def _compiler(tokenizer: Tokenizer, vocab_size: int) -> tuple[Any, frozenset[int]]:
+    """xgrammar's compiler, and the tokens that have no text."""
     import xgrammar
 
     names, byte_level = tokenizer.vocabulary()
@@ -148,7 +153,8 @@ def _compiler(tokenizer: Tokenizer, vocab_size: int) -> Any:
     known = [*names, *[""] * (vocab_size - len(names))][:vocab_size]
     kind = xgrammar.VocabType.BYTE_LEVEL if byte_level else xgrammar.VocabType.BYTE_FALLBACK
     info = xgrammar.TokenizerInfo(known, kind, vocab_size=vocab_size + 1, stop_token_ids=[vocab_size])
-    return xgrammar.GrammarCompiler(info, max_threads=os.cpu_count() or 1, cache_limit_bytes=_CACHE_BYTES)
+    compiler = xgrammar.GrammarCompiler(info, max_threads=os.cpu_count() or 1, cache_limit_bytes=_CACHE_BYTES)
+    return compiler, frozenset(info.special_token_ids)
 
 
 def _without(tokens: Iterable[int], num_tokens: int) -> NDArray[np.int32]:
