@@ -43,16 +43,19 @@ class EngineConfig:
     policy: Literal["fcfs", "fair", "shortest"] = "fcfs"
     """Which waiting request of a priority starts next: the first to come; one of the client served least so far; or the one
     with the shortest predicted answer (which gains on average, and lets nobody wait without bound)."""
-    preempt: Literal["recompute", "swap"] = "recompute"
-    """When blocks run out, a sequence gives up its KV: compute it again later, or copy it to host memory (as far as swap_bytes go)."""
+    preempt: Literal["swap", "recompute"] = "swap"
+    """When blocks run out, a sequence gives up its KV: copy it to host memory, as far as swap_bytes go, or compute it again later."""
     swap_bytes: int = 256 << 20
     """The most host memory for the KV of preempted sequences, in bytes; what does not fit is computed again."""
-    draft: Literal["anpd", "off"] = "anpd"
-    """Draft tokens with n-grams of the request's own text and verify them together; never changes the tokens."""
-    draft_order: int = 5
-    """Longest n-gram of the drafter (ANPD's N)."""
-    draft_max: int = 7
-    """Most tokens drafted at once for a sequence (ANPD's K)."""
+    draft: Literal["ngram", "anpd", "off"] = "ngram"
+    """Draft tokens and verify them together, which never changes the tokens: from repeats of the request's own text and from earlier
+    answers, as far as it pays (ngram), or by plain ANPD, the reference, whatever it costs (anpd)."""
+    draft_order: int = 8
+    """Longest n-gram of the drafter; ANPD's N is 5."""
+    draft_max: int = 16
+    """Most tokens drafted at once for a sequence; ANPD's K is 7."""
+    draft_shared: int = 100_000
+    """n-grams of a tenant's finished answers kept for its later drafts, about 250 bytes each; 0 for none."""
     adapters: tuple[str, ...] = ()
     """LoRA adapters to load beside the model, each "name=folder" (peft's files); a request names the one it wants."""
     num_threads: int | None = None
@@ -79,6 +82,10 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: {value} is too small; use at least 1")
+        if self.draft_shared and self.draft_shared < 1000:
+            raise ValueError(f"draft_shared: {self.draft_shared} n-grams are too few; use at least 1000, or 0 for none")
+        if self.swap_bytes < 0:
+            raise ValueError(f"swap_bytes: {self.swap_bytes} is negative; use 0 to copy nothing")
         if self.draft_order < 2:
             raise ValueError(f"draft_order: {self.draft_order} is too small; an n-gram needs a context, so use at least 2")
         if self.kv_bytes is not None and self.num_blocks is not None:

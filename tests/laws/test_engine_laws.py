@@ -25,8 +25,10 @@ ENGINES: dict[str, dict[str, object]] = {
     "batched": {"draft": "off"},
     "drafted": {"draft_max": 5},
     "chunked": {"max_tokens_per_step": 9, "max_sequences": 4},
-    "tiny pool": {"num_blocks": 22, "max_sequences": 6},
-    "tiny pool, plain": {"num_blocks": 22, "max_sequences": 6, "draft": "off", "prefix_cache": False},
+    "tiny pool": {"num_blocks": 22, "max_sequences": 6, "preempt": "recompute"},
+    "tiny pool, plain": {"num_blocks": 22, "max_sequences": 6, "preempt": "recompute", "draft": "off", "prefix_cache": False},
+    "swapped, fair": {"num_blocks": 22, "max_sequences": 6, "policy": "fair", "prefix_cache": False},
+    "swapped, shortest": {"num_blocks": 22, "max_sequences": 6, "policy": "shortest"},
 }
 
 
@@ -53,7 +55,7 @@ def make_requests(seed: int, temperature: float) -> list[Request]:
             stop=rng.choice([(), ("e", "an")]),
             stop_token_ids=rng.choice([(), (17, 250)]),
         )
-        requests.append(Request(id=f"r{i}", prompt=prompt, sampling=sampling, choice=i % 3))
+        requests.append(Request(id=f"r{i}", prompt=prompt, sampling=sampling, choice=i % 3, client="ab"[i % 2], priority=i // 4))
     return requests
 
 
@@ -63,7 +65,7 @@ def run(engine: Engine, requests: list[Request]) -> dict[str, Outcome]:
     outcomes: dict[str, Outcome] = {request.id: ((), "", None) for request in requests}
     while engine.has_work:
         collect(engine, outcomes)
-    engine.scheduler.pool.check()
+    engine.check()
     assert engine.stats()["held_blocks"] == 0
     return outcomes
 
@@ -78,7 +80,7 @@ def collect(engine: Engine, outcomes: dict[str, Outcome]) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_company_drafts_chunks_preemption_and_prefixes_change_nothing(engines: dict[str, Engine], temperature: float) -> None:
     before = {name: engine.stats() for name, engine in engines.items()}
-    for seed in range(4):
+    for seed in range(5):
         requests = make_requests(seed, temperature)
         expected = run(engines["plain"], requests)
         for name, engine in engines.items():
@@ -87,6 +89,8 @@ def test_company_drafts_chunks_preemption_and_prefixes_change_nothing(engines: d
     gained = {name: {key: after[name][key] - before[name][key] for key in after[name]} for name in engines}
     assert gained["tiny pool"]["preemptions"] > 0, "the law was not put to the test"
     assert gained["tiny pool, plain"]["preemptions"] > 0
+    assert gained["swapped, fair"]["swapped"] > 0
+    assert gained["swapped, shortest"]["swapped"] > 0
     assert gained["drafted"]["drafted"] > 0
     assert gained["batched"]["cached_tokens"] > 0
     assert gained["drafted"]["steps"] < gained["plain"]["steps"]
@@ -169,7 +173,7 @@ def test_cancelling_at_any_moment_frees_everything_and_disturbs_nobody(engines: 
             if moment == step:
                 engine.cancel(name)
         collect(engine, outcomes)
-        engine.scheduler.pool.check()
+        engine.check()
         step += 1
     assert engine.stats()["held_blocks"] == 0
     for name, (tokens, text, reason) in outcomes.items():

@@ -213,6 +213,7 @@ def test_sampling_that_makes_no_sense_is_refused(fields: dict[str, Any], complai
     [
         ({"block_size": 0}, "block_size: 0"),
         ({"draft_order": 1}, "draft_order: 1"),
+        ({"swap_bytes": -1}, "swap_bytes: -1"),
         ({"num_blocks": 3, "kv_bytes": 9}, "set only one"),
         ({"max_tokens_per_step": 4}, "max_tokens_per_step: 4 leaves no token"),
     ],
