@@ -48,7 +48,8 @@ class Tally:
 
     def append(self, token: int) -> None:
         """One more token of the output."""
-        self._counts[self._slot(token)] += 1
+        slot = self._slot(token)  # first, for it may put a longer array in the place of _counts
+        self._counts[slot] += 1
 
     def table(self, draft: Sequence[int]) -> tuple[NDArray[Any], NDArray[Any]]:
         """The distinct tokens [T], and their counts [k + 1, T] before each of the k drafted tokens and after the last."""

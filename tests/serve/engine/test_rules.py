@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import MinNewTokensLengthLogitsProcessor, RepetitionPenaltyLogitsProcessor, SequenceBiasLogitsProcessor
 
 from serve.engine.request import Sampling
-from serve.engine.rules import Rules, rules
+from serve.engine.rules import Rules, Tally, rules
 
 VOCAB = 30
 tokens = st.lists(st.integers(0, VOCAB - 1), max_size=12)
@@ -94,3 +94,12 @@ def test_most_requests_have_no_rules_and_a_bias_stays_inside_the_vocabulary() ->
     assert rules(Sampling(top_k=5, top_p=0.5, min_p=0.1, temperature=2.0), [1], [3], VOCAB) is None
     with pytest.raises(ValueError, match="logit_bias: token 30 is outside the vocabulary of 30"):
         rules(Sampling(logit_bias=((30, 1.0),)), [1], [3], VOCAB)
+
+
+def test_a_tally_outgrows_its_first_room() -> None:
+    tally = Tally([])
+    for token in range(200):
+        tally.append(token)
+    tokens, counts = tally.table(draft=[])
+    assert tokens.tolist() == list(range(200))
+    assert counts.tolist() == [[1.0] * 200]
