@@ -20,12 +20,12 @@ from serve.engine.snapshot import Snapshot
 
 __all__ = ["ENGINES", "Account", "Mixed"]
 
-COMMON: dict[str, Any] = {"num_blocks": 90, "max_sequences": 8, "max_tokens_per_step": 128, "max_length": 512, "swap_bytes": 8 << 20}
+COMMON: dict[str, Any] = {"num_blocks": 64, "max_sequences": 8, "max_tokens_per_step": 128, "max_length": 512, "swap_bytes": 8 << 20}
 ENGINES: dict[str, dict[str, Any]] = {
-    "first come, recompute": {},
+    "first come, recompute": {"preempt": "recompute"},
     "fair, swap": {"policy": "fair", "preempt": "swap"},
     "shortest, swap, no prefixes": {"policy": "shortest", "preempt": "swap", "prefix_cache": False},
-    "fair, recompute, no drafts": {"policy": "fair", "draft": "off"},
+    "fair, recompute, no drafts": {"policy": "fair", "preempt": "recompute", "draft": "off"},
     "int8 KV, swap": {"kv_dtype": "int8", "preempt": "swap"},
 }
 UNDISTURBED: dict[str, Any] = {"num_blocks": 40, "max_sequences": 1, "draft": "off", "prefix_cache": False, "max_length": 512}
@@ -75,7 +75,7 @@ class Mixed:
         text = rng.choice(self.texts[:4] if rng.random() < 0.35 else self.texts)
         prompt = text[: rng.choice([rng.randrange(2, 40), rng.randrange(40, 330)])]
         fields: dict[str, Any] = {
-            "max_tokens": rng.randrange(1, 120),
+            "max_tokens": rng.randrange(5, 120),
             "temperature": rng.choice([0.0, 0.0, 0.8]),
             "seed": rng.getrandbits(62),
         }

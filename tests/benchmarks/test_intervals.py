@@ -1,0 +1,43 @@
+"""Intervals: they hold what they should, shrink with more rounds, and examples run."""
+
+import doctest
+
+import numpy as np
+import pytest
+
+from benchmarks import intervals
+from benchmarks.intervals import percentile, ratio_of_means, ratio_of_rounds
+
+
+def test_doctests():
+    assert doctest.testmod(intervals).failed == 0
+
+
+def test_a_machine_that_is_busy_for_both_leaves_the_ratio_alone():
+    rng = np.random.default_rng(0)
+    theirs = rng.uniform(1, 10, 9)  # a tenfold difference between rounds
+    found = ratio_of_rounds(list(1.5 * theirs), list(theirs))
+    assert found.value == pytest.approx(1.5)
+    assert found.high - found.low < 1e-9
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng, covered = np.random.default_rng(1), 0
+    for _ in range(30):
+        b = rng.uniform(1, 2, 40)
+        a = 1.2 * b * rng.normal(1, 0.1, 40)
+        found = ratio_of_means(list(a), list(b))
+        covered += found.low <= 1.2 <= found.high
+    assert covered >= 25  # 28 or 29 expected
+
+
+def test_more_rounds_are_surer():
+    rng = np.random.default_rng(2)
+    noisy = lambda n: list(rng.normal(2, 0.3, n))  # noqa: E731
+    few, many = ratio_of_means(noisy(6), [1.0] * 6), ratio_of_means(noisy(200), [1.0] * 200)
+    assert many.high - many.low < few.high - few.low
+
+
+def test_no_values_have_no_percentile():
+    assert np.isnan(percentile([], 50))
+    assert percentile([1, 2, 3], 50) == 2
