@@ -1,6 +1,6 @@
 """Mixture of experts: each token goes through its own few MLPs.
 
-Promise: a token's output depends on that token alone (its experts are added in ascending order, in float32). Price: the router, one
+Promise: a token's output depends on that token alone (its experts are added from the likeliest on, in float32). Price: the router, one
 sort of T * per_token numbers, and two products per expert that some token chose: experts nobody chose cost nothing.
 Papers: Sparsely-gated mixture of experts (arXiv 1701.06538), Mixtral (2401.04088); the shared expert: Qwen 1.5 MoE.
 """
@@ -8,6 +8,7 @@ Papers: Sparsely-gated mixture of experts (arXiv 1701.06538), Mixtral (2401.0408
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Protocol
 
 import torch
@@ -40,12 +41,11 @@ class Mixture:
     def __call__(self, x: Tensor, adapters: object = None) -> Tensor:
         """x [T, hidden] -> [T, hidden]. Adapters leave experts alone: there is no one product to add to."""
         chosen, shares = route(self._router(x), self._rule)
-        sums = torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-        for expert, slots in grouped(chosen):
-            tokens = slots // self._rule.per_token
-            share = shares.view(-1).index_select(0, slots).unsqueeze(1)
-            sums.index_add_(0, tokens, self._experts[expert](x.index_select(0, tokens)) * share)
-        out = sums.to(x.dtype)
+        order, groups = grouped(chosen)
+        rows = x.index_select(0, order // self._rule.per_token)
+        done = [self._experts[expert](part) for (expert, _), part in zip(groups, rows.split([n for _, n in groups]), strict=True)]
+        slots = torch.cat(done).index_select(0, order.argsort()).view(*chosen.shape, -1)  # [T, k, hidden]
+        out = reduce(torch.add, (slots * shares.unsqueeze(-1)).unbind(1)).to(x.dtype)
         if self._shared is None:
             return out
         extra = self._shared(x)
@@ -59,12 +59,13 @@ def route(logits: Tensor, rule: Experts) -> tuple[Tensor, Tensor]:
     return chosen, shares / shares.sum(-1, keepdim=True) if rule.normalise else shares
 
 
-def grouped(chosen: Tensor) -> list[tuple[int, Tensor]]:
-    """Each expert that occurs in chosen [T, k], ascending, with its slots (token * k + rank), ascending.
+def grouped(chosen: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+    """The slots (token * k + rank) of chosen [T, k] sorted by expert, and each expert that occurs with its number of slots.
 
-    >>> [(expert, slots.tolist()) for expert, slots in grouped(torch.tensor([[7, 2], [0, 7]]))]
-    [(0, [2]), (2, [1]), (7, [0, 3])]
+    >>> order, groups = grouped(torch.tensor([[7, 2], [0, 7]]))
+    >>> order.tolist(), groups
+    ([2, 1, 0, 3], [(0, 1), (2, 1), (7, 2)])
     """
     experts, order = chosen.flatten().sort(stable=True)
     present, counts = experts.unique_consecutive(return_counts=True)
-    return list(zip(present.tolist(), order.split(counts.tolist()), strict=True))
+    return order, list(zip(present.tolist(), counts.tolist(), strict=True))
