@@ -40,6 +40,7 @@ from serve.engine.rules import rules
 from serve.engine.runner import Runner
 from serve.engine.sample import Question, verify
 from serve.engine.schedule import Scheduler
+from serve.engine.score import Pooling, Score, as_pairs, as_tokens, check_lengths, embed, score
 from serve.engine.sequence import Sequence
 from serve.engine.snapshot import Snapshot
 from serve.engine.text import TextStream, Tokenizer
@@ -249,6 +250,44 @@ class Engine:
         if not tokens or len(tokens) > self.max_length:
             raise ValueError(f"tokens: {len(tokens)} given; score between 1 and {self.max_length} tokens at once")
         return self.runner.logits(tokens)
+
+    def embed(
+        self,
+        texts: Series[str | Series[int]],
+        *,
+        pooling: Pooling = "mean",
+        normalize: bool = True,
+        adapter: str = "",
+        progress: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Embeddings [n, hidden] of texts (or token ids): the mean of their final hidden states, or the last token's.
+
+        Of length 1 unless `normalize` is off. Live requests go on undisturbed. `progress` is called with the tokens of each pass.
+        """
+        given = as_tokens(texts, self.tokenizer.encode, self.shape.vocab_size)
+        self._check_reading([len(tokens) for tokens in given], adapter)
+        most = self.config.max_tokens_per_step
+        return embed(self.runner, given, max_tokens=most, pooling=pooling, normalize=normalize, adapter=adapter, progress=progress)
+
+    def score(
+        self,
+        texts: Series[str | Series[int]],
+        continuations: Series[str | Series[int]] | None = None,
+        *,
+        adapter: str = "",
+        num_top: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Score]:
+        """How likely each continuation is after its text (encoded apart from it); without any, each text after its first token."""
+        prompts, rests = as_pairs(texts, continuations, self.tokenizer, self.shape.vocab_size)
+        self._check_reading([len(prompt) + len(rest) for prompt, rest in zip(prompts, rests, strict=True)], adapter)
+        most = self.config.max_tokens_per_step
+        return score(self.runner, prompts, rests, max_tokens=most, adapter=adapter, num_top=num_top, progress=progress)
+
+    def _check_reading(self, lengths: Series[int], adapter: str) -> None:
+        check_lengths(lengths, self.max_length)
+        if adapter:
+            self.adapters.check(adapter)
 
     def stats(self) -> dict[str, float]:
         """Counts: sequences and blocks now; steps, tokens and seconds waited since the engine was loaded; what the policy knows."""

@@ -23,6 +23,7 @@ from serve.engine.batch import Batch, Chunk
 from serve.engine.config import EngineConfig
 from serve.engine.guest_module import Abilities, GuestModule, load_module
 from serve.engine.guest_state import copied, cropped, joined, parted, picked, stacked
+from serve.engine.score import Piece
 from serve.engine.sequence import Sequence
 
 __all__ = ["GuestRunner", "load_guest"]
@@ -91,6 +92,8 @@ class _Job:
 class GuestRunner:
     """A transformers module with the face of `Runner`."""
 
+    reads_in_parts = False
+
     def __init__(self, model: GuestModule, num_blocks: int, block_size: int) -> None:
         self.model = model
         self.cache = GuestBlocks(num_blocks, block_size, model.bytes_per_token * block_size)
@@ -115,13 +118,32 @@ class GuestRunner:
         wanted = [jobs[id(chunk)].logits for chunk in batch.sampling]
         return torch.cat(wanted) if wanted else torch.empty(0, self.model.shape.vocab_size)
 
+    @torch.inference_mode()
     def logits(self, tokens: Series[int]) -> Tensor:
         """Logits [T, vocab] after every token of a text, in one pass."""
-        return self.model.logits(tokens)
+        return self.model(torch.tensor([list(tokens)]), [0])[0][0]
 
+    @torch.inference_mode()
     def hidden(self, tokens: Series[int]) -> Tensor:
         """The last hidden states [T, hidden] of a text, after the final norm."""
-        return self.model.hidden(tokens)
+        return self.model.states(torch.tensor([list(tokens)]))[0]
+
+    def scratch(self, num_tokens: int) -> None:
+        """Nothing: each text is read whole."""
+
+    @torch.inference_mode()
+    def read(self, cache: None, pieces: Series[Piece], *, states: bool, adapter: str) -> Tensor:
+        """As `score.Reader.read`. Shorter texts are padded behind, where nobody looks, whatever the module remembers."""
+        assert not adapter, "the engine loads none for a guest"
+        if len(pieces) > 1 and not self.model.abilities.batches:
+            return torch.cat([self.read(cache, [piece], states=states, adapter=adapter) for piece in pieces])
+        longest = max(len(piece.tokens) for piece in pieces)
+        tokens = torch.tensor([[*piece.tokens] + [piece.tokens[-1]] * (longest - len(piece.tokens)) for piece in pieces])
+        firsts = [len(piece.tokens) - piece.num_rows - longest for piece in pieces]  # from the end
+        rows = self.model.states(tokens) if states else self.model(tokens, [0] * len(pieces), keep=-min(firsts))[0]
+        return torch.cat(
+            [rows[i, rows.shape[1] + first :][: piece.num_rows] for i, (first, piece) in enumerate(zip(firsts, pieces, strict=True))]
+        )
 
     def _is_due(self, chunk: Chunk) -> bool:
         """A prompt that can only be read whole waits for its last chunk."""

@@ -36,6 +36,7 @@ class GuestShape:
     """What the engine needs to know of a foreign model."""
 
     vocab_size: int
+    hidden_size: int
     max_length: int
     eos_token_ids: tuple[int, ...]
     window: None = None
@@ -95,6 +96,7 @@ class GuestModule:
         eos = data.get("eos_token_id", getattr(self._config, "eos_token_id", None))
         self.shape = GuestShape(
             vocab_size=int(self._config.vocab_size),
+            hidden_size=int(self._config.hidden_size),
             max_length=_max_length(self._config),
             eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
         )
@@ -131,16 +133,10 @@ class GuestModule:
     def _collect(self, memory: Any) -> Any:
         return (memory, [getattr(part, attribute) for part, attribute in self._keepers]) if self._keepers else memory
 
-    @torch.inference_mode()
-    def logits(self, tokens: Series[int]) -> Tensor:
-        """Logits [T, vocab] of a text in one pass."""
-        return self(torch.tensor([list(tokens)]), [0])[0][0]
-
-    @torch.inference_mode()
-    def hidden(self, tokens: Series[int]) -> Tensor:
-        """The last hidden states [T, hidden] of a text, as the module's body returns them."""
+    def states(self, tokens: Tensor) -> Tensor:
+        """The last hidden states [B, n, hidden] of texts [B, n], as the module's body returns them."""
         self._restore(None)
-        return self._module.base_model(torch.tensor([list(tokens)], device=self.device)).last_hidden_state[0]
+        return self._module.base_model(tokens.to(self.device)).last_hidden_state
 
 
 def _max_length(config: Any) -> int:

@@ -7,7 +7,6 @@ alone. Price: one pass of the model; for a text, KV blocks of its own meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Series
 
 import torch
@@ -16,8 +15,9 @@ from torch import Tensor
 from serve.engine.adapters import AdapterSet
 from serve.engine.attention import KvCache, Scores, Span, order
 from serve.engine.batch import Batch, Chunk
-from serve.engine.model import Attend, Model
+from serve.engine.model import Model
 from serve.engine.native.cache import NativeCache
+from serve.engine.score import Piece
 
 __all__ = ["HostMemory", "Runner"]
 
@@ -41,6 +41,8 @@ class HostMemory:
 
 class Runner:
     """A model, operator by operator, and its KV blocks."""
+
+    reads_in_parts = True
 
     def __init__(self, model: Model, cache: KvCache | NativeCache, adapters: AdapterSet) -> None:
         self.model, self.cache, self.adapters = model, cache, adapters
@@ -73,18 +75,36 @@ class Runner:
         adapters = self.adapters.step((c.sequence.request.adapter, c.end - c.start) for c in sorted_chunks)
         return self.model.forward(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), attend, index, adapters)
 
-    @torch.inference_mode()
     def logits(self, tokens: Series[int]) -> Tensor:
         """Logits [T, vocab] after every token of a text, in one pass."""
-        return self._whole(self.model.forward, tokens)
+        return self._whole(tokens, states=False)
 
-    @torch.inference_mode()
     def hidden(self, tokens: Series[int]) -> Tensor:
         """The last hidden states [T, hidden] of a text, after the final norm."""
-        return self._whole(self.model.hidden, tokens)
+        return self._whole(tokens, states=True)
 
-    def _whole(self, method: Callable[[Tensor, Tensor, Attend], Tensor], tokens: Series[int]) -> Tensor:
-        device, length = self.model.device, len(tokens)
-        cache = self.cache.scratch(length)
-        attend = cache.attend([Span(0, length, range(cache.num_blocks))], self.model.shape.windows, self._scores)
-        return method(torch.tensor(list(tokens), device=device), torch.arange(length, device=device), attend)
+    def _whole(self, tokens: Series[int], states: bool) -> Tensor:
+        cache = self.scratch(len(tokens))
+        return self.read(cache, [Piece(0, tokens, range(cache.num_blocks), len(tokens))], states=states)
+
+    def scratch(self, num_tokens: int) -> KvCache | NativeCache:
+        """KV blocks for texts that nobody asked to go on."""
+        return self.cache.scratch(num_tokens)
+
+    @torch.inference_mode()
+    def read(self, cache: KvCache | NativeCache, pieces: Series[Piece], *, states: bool, adapter: str = "") -> Tensor:
+        """As `score.Reader.read`; the pieces come sorted by `order`."""
+        attend = cache.attend([piece.span for piece in pieces], self.model.shape.windows, self._scores)
+        device = self.model.device
+        tokens = torch.tensor([token for piece in pieces for token in piece.tokens], device=device)
+        positions = torch.cat([torch.arange(piece.start, piece.span.end, device=device) for piece in pieces])
+        adapters = self.adapters.step([(adapter, len(tokens))])
+        at, rows = 0, []
+        for piece in pieces:
+            at += len(piece.tokens)
+            rows += range(at - piece.num_rows, at)
+        index = None if len(rows) == len(tokens) else torch.tensor(rows, dtype=torch.long, device=device)
+        if not states:
+            return self.model.forward(tokens, positions, attend, index, adapters)
+        hidden = self.model.hidden(tokens, positions, attend, adapters)
+        return hidden if index is None else hidden[index]

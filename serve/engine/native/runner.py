@@ -19,12 +19,15 @@ from serve.engine.model import Model
 from serve.engine.native.cache import NativeCache
 from serve.engine.native.decoder import NativeDecoder, Pass
 from serve.engine.runner import HostMemory, Runner
+from serve.engine.score import Piece
 
 __all__ = ["NativeRunner"]
 
 
 class NativeRunner:
     """A native decoder and its KV blocks."""
+
+    reads_in_parts = True
 
     def __init__(self, decoder: NativeDecoder, cache: NativeCache, adapters: AdapterSet, model: Callable[[], Model]) -> None:
         self.model, self.cache, self.adapters = decoder, cache, adapters
@@ -62,8 +65,20 @@ class NativeRunner:
         return self._whole(tokens, states=True)
 
     def _whole(self, tokens: Series[int], states: bool) -> Tensor:
-        cache, work = self.cache.scratch(len(tokens)), Pass()
-        work.add(0, list(tokens), list(range(cache.num_blocks)), len(tokens))
+        cache = self.scratch(len(tokens))
+        return self.read(cache, [Piece(0, tokens, range(cache.num_blocks), len(tokens))], states=states)
+
+    def scratch(self, num_tokens: int) -> NativeCache:
+        """KV blocks for texts that nobody asked to go on."""
+        return self.cache.scratch(num_tokens)
+
+    def read(self, cache: NativeCache, pieces: Series[Piece], *, states: bool, adapter: str = "") -> Tensor:
+        """As `score.Reader.read`."""
+        if adapter:
+            return self._piecewise.read(cache, pieces, states=states, adapter=adapter)
+        work = Pass()
+        for piece in pieces:
+            work.add(piece.start, list(piece.tokens), list(piece.blocks), piece.num_rows)
         return self.model.run(work, cache, states)
 
 

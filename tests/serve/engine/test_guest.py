@@ -127,8 +127,8 @@ def test_drafts_that_hold_or_fall_change_nothing(name: str, folders: dict[str, P
     engine = load(folders[name], draft="off")
     sampling = [Sampling(temperature=0.8 * (i % 2), seed=i, max_tokens=24, ignore_eos=True) for i in range(len(prompts))]
     expected = [done.tokens for done in engine.generate(prompts, sampling)]
-    answers = {f"generate-{i}": (*prompt, *tokens) for i, (prompt, tokens) in enumerate(zip(prompts, expected, strict=True))}
-    monkeypatch.setattr(Engine, "_drafter", lambda _, request: Oracle(answers[request.id], rng))
+    answers = {tuple(prompt): (*prompt, *tokens) for prompt, tokens in zip(prompts, expected, strict=True)}
+    monkeypatch.setattr(Engine, "_drafter", lambda _, request: Oracle(answers[request.prompt], rng))
     assert [done.tokens for done in engine.generate(prompts, sampling)] == expected
     stats = engine.stats()
     assert 20 < stats["accepted"] < stats["drafted"]
