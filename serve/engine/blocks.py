@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 
 __all__ = ["BlockPool", "block_hash", "root_hash"]
@@ -104,6 +104,17 @@ class BlockPool:
                 break
             found.append(block)
         return found
+
+    def find_tail(self, hashes: Sequence[bytes], num_behind: Callable[[int], int]) -> list[int]:
+        """As `find`, where a prefix of m blocks is of use without its first `num_behind(m)` ones: 0 stands for each of those."""
+        end = len(hashes)
+        while end:
+            first = num_behind(end)
+            tail = self.find(hashes[first:end])
+            if len(tail) == end - first:
+                return [0] * first + tail
+            end = first + len(tail)  # every longer prefix needs the block that is missing here
+        return []
 
     def num_readers(self, block: int) -> int:
         """How many sequences read a block."""

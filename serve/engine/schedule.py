@@ -210,13 +210,13 @@ class Scheduler:
         """Hold what is known of its prefix, from the cache before its own host copy; returns the blocks to be copied in."""
         size, copy = self.block_size, sequence.host_copy
         most = (len(sequence.tokens) - 1) // size if self.prefix_cache else 0  # the last token is computed, for its logits
-        found = self.pool.find(sequence.chain(most, size))
-        if copy is not None and copy.computed > len(found) * size:
-            first, sequence.computed = copy.first, copy.computed
-        else:
+        hashes = sequence.chain(most, size)
+        windowed = self._window is not None
+        found = self.pool.find_tail(hashes, lambda end: self._num_behind(end * size)) if windowed else self.pool.find(hashes)
+        if copy is not None and copy.computed <= len(found) * size:
             copy = None
-            sequence.computed = len(found) * size
-            first = self._num_behind(sequence.computed)
+        sequence.computed = len(found) * size if copy is None else copy.computed
+        first = self._num_behind(sequence.computed)
         for block in found[first:]:
             self.pool.hold(block)
         sequence.num_behind = first

@@ -49,6 +49,25 @@ def test_equal_content_in_two_blocks_is_known_once() -> None:
     pool.check()
 
 
+def test_behind_a_window_the_first_blocks_may_be_gone() -> None:
+    pool, hashes = BlockPool(6), [block_hash(ROOT, [i]) for i in range(6)]
+    blocks = [pool.allocate() for _ in hashes]
+    for block, digest in zip(blocks, hashes, strict=True):
+        pool.register(block, digest)
+    pool.release([blocks[0], *reversed(blocks[1:])])
+    pool.allocate()  # evicts the first
+
+    def two_of_use(end: int) -> int:
+        return max(0, end - 2)
+
+    assert pool.find(hashes) == []
+    assert pool.find_tail(hashes, two_of_use) == [0, 0, 0, 0, *blocks[4:]]
+    assert pool.find_tail(hashes[:2], two_of_use) == [], "block 0 is of use there"
+    pool.allocate()  # evicts the last
+    assert pool.find_tail(hashes, two_of_use) == [0, 0, 0, *blocks[3:5]]
+    assert pool.find_tail(hashes, lambda end: 0) == []
+
+
 def test_a_hash_covers_everything_before_it() -> None:
     assert block_hash(block_hash(ROOT, [1]), [3]) != block_hash(block_hash(ROOT, [2]), [3])
     assert block_hash(root_hash("model", "tenant a"), [1]) != block_hash(root_hash("model", "tenant b"), [1])

@@ -260,6 +260,16 @@ def test_blocks_behind_every_window_are_given_back() -> None:
     assert len(sequence.emitted) == 30
 
 
+def test_a_prefix_is_found_by_what_its_window_still_sees() -> None:
+    scheduler = make_scheduler(8, max_tokens=8, window=6)
+    first, second = (make_sequence(arrival, range(100, 140), 2) for arrival in range(2))
+    for sequence in (first, second):
+        scheduler.add(sequence)
+        prompts_to_end(scheduler)
+    assert second.num_cached_tokens == 36, "long before the eight blocks could hold all ten of the prompt"
+    assert scheduler.counters.tokens_computed == 41 + 5
+
+
 def test_the_state_of_a_sequence_that_gives_it_up_is_forgotten() -> None:
     forgotten: list[int] = []
     scheduler = make_scheduler(5, prefix_cache=False, forget=lambda sequence: forgotten.append(sequence.arrival))
