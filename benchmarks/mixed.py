@@ -20,7 +20,14 @@ from serve.engine.snapshot import Snapshot
 
 __all__ = ["ENGINES", "Account", "Mixed"]
 
-COMMON: dict[str, Any] = {"num_blocks": 64, "max_sequences": 8, "max_tokens_per_step": 128, "max_length": 512, "swap_bytes": 8 << 20}
+COMMON: dict[str, Any] = {
+    "num_blocks": 64,
+    "max_sequences": 8,
+    "max_tokens_per_step": 128,
+    "max_length": 512,
+    "swap_bytes": 8 << 20,
+    "draft_shared": 2000,
+}
 ENGINES: dict[str, dict[str, Any]] = {
     "first come, recompute": {"preempt": "recompute"},
     "fair, swap": {"policy": "fair", "preempt": "swap"},

@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def rows(result: dict[str, Any]) -> list[Row]:
-    """One row per batch size and system: medians over rounds, and ours ÷ theirs with its interval."""
+    """One row per batch size and system: medians over rounds; ours ÷ theirs with its interval, and our best round ÷ their best."""
     rounds, found = result["rounds"], []
     for batch in result["plan"]["batches"]:
         for name in rounds[0]["figures"]:
@@ -28,6 +28,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
             row: Row = {"model": result["model"], "batch": batch, "system": name}
             row |= {key: statistics.median(e[key] for e in each) for key in each[0]}
             row["ratio"] = ratio_of_rounds(ours, theirs) if ours and name != OURS else None
+            row["best"] = max(ours) / max(theirs) if ours and name != OURS else None
             row["floor_share"] = statistics.median(_floor_share(result, r, name, batch) for r in rounds if name in r["figures"])
             found.append(row | result["systems"][name])
     return found
@@ -66,13 +67,14 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['model']}: {result['step_bytes'] / 1e6:,.0f} MB of bf16 weights a step; this machine reads RAM at {ram:.1f} GB/s, "
         f"a buffer of the model's size at {here:.1f} GB/s; {len(rounds)} rounds, {result['plan']['threads']} threads",
-        f"{'batch':>5}  {'system':<13} {'tokens/s':>9}  {'ours ÷ it':<21} {'TTFT ms':>8} {'gap p50':>8} {'p99 ms':>7} {'of floor':>8}"
-        f" {'peak MB':>8} {'cold s':>7}",
+        f"{'batch':>5}  {'system':<13} {'tokens/s':>9}  {'ours ÷ it':<21} {'best':>5} {'TTFT ms':>8} {'gap p50':>8} {'p99 ms':>7} "
+        f"{'of floor':>8} {'peak MB':>8} {'cold s':>7}",
     ]
     for r in rows(result):
         cold = f"{r['cold_start_s']:7.1f}" if r.get("cold_start_s") else f"{'':>7}"
+        best = f"{r['best']:5.2f}" if r["best"] else f"{'':>5}"
         lines.append(
-            f"{r['batch']:>5}  {r['system']:<13} {r['tokens_per_s']:>9,.1f}  {r['ratio'] or ''!s:<21} {r['ttft_p50_s'] * 1e3:>8.1f} "
+            f"{r['batch']:>5}  {r['system']:<13} {r['tokens_per_s']:>9,.1f}  {r['ratio'] or ''!s:<21} {best} {r['ttft_p50_s'] * 1e3:>8.1f} "
             f"{r['gap_p50_s'] * 1e3:>8.2f} {r['gap_p99_s'] * 1e3:>7.2f} {r['floor_share']:>8.0%} {r['peak_rss'] / 1e6:>8,.0f} {cold}"
         )
     lines += [f"       {reason}" for reason in result["missing"].values()]
