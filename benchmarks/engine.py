@@ -1,8 +1,9 @@
 """The engine beside vLLM, transformers and llama.cpp: same models, precision, threads, prompts; interleaved.
 
 Every system is a process of its own that holds its model and works only while it is asked. A round asks all of them, for each batch size,
-for 128 tokens after prompts of 256 (greedy, no end token, drafts and prefix caches off); ratios are taken within a round, so a busy
-machine spoils the speeds and hardly the ratios. Then requests arrive as in the Azure trace, at 70 % of the rate that our engine can bear.
+for 128 tokens after prompts of 256 (greedy, no end token, drafts and prefix caches off), in turns, and keeps the best of each one's
+turns; ratios are taken within a round, so a busy machine spoils the speeds and hardly the ratios. Then requests arrive as in the Azure
+trace, at 70 % of the rate that our engine can bear.
 Figures are kept in --output, one JSON file a model, after every round: run again and it goes on where it stopped; --fresh begins anew.
 
     make peers                                        # once: the peers' own environment
@@ -35,7 +36,7 @@ def measure(name: str, args: argparse.Namespace, file: Path) -> Result:
     specs = [s for s in catalogue(args.threads, max(args.batches), args.output / "gguf") if s.name in args.systems]
     specs = [s for s in specs if s.weights == "bf16" or "1b" in name]
     workers, known = [], facts(model_folder(name, args.model_dir, args.made))
-    plan = {"batches": args.batches, "prompt": args.prompt, "output": args.tokens, "threads": args.threads}
+    plan = {"batches": args.batches, "prompt": args.prompt, "output": args.tokens, "threads": args.threads, "repeats": args.repeats}
     result = _stored(file, name, plan, args.fresh) or {"model": name, "plan": plan, "rounds": [], "systems": {}, "missing": {}} | known
     wanted_load = bool(args.load_requests and args.trace)
     num_rounds = args.rounds or (15 if known["step_bytes"] < 1e8 else 7 if known["step_bytes"] < 1e9 else 4)
@@ -119,6 +120,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--systems", nargs="+", default=names, choices=names, metavar="NAME", help=f"of {', '.join(names)} (default: all)")
     add("--batches", nargs="+", type=int, default=[1, 8, 16], help="requests at once (default: 1 8 16)")
     add("--rounds", type=int, help="rounds counted (default: 15, 7 from 100 MB of weights, 4 from 1 GB)")
+    add("--repeats", type=int, default=3, help="turns of each system within a round, of which its best counts (default: 3)")
     add("--prompt", type=int, default=256, help="tokens of each prompt (default: 256)")
     add("--tokens", type=int, default=128, help="tokens of each output (default: 128)")
     add("--threads", type=int, default=2, help="CPU threads of every system (default: 2)")

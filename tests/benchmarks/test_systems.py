@@ -54,7 +54,7 @@ def spec(name: str, **fields) -> Spec:
 def test_our_engine_as_a_worker(tiny_model_dir: Path):
     worker = Worker(spec("sterna", options={"draft": "off", "num_threads": 1, "max_sequences": 2}), tiny_model_dir)
     try:
-        plan = {"batches": [1, 2], "prompt": 20, "output": 6, "threads": 1}
+        plan = {"batches": [1, 2], "prompt": 20, "output": 6, "threads": 1, "repeats": 2}
         tokens = rounds.code_tokens(tiny_model_dir, None, 300, 40, seed=0)
         assert rounds.warm_up([worker], tokens, [1], 20) == {}
         one = rounds.one_round(0, [worker], tokens, plan, step_bytes=1 << 20)
