@@ -1,16 +1,22 @@
-"""Guessing the next tokens from the request's own text, so that one step can verify several of them.
+"""Guessing the next tokens, so that one step can verify several of them.
 
-Promise: a draft never changes the tokens, only the number of steps; pure Python, deterministic, a few microseconds a token.
-Price: memory linear in the text. After: adaptive n-gram parallel decoding, ANPD (arXiv 2404.08698), N=5, K=7. Unlike its
-published code, the prompt is counted once, no n-gram crosses from the text's tail to its head, and a miss drafts nothing.
+Promise: a draft never changes the tokens, only the number of steps, and is only as long as it earns what verifying it costs; pure
+Python, deterministic. Price: 10 to 15 microseconds a token, memory linear in the text. Beyond ANPD (arXiv 2404.08698, here as
+`AnpdDrafter`): contexts of any length, a store of earlier answers, calibrated chances, drafts ended by expected gain.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-__all__ = ["AnpdDrafter", "Drafter", "Odds", "StepCost"]
+from serve.engine.draft_anpd import AnpdDrafter
+from serve.engine.draft_odds import RECENTS, RECYCLED, SOLE, Odds, cell
+from serve.engine.draft_store import LONGEST, SharedNgrams
+from serve.engine.draft_text import REACH, OwnText
+from serve.engine.step_cost import StepCost
+
+__all__ = ["AnpdDrafter", "Drafter", "NgramDrafter", "Odds", "SharedNgrams", "StepCost"]
 
 
 class Drafter(Protocol):
@@ -20,155 +26,176 @@ class Drafter(Protocol):
         """More of the text: first the prompt, then each emitted run."""
 
     def propose(self, verify_cost: float) -> list[int]:
-        """Likely next tokens. `verify_cost`: what one more verified token costs, in steps' worth of tokens (see `StepCost`)."""
+        """Likely next tokens. `verify_cost`: what verifying one more token costs everyone in the step, in plain steps (see `StepCost`)."""
 
     def judge(self, num_accepted: int) -> None:
         """How many tokens of the last proposal held."""
 
 
-class StepCost:
-    """What one more token in a step costs, learnt from the steps themselves.
+class NgramDrafter:
+    """Drafts from the longest repeats of the request's own text and from earlier answers, each guess with its calibrated chance.
 
-    Fits seconds = base + slope * tokens by least squares over steps, older steps fading. `g` is slope / seconds of a
-    step that serves `num_tokens` tokens. A drafted token that holds with probability a saves its sequence a share a of a
-    step; all sequences wait for its verification, so it earns its cost when a > g * sequences.
+    The next token is drafted while the chance that all guesses so far hold is above what the token costs: verify_cost times the tokens
+    that a plain step's worth of cost gives. With T tokens to emit, the sum over steps of 1 + g·k is least when every drafted token
+    earns, in tokens, at least g times the rate T / Σ(1 + g·k) (Dinkelbach's rule for the best ratio); in a stretch that repeats the rate
+    is higher than elsewhere, so the average of the latest steps' and of this draft's own is taken.
 
-    >>> cost = StepCost(prior_g=0.05)
-    >>> for tokens in (1, 4, 8, 2) * 20: cost.observe(tokens, 0.010 + 0.001 * tokens)
-    >>> round(cost.g(1), 3)
-    0.091
+    >>> drafter = NgramDrafter()
+    >>> drafter.observe([1, 2, 3, 4, 9, 1, 2, 3])
+    >>> drafter.propose(verify_cost=0.02)[:2]
+    [4, 9]
+    >>> drafter.judge(1)
+    >>> drafter.observe([4, 7])
     """
 
-    _FADE = 0.98
-    _PRIOR_WEIGHT = 4.0
+    _CAUTION = 1.2
+    """Products of chances are a little too high: the guess was picked because it looked best."""
+    _FADE = 0.1
+    """Weight of the latest guess in the share of guesses that held."""
+    _TRUSTED = 3
+    """A match of this many tokens goes on after one token that was another."""
+    _RECYCLED = 4096
+    """Tokens whose recycled successor is kept."""
 
-    def __init__(self, prior_g: float = 0.05) -> None:
-        self._prior_g = prior_g
-        self._n = self._x = self._y = self._xx = self._xy = 0.0
-
-    def observe(self, num_tokens: int, seconds: float) -> None:
-        """A step computed `num_tokens` tokens in `seconds`; one far slower than expected (a hiccup) counts less."""
-        if self._n > self._PRIOR_WEIGHT:
-            seconds = min(seconds, 3.0 * self._y / self._n)
-        fade = self._FADE
-        self._n, self._x, self._y = self._n * fade + 1, self._x * fade + num_tokens, self._y * fade + seconds
-        self._xx, self._xy = self._xx * fade + num_tokens**2, self._xy * fade + num_tokens * seconds
-
-    def g(self, num_tokens: int) -> float:
-        """The cost of one more token as a share of a step of `num_tokens` tokens."""
-        if self._n < self._PRIOR_WEIGHT:
-            return self._prior_g
-        mean_x, mean_y = self._x / self._n, self._y / self._n
-        spread = self._xx / self._n - mean_x**2
-        if spread < 0.25:  # every step had the same number of tokens: nothing to learn a slope from
-            return self._prior_g
-        slope = max(self._xy / self._n - mean_x * mean_y, 0.0) / spread
-        base = mean_y + slope * (num_tokens - mean_x)
-        return slope / base if base > slope else 1.0
-
-
-class Odds:
-    """How often a guess holds, by the length of the context it rests on; older guesses fade.
-
-    `parent` (the engine's odds over all requests, say) stands in while there is little experience; at the root, a prior does. Odds
-    that went unused drift back to the parent's, so that a text which turns repetitive is tried again.
-
-    >>> odds = Odds(); before = odds.of(2)
-    >>> odds.learn(2, held=False); odds.of(2) < before
-    True
-    """
-
-    _PRIOR = (0.3, 0.45, 0.6, 0.7, 0.75, 0.8, 0.8, 0.8)  # for contexts of 1, 2, … tokens; the last for all longer ones
-    _WEIGHT, _FADE, _DRIFT = 8.0, 0.95, 0.99
-
-    def __init__(self, parent: Odds | None = None) -> None:
-        self._parent = parent
-        self._held = [0.0] * len(self._PRIOR)
-        self._tried = [0.0] * len(self._PRIOR)
-
-    def of(self, context_length: int) -> float:
-        """The chance that a guess from a context of this many tokens holds."""
-        level = min(context_length, len(self._PRIOR)) - 1
-        prior = self._PRIOR[level] if self._parent is None else self._parent.of(context_length)
-        return (self._held[level] + self._WEIGHT * prior) / (self._tried[level] + self._WEIGHT)
-
-    def learn(self, context_length: int, held: bool) -> None:
-        """A guess was verified."""
-        level = min(context_length, len(self._PRIOR)) - 1
-        self._held[level] = self._held[level] * self._FADE + held
-        self._tried[level] = self._tried[level] * self._FADE + 1
-        if self._parent is not None:
-            self._parent.learn(context_length, held)
-
-    def pass_over(self, context_length: int) -> None:
-        """A guess was not worth its cost."""
-        level = min(context_length, len(self._PRIOR)) - 1
-        self._held[level] *= self._DRIFT
-        self._tried[level] *= self._DRIFT
-        if self._parent is not None:
-            self._parent.pass_over(context_length)
-
-
-class AnpdDrafter:
-    """Multi-level n-grams over the request's own prompt and output, the longest matching context first.
-
-    Each context of 1 … order-1 tokens remembers what followed it, how often, and which follower is now the most frequent
-    (the latest of equals). A draft is grown token by token, each guess joining the context of the next, while the chance
-    that all of it holds is above what verifying the next token costs.
-
-    >>> drafter = AnpdDrafter(order=3, max_draft=4)
-    >>> drafter.observe([1, 2, 3, 9, 1, 2])
-    >>> drafter.propose(verify_cost=0.0)
-    [3, 9, 1, 2]
-    """
-
-    def __init__(self, order: int = 5, max_draft: int = 7, odds: Odds | None = None) -> None:
-        assert order >= 2, order
-        assert max_draft >= 1, max_draft
-        self._longest = order - 1
+    def __init__(self, order: int = 8, max_draft: int = 16, shared: SharedNgrams | None = None, odds: Odds | None = None) -> None:
+        if order < 2 or max_draft < 1:
+            raise ValueError(f"drafter: order {order}, max_draft {max_draft}; use at least 2 and 1")
         self._max_draft = max_draft
-        self._tail: tuple[int, ...] = ()  # the last order-1 tokens of the text
-        self._counts: dict[tuple[int, ...], int] = {}  # (context…, follower) -> how often
-        self._best: dict[tuple[int, ...], int] = {}  # context -> follower
-        self._odds = Odds(odds)
-        self._levels: list[int] = []  # of the last proposal's guesses: the length of their contexts
+        self._text = OwnText(order)
+        self._shared = shared
+        self._odds = odds if odds is not None else shared.odds if shared is not None else Odds()
+        self._luck = 0.5  # share of the latest guesses that held
+        self._resume = (0, -1)  # length and place of a match that was broken by the latest token
+        self._successors: dict[int, int] = {}
+        # the last proposal: (token, chance, cells, length and place of the match) of each guess, the one not worth drafting too
+        self._guesses: list[tuple[int, float, tuple[int, ...], int, int]] = []
+        self._recent, self._asked, self._held, self._cost = 0, False, 0, 1.0
 
     def observe(self, tokens: Iterable[int]) -> None:
-        """Count the n-grams that end in each new token."""
-        counts, best, tail, longest = self._counts, self._best, self._tail, self._longest
-        for token in tokens:
-            for start in range(len(tail)):
-                context = tail[start:]
-                gram = (*context, token)
-                count = counts[gram] = counts.get(gram, 0) + 1
-                champion = best.get(context)
-                if champion is None or count >= counts[(*context, champion)]:
-                    best[context] = token
-            tail = (*tail, token)[-longest:]
-        self._tail = tail
+        """More of the text: first the prompt, then each emitted run."""
+        run = list(tokens)
+        self._resume = (0, -1)
+        if run and self._asked:
+            self._learn(run)
+        self._text.extend(run)
 
     def propose(self, verify_cost: float) -> list[int]:
-        """Up to max_draft tokens; fewer where a longer draft would not earn `verify_cost`, none on a miss."""
+        """Up to max_draft tokens, fewer where a longer draft would not earn `verify_cost` a token; often none."""
+        odds, ahead = self._odds, _Ahead(self._text, self._shared, self._resume, self._successors)
         draft: list[int] = []
-        self._levels = []
-        tail, best, chance = self._tail, self._best, 1.0
-        while len(draft) < self._max_draft:
-            context = next((tail[start:] for start in range(len(tail)) if tail[start:] in best), None)
-            if context is None:
+        self._guesses = guesses = []
+        rate, recent, chance, expected = odds.rate, int(self._luck * (RECENTS - 0.01)), 1.0, 1.0
+        while True:
+            token, log_odds, cells = ahead.guess(odds)
+            if token < 0:
                 break
-            chance *= self._odds.of(len(context))
-            if chance <= verify_cost:
-                self._odds.pass_over(len(context))
+            own = odds.chance(log_odds, len(draft), recent)
+            guesses.append((token, own, cells, ahead.length, ahead.places[0] if ahead.places else -1))
+            chance *= own
+            earned = 0.5 * (rate + expected / (1.0 + verify_cost * len(draft)))
+            if chance <= verify_cost * self._CAUTION * earned or len(draft) == self._max_draft:
                 break
-            draft.append(best[context])
-            self._levels.append(len(context))
-            tail = (*tail, best[context])[-self._longest :]
+            expected += chance
+            draft.append(token)
+            ahead.take(token)
+        self._recent, self._asked, self._held, self._cost = recent, True, 0, 1.0 + verify_cost * len(draft)
         return draft
 
     def judge(self, num_accepted: int) -> None:
-        """Learn the odds: each accepted token held, the one after them (if drafted) did not."""
-        for level in self._levels[:num_accepted]:
-            self._odds.learn(level, held=True)
-        if num_accepted < len(self._levels):
-            self._odds.learn(self._levels[num_accepted], held=False)
-        self._levels = []
+        """How many tokens of the last proposal held; the next run tells what came instead of the first that did not."""
+        self._held = num_accepted
+
+    def recycle(self, tokens: Sequence[int], successors: Sequence[int]) -> None:
+        """The model's likeliest successor of each token it verified, rejected ones too: a guess where no n-gram is known.
+
+        After token recycling (arXiv 2408.08696), reduced to chains in bounded memory.
+        """
+        known = self._successors
+        for token, successor in zip(tokens, successors, strict=True):
+            known.pop(token, None)
+            known[token] = successor
+        while len(known) > self._RECYCLED:
+            del known[next(iter(known))]
+
+    def _learn(self, run: list[int]) -> None:
+        """What the run says of the guesses: those up to the first that failed were put to the test."""
+        self._asked = False
+        self._odds.spend(min(self._held + 1, len(run)), self._cost)
+        for depth, ((token, chance, cells, length, place), truth) in enumerate(zip(self._guesses, run[: self._held + 1], strict=False)):
+            held = token == truth
+            self._odds.learn(cells, chance, held, depth, self._recent)
+            self._luck += self._FADE * (held - self._luck)
+            if place >= 0 and self._text.tokens[place + 1] != truth:
+                if length >= self._TRUSTED:
+                    self._resume = (length, place + 1)
+                break
+            if not held:
+                break
+
+
+class _Ahead:
+    """Where a draft stands: the last tokens, drafted ones included, and what is known of such contexts."""
+
+    __slots__ = ("_resume", "_store", "_successors", "_tail", "_text", "known_length", "length", "places")
+
+    def __init__(self, text: OwnText, store: SharedNgrams | None, resume: tuple[int, int], successors: dict[int, int]) -> None:
+        self._text, self._store, self._tail, self._successors = text, store, text.tail(), successors
+        self.known_length = LONGEST  # no longer context of the tail is in the store
+        self.length, self.places = text.match(self._tail)
+        self._resume = resume
+
+    def guess(self, odds: Odds) -> tuple[int, float, tuple[int, ...]]:
+        """The likeliest next token, its log-odds and their cells; -1 if there is no guess."""
+        places = self.places
+        if len(places) == 1:
+            own, own_cell = self._text.tokens[places[0] + 1], SOLE[self.length]
+        elif places:
+            own, count, total = self._text.follower(places)
+            own_cell = cell(self.length, count, total)
+        else:
+            own, own_cell = self._usual(odds)
+        if self._store is not None:
+            known = self.known_length
+            context = tuple(self._tail[-known:]) if known else ()
+            while context:
+                entry = self._store.find(context)
+                if entry is not None:
+                    self.known_length = known
+                    return odds.weigh(own, own_cell, entry.best, cell(known, entry.count, entry.total), known)
+                context = context[1:]
+                known -= 1
+            self.known_length = 0
+        if own >= 0:
+            return odds.weigh(own, own_cell, -1, 0, 0)
+        recycled = self._successors.get(self._tail[-1], -1)
+        return odds.weigh(-1, 0, recycled, RECYCLED, 0) if recycled >= 0 else (-1, 0.0, ())
+
+    def take(self, token: int) -> None:
+        """The draft goes on with this token."""
+        self._tail.append(token)
+        if self.known_length < LONGEST:
+            self.known_length += 1
+        text = self._text.tokens
+        if len(self.places) == 1:  # the usual case, at half the price
+            place = self.places[0] + 1
+            self.places = [place] if place < len(text) - 1 and text[place] == token else []
+        elif self.places:
+            end = len(text) - 1
+            self.places = [place + 1 for place in self.places if place + 1 < end and text[place + 1] == token]
+        if self.places:
+            if self.length < REACH - 1:
+                self.length += 1
+        else:
+            self.length, self.places = self._text.match(self._tail)
+            self._resume = (0, -1)
+
+    def _usual(self, odds: Odds) -> tuple[int, int]:
+        """A guess where no context of two tokens is known: what usually follows the last one, or the broken match goes on."""
+        usual = self._text.usual(self._tail[-1])
+        length, place = self._resume
+        if place >= 0:
+            resumed = cell(0, length, length)
+            if usual is None or odds.prefers(resumed, cell(1, usual[1], usual[2])):
+                self.length, self.places = 1, [place]
+                return self._text.tokens[place + 1], resumed
+        return (-1, 0) if usual is None else (usual[0], cell(1, usual[1], usual[2]))

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from serve.engine.adapters import AdapterSet
-from serve.engine.attention import FEW
 from serve.engine.blocks import BlockPool, root_hash
 from serve.engine.choices import choose, completion, expand
 from serve.engine.config import EngineConfig
-from serve.engine.draft import AnpdDrafter, Drafter, Odds, StepCost
+from serve.engine.draft import Drafter
+from serve.engine.drafters import Drafters
 from serve.engine.families import read_shape, refusal
 from serve.engine.grammar import Grammars
 from serve.engine.guest import GuestRunner, load_guest
@@ -43,6 +43,7 @@ from serve.engine.schedule import Scheduler
 from serve.engine.score import Pooling, Score, as_pairs, as_tokens, check_lengths, embed, score
 from serve.engine.sequence import Sequence
 from serve.engine.snapshot import Snapshot
+from serve.engine.step_cost import StepCost
 from serve.engine.text import TextStream, Tokenizer
 from serve.engine.weights import Weights, read_config
 
@@ -71,7 +72,7 @@ class Engine:
         self._live: dict[str, Sequence] = {}
         self._ended: list[Emission] = []  # to be told at the next step
         self._step_cost = StepCost()
-        self._odds = Odds()
+        self._drafters = Drafters(config.draft, config.draft_order, config.draft_max, config.draft_shared)
         self._grammars = Grammars(tokenizer, self.shape.vocab_size)
         self._num_arrived = 0
 
@@ -150,7 +151,7 @@ class Engine:
 
     def _drafter(self, request: Request) -> Drafter | None:
         """What drafts for a request."""
-        return AnpdDrafter(self.config.draft_order, self.config.draft_max, self._odds) if self.config.draft == "anpd" else None
+        return self._drafters.of(request.tenant)
 
     def _check(self, request: Request) -> None:
         if request.id in self._live:
@@ -197,17 +198,17 @@ class Engine:
         logits = self.runner.run(batch)
         chosen = verify([Question.of(chunk) for chunk in batch.sampling], logits)
         emissions = self.scheduler.commit(batch, chosen)
-        if all(chunk.end - chunk.start <= FEW for chunk in batch.chunks):
+        if all(chunk.end - chunk.start <= 1 + self.config.draft_max for chunk in batch.chunks):
             self._step_cost.observe(batch.num_tokens, time.perf_counter() - began)
         for emission in emissions:
             if emission.finish_reason:
-                del self._live[emission.request_id]
+                sequence = self._live.pop(emission.request_id)
+                self._drafters.learn(sequence.request.tenant, sequence.emitted)
         return ended + emissions
 
     def _verify_cost(self) -> float:
         """What one more drafted token costs: its share of a step, for each of the sequences that wait for the step."""
-        num_running = max(1, len(self.scheduler.running))
-        return self._step_cost.g(num_running) * num_running
+        return self._step_cost.verify_cost(len(self.scheduler.running))
 
     def generate(
         self,

@@ -50,7 +50,7 @@ def test_a_service_is_measured_with_and_without_drafts(tmp_path, tiny_model_dir,
     )  # fmt: skip
     result = trial(config)
     rows = {row["drafts"]: row for row in result.manifest.metrics["rows"]}
-    assert set(rows) == {"anpd", "off"}
+    assert set(rows) == {"ngram", "off"}
     assert all(row["tokens per second"] > 0 for row in rows.values())
     assert result.manifest.metrics["agreement"] == 1.0, "in float64 drafts change nothing"
     streams = [json.loads(line) for line in (tmp_path / "trial" / "streams.jsonl").read_text().splitlines()]

@@ -1,0 +1,61 @@
+"""Who drafts for a request: a drafter of the configured kind, with what its tenant's earlier answers taught.
+
+Promise: nothing learnt from one tenant's answers reaches another's drafts, whose speed would tell of it; memory is bounded, for the
+tenants not heard of for longest are forgotten. Price: `draft_shared` n-grams for each of at most MOST_TENANTS tenants.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Literal
+
+from serve.engine.draft import AnpdDrafter, Drafter, NgramDrafter, Odds, SharedNgrams
+
+__all__ = ["MOST_TENANTS", "Drafters"]
+
+MOST_TENANTS = 8
+"""Tenants whose answers are remembered at once."""
+
+
+class Drafters:
+    """Drafters by tenant.
+
+    >>> drafters = Drafters("ngram", order=8, max_draft=16, capacity=1000)
+    >>> drafters.learn("one", [1, 2, 3, 1, 2, 3])
+    >>> for tenant in ("one", "other"):
+    ...     drafter = drafters.of(tenant)
+    ...     drafter.observe([7, 1])
+    ...     print(drafter.propose(verify_cost=0.02)[:1])
+    [2]
+    []
+    """
+
+    def __init__(self, kind: Literal["ngram", "anpd", "off"], order: int, max_draft: int, capacity: int) -> None:
+        """`order`: longest n-gram; `capacity`: n-grams of earlier answers kept for a tenant, 0 for none."""
+        self._kind, self._order, self._max_draft, self._capacity = kind, order, max_draft, capacity
+        self._known: OrderedDict[str, SharedNgrams | Odds] = OrderedDict()  # the tenant not heard of for longest first
+
+    def of(self, tenant: str) -> Drafter | None:
+        """A drafter for one more request of the tenant; None where drafts are off."""
+        if self._kind == "off":
+            return None
+        if self._kind == "anpd":
+            return AnpdDrafter(self._order, self._max_draft)
+        known = self._learnt(tenant)
+        if isinstance(known, Odds):
+            return NgramDrafter(self._order, self._max_draft, odds=known)
+        return NgramDrafter(self._order, self._max_draft, known)
+
+    def learn(self, tenant: str, tokens: Sequence[int]) -> None:
+        """A request of the tenant was answered with these tokens."""
+        if self._kind == "ngram" and isinstance(known := self._learnt(tenant), SharedNgrams):
+            known.learn(tokens)
+
+    def _learnt(self, tenant: str) -> SharedNgrams | Odds:
+        if tenant not in self._known:
+            self._known[tenant] = SharedNgrams(self._capacity) if self._capacity else Odds()
+            if len(self._known) > MOST_TENANTS:
+                self._known.popitem(last=False)
+        self._known.move_to_end(tenant)
+        return self._known[tenant]

@@ -1,0 +1,46 @@
+"""Drafters by tenant: what one learns, another never sees; and the forgotten make room."""
+
+from __future__ import annotations
+
+import pytest
+
+from serve.engine.draft import AnpdDrafter, Drafter, NgramDrafter
+from serve.engine.drafters import MOST_TENANTS, Drafters
+
+
+def guess(drafter: Drafter | None) -> list[int]:
+    assert drafter is not None
+    drafter.observe([9, 1, 2])
+    return drafter.propose(0.02)[:1]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("ngram", NgramDrafter), ("anpd", AnpdDrafter), ("off", type(None))])
+def test_the_kind_is_the_configured_one(kind: str, expected: type) -> None:
+    assert isinstance(Drafters(kind, 8, 16, 1000).of(""), expected)
+
+
+def test_answers_teach_their_own_tenant_only() -> None:
+    drafters = Drafters("ngram", 8, 16, 1000)
+    drafters.learn("one", [1, 2, 3] * 4)
+    assert guess(drafters.of("one")) == [3]
+    assert guess(drafters.of("other")) == []
+
+
+def test_without_a_store_answers_teach_nothing_but_the_odds_stay() -> None:
+    drafters = Drafters("ngram", 8, 16, 0)
+    drafters.learn("one", [1, 2, 3] * 4)
+    assert guess(drafters.of("one")) == []
+    first, second = drafters.of("one"), drafters.of("one")
+    assert isinstance(first, NgramDrafter)
+    assert isinstance(second, NgramDrafter)
+    assert first._odds is second._odds
+
+
+def test_the_tenant_not_heard_of_for_longest_is_forgotten() -> None:
+    drafters = Drafters("ngram", 8, 16, 1000)
+    for i in range(MOST_TENANTS):
+        drafters.learn(str(i), [1, 2, 3] * 4)
+    assert guess(drafters.of("0")) == [3]
+    drafters.learn("one more", [1, 2, 3])
+    assert guess(drafters.of("0")) == [3]
+    assert guess(drafters.of("1")) == []
