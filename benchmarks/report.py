@@ -77,6 +77,9 @@ def table(result: dict[str, Any]) -> str:
             f"{r['batch']:>5}  {r['system']:<13} {r['tokens_per_s']:>9,.1f}  {r['ratio'] or ''!s:<21} {best} {r['ttft_p50_s'] * 1e3:>8.1f} "
             f"{r['gap_p50_s'] * 1e3:>8.2f} {r['gap_p99_s'] * 1e3:>7.2f} {r['floor_share']:>8.0%} {r['peak_rss'] / 1e6:>8,.0f} {cold}"
         )
+    same = {name: statistics.median(r["agreement"][name] for r in rounds) for name in rounds[0]["agreement"] if name != OURS}
+    told = ", ".join(f"{name} {share:.0%}" for name, share in same.items())
+    lines.append(f"       answers equal ours up to this share of their length: {told}" if told else "       no peer was measured")
     lines += [f"       {reason}" for reason in result["missing"].values()]
     lines += _load_table(result)
     return "\n".join([*lines, *targets(result)])
