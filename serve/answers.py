@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from statistics import fmean
 from typing import Any
 
 from serve.engine.request import TokenLogprob
@@ -71,7 +72,19 @@ class Answer:
 
     def whole(self) -> dict[str, Any]:
         """The response of a request that does not stream."""
-        return {**self._head(chunk=False), "choices": [self._choice(i) for i in range(len(self.records))], "usage": self.usage()}
+        choices = [{**self._choice(record), "index": index} for index, record in enumerate(self._returned())]
+        return {**self._head(chunk=False), "choices": choices, "usage": self.usage()}
+
+    def _returned(self) -> list[int]:
+        """The records to return: all, or for each prompt the n with the highest mean log-probability per token, the best first."""
+        computed, wanted = self.body.num_computed, self.body.n or 1
+        if computed == wanted:
+            return list(range(len(self.records)))
+        groups = [range(first, first + computed) for first in range(0, len(self.records), computed)]
+        return [index for group in groups for index in sorted(group, key=self._mean_logprob, reverse=True)[:wanted]]
+
+    def _mean_logprob(self, index: int) -> float:
+        return fmean(entry.logprob for part in self.parts[index] for entry in part.logprobs or ())
 
     def usage(self) -> dict[str, Any]:
         """Tokens in and out; a prompt counts once, however many choices it has."""
@@ -102,7 +115,7 @@ class Answer:
         content = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
         extra = {"token_ids": list(self.records[index].tokens)} if self.body.return_token_ids else {}
         logprobs = self._logprobs(self.parts[index], 0)
-        return {"index": index, **content, "logprobs": logprobs, "finish_reason": self._reason(index), **extra}
+        return {**content, "logprobs": logprobs, "finish_reason": self._reason(index), **extra}
 
     def _reason(self, index: int) -> str:
         finish = self.records[index].finish

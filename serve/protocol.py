@@ -4,7 +4,8 @@ Promise: a body is either understood completely or refused with one OpenAI error
 routinely and what cannot change the answer (`user`, `store`, …) is accepted and ignored; anything that would change the
 answer and is not supported is refused, never dropped. Every engine request leaves here with a seed, so that whoever
 continues it elsewhere draws the same tokens.
-Price: one pydantic validation. Source: OpenAI's API reference; `top_k`, `ignore_eos`, `stop_token_ids` and `return_token_ids` follow vLLM.
+Price: one pydantic validation. Source: OpenAI's API reference; `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos`,
+`stop_token_ids`, `structured_outputs` and `return_token_ids` follow vLLM.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from serve.engine.request import Request, Sampling
+from serve.structured import ResponseFormat, StructuredOutputs
 
 __all__ = ["ApiError", "ChatRequest", "CompletionRequest", "StreamOptions", "engine_requests", "read_body", "token_prompts"]
 
@@ -47,6 +49,7 @@ def _supported(value: Any) -> Any:
 
 Unsupported = Annotated[Any, AfterValidator(_supported)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0)]
 
 
@@ -66,18 +69,23 @@ class _Common(_Body):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Probability | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool = False
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
-    presence_penalty: Unsupported = None
-    frequency_penalty: Unsupported = None
-    logit_bias: Unsupported = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     user: Any = None
     metadata: Any = None
     store: Any = None
@@ -91,12 +99,20 @@ class _Common(_Body):
             raise ValueError("stop: at most 16 stop strings, none of them empty")
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: only allowed when stream is true")
+        if self.structured_outputs is not None and self.response_format is not None and self.response_format.options:
+            raise ValueError("structured_outputs: given together with response_format; use only one of them")
         return self
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """The stop strings, however they were written."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def grammar(self) -> dict[str, str]:
+        """What the answer is held to, as fields of `Sampling`."""
+        asked = self.structured_outputs or self.response_format
+        return {} if asked is None else asked.options
 
     @property
     def include_usage(self) -> bool:
@@ -111,12 +127,14 @@ class CompletionRequest(_Common):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Unsupported = None
     suffix: Unsupported = None
-    best_of: int | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
 
     @model_validator(mode="after")
     def _check_completion(self) -> CompletionRequest:
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError("best_of: must equal n or be left out")
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise ValueError("best_of: must be at least n")
+        if self.stream and self.num_computed > (self.n or 1):
+            raise ValueError("best_of: the best are known at the end only, so more than n cannot be streamed")
         if not self.prompt:
             raise ValueError("prompt: must not be empty")
         return self
@@ -130,6 +148,11 @@ class CompletionRequest(_Common):
     def limit(self) -> int | None:
         """Tokens to generate; OpenAI's default for completions is 16."""
         return self.max_tokens or 16
+
+    @property
+    def num_computed(self) -> int:
+        """Choices to compute for each prompt, of which the best n are returned."""
+        return self.best_of or self.n or 1
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -159,7 +182,6 @@ class ChatRequest(_Common):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: Unsupported = None
     tools: Unsupported = None
     tool_choice: Unsupported = None
     functions: Unsupported = None
@@ -184,6 +206,11 @@ class ChatRequest(_Common):
     def limit(self) -> int | None:
         """Tokens to generate; None: as many as the context holds."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def num_computed(self) -> int:
+        """Choices to compute."""
+        return self.n or 1
 
     @property
     def turns(self) -> list[dict[str, str]]:
@@ -226,9 +253,10 @@ def engine_requests(
     `seed` is used where the client gave none. Raises ApiError 400 (`context_length_exceeded`) where prompt and answer do
     not fit into `max_length` tokens.
     """
-    choices = body.n or 1
+    choices = body.num_computed
     if choices * len(prompts) > MAX_CHOICES:
-        raise ApiError(400, f"n: {len(prompts)} prompts times n={choices} is more than {MAX_CHOICES} choices", param="n")
+        name = "n" if choices == (body.n or 1) else "best_of"
+        raise ApiError(400, f"{name}: {len(prompts)} prompts times {name}={choices} is more than {MAX_CHOICES} choices", param=name)
     return [
         Request(id=f"{request_id}-{p * choices + c}", prompt=prompt, sampling=_sampling(body, prompt, seed, max_length), choice=c)
         for p, prompt in enumerate(prompts)
@@ -246,17 +274,29 @@ def _sampling(body: CompletionRequest | ChatRequest, prompt: tuple[int, ...], se
             f"{len(prompt) + wanted}; shorten the prompt or ask for fewer tokens"
         )
         raise ApiError(400, message, param=param, code="context_length_exceeded")
-    return Sampling(
-        max_tokens=wanted,
-        temperature=1.0 if body.temperature is None else body.temperature,
-        top_k=body.top_k or 0,
-        top_p=1.0 if body.top_p is None else max(body.top_p, 1e-9),  # OpenAI allows 0: the likeliest token alone
-        seed=seed if body.seed is None else body.seed,
-        stop=body.stop_strings,
-        stop_token_ids=tuple(body.stop_token_ids or ()),
-        ignore_eos=body.ignore_eos,
-        logprobs=body.num_logprobs,
-    )
+    compares = body.num_computed > (body.n or 1)
+    fields: dict[str, Any] = {
+        "max_tokens": wanted,
+        "min_tokens": body.min_tokens,
+        "temperature": body.temperature,
+        "top_k": body.top_k,
+        "top_p": None if body.top_p is None else max(body.top_p, 1e-9),  # OpenAI allows 0: the likeliest token alone
+        "min_p": body.min_p,
+        "repetition_penalty": body.repetition_penalty,
+        "presence_penalty": body.presence_penalty,
+        "frequency_penalty": body.frequency_penalty,
+        "logit_bias": body.logit_bias,
+        "seed": seed if body.seed is None else body.seed,
+        "stop": body.stop_strings,
+        "stop_token_ids": body.stop_token_ids,
+        "ignore_eos": body.ignore_eos,
+        "logprobs": 0 if compares and body.num_logprobs is None else body.num_logprobs,
+        **body.grammar,
+    }
+    try:
+        return Sampling(**{name: value for name, value in fields.items() if value is not None})
+    except ValueError as error:
+        raise ApiError(400, str(error), param=str(error).split(":")[0]) from None
 
 
 def _flat(content: str | list[_TextPart]) -> str:

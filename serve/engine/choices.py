@@ -17,14 +17,15 @@ __all__ = ["choose", "completion", "expand"]
 
 
 def expand(name: str, prompt: tuple[int, ...], sampling: Sampling) -> list[Request]:
-    """One request for each choice to compute, called name-0, name-1, …, all with one seed.
+    """One request for each choice to compute, all with one seed: `name` if it is the only one, else name-0, name-1, …
 
     With `best_of`, each token's log-probability is asked for, to compare the choices by.
     """
     seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
     logprobs = 0 if sampling.best_of is not None and sampling.logprobs is None else sampling.logprobs
     sampling = replace(sampling, seed=seed, logprobs=logprobs)
-    return [Request(id=f"{name}-{c}", prompt=prompt, sampling=sampling, choice=c) for c in range(sampling.best_of or sampling.n)]
+    count = sampling.best_of or sampling.n
+    return [Request(id=name if count == 1 else f"{name}-{c}", prompt=prompt, sampling=sampling, choice=c) for c in range(count)]
 
 
 def choose(sampling: Sampling, completions: Series[Completion]) -> Completion:

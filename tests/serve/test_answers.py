@@ -50,6 +50,22 @@ def test_completion_chunks_make_the_whole() -> None:
     }
 
 
+def test_best_of_returns_the_likeliest_of_each_prompt() -> None:
+    body = read_body(b'{"model": "tern", "prompt": ["p", "q"], "n": 2, "best_of": 3}', CompletionRequest, models=["tern"])
+    records = [Record(Request(id=f"r-{i}", prompt=(1,), sampling=Sampling(logprobs=0), choice=i % 3)) for i in range(6)]
+    answer = Answer(body, "id", 1, str, records)
+    means = [-3.0, -1.0, -2.0, -1.0, -5.0, -1.0]
+    for index, (record, mean) in enumerate(zip(records, means, strict=True)):
+        attempt, _ = record.resume()
+        tokens, logprobs = (5,) * (index + 1), (TokenLogprob(5, mean),) * (index + 1)
+        answer.add(index, record.take(attempt, Tokens(0, tokens, 0, f"text {index}", logprobs)))
+        record.take(attempt, Done(Tokens(index + 1, (), 6, ""), "length"))
+    response = answer.whole()
+    found = [(choice["index"], choice["text"], choice["logprobs"]) for choice in response["choices"]]
+    assert found == [(0, "text 1", None), (1, "text 2", None), (2, "text 3", None), (3, "text 5", None)]
+    assert response["usage"]["completion_tokens"] == 21
+
+
 def test_usage_counts_a_prompt_once() -> None:
     answer, _ = answered(CompletionRequest, prompt="p", n=2)
     usage = answer.usage()

@@ -34,19 +34,30 @@ def chat(**fields: Any) -> ChatRequest:
         ({"stop": [""]}, "stop"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"bogus": 1}}, "stream_options.bogus"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"logit_bias": {"5": 3}}, "logit_bias"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"presence_penalty": -2.5}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"min_tokens": 17}, "min_tokens"),
+        ({"logit_bias": {"five": 3}}, "logit_bias.five"),
+        ({"logit_bias": {"5": 300}}, "logit_bias.5"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a" * 100_001}}, "regex"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [-1]}, "prompt[0]"),
         ({"prompt": 5}, "prompt"),
-        ({"best_of": 3}, "best_of"),
+        ({"best_of": 1, "n": 2}, "best_of"),
+        ({"best_of": 3, "stream": True}, "best_of"),
         ({"echo": True}, "echo"),
         ({"tempreature": 1}, "tempreature"),
     ],
 )
 def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(ApiError) as caught:
-        completion(**fields)
+        engine_requests(completion(**fields), [(1,)], request_id="c", seed=0, max_length=64)
     assert (caught.value.status, caught.value.param) == (400, param)
     assert caught.value.message.startswith(param)
     assert caught.value.body()["error"]["type"] == "invalid_request_error"
@@ -61,7 +72,9 @@ def test_a_bad_field_is_named(fields: dict[str, Any], param: str) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "text": "x"}]}]}, "messages[0].content[0].type"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema.schema"),
     ],
 )
 def test_a_bad_chat_field_is_named(fields: dict[str, Any], param: str) -> None:
@@ -124,6 +137,44 @@ def test_a_request_without_a_seed_is_given_one_and_openais_defaults() -> None:
         chat(max_completion_tokens=3, logprobs=True, top_logprobs=2), [(1,)], request_id="c", seed=5, max_length=16
     )
     assert (request.sampling.max_tokens, request.sampling.logprobs) == (3, 2)
+
+
+def test_options_reach_the_engine() -> None:
+    fields = {"min_p": 0.1, "min_tokens": 2, "repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": -0.5}
+    (request,) = engine_requests(completion(**fields, logit_bias={"7": -3}), [(1,)], request_id="c", seed=5, max_length=64)
+    assert {name: getattr(request.sampling, name) for name in fields} == fields
+    assert request.sampling.logit_bias == ((7, -3.0),)
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "value"),
+    [
+        ({"response_format": {"type": "json_object"}}, "json_schema", '{"type":"object"}'),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "null"}}}},
+            "json_schema",
+            '{"type": "null"}',
+        ),
+        ({"structured_outputs": {"json": {"type": "null"}}}, "json_schema", '{"type": "null"}'),
+        ({"structured_outputs": {"json": "true"}}, "json_schema", "true"),
+        ({"structured_outputs": {"json_object": True}}, "json_schema", '{"type":"object"}'),
+        ({"structured_outputs": {"regex": "a+"}, "response_format": {"type": "text"}}, "regex", "a+"),
+        ({"structured_outputs": {"choice": ['y"es', "no"]}}, "grammar", 'root ::= "y\\"es" | "no"'),
+        ({"structured_outputs": {"grammar": 'root ::= "a"'}}, "grammar", 'root ::= "a"'),
+    ],
+)
+def test_an_answer_may_be_held_to_a_grammar(fields: dict[str, Any], name: str, value: str) -> None:
+    for body in (completion(**fields), chat(**fields)):
+        (request,) = engine_requests(body, [(1,)], request_id="c", seed=5, max_length=64)
+        found = {each: getattr(request.sampling, each) for each in ("json_schema", "regex", "grammar")}
+        assert found == {**dict.fromkeys(found), name: value}
+
+
+def test_best_of_computes_more_choices_than_it_returns() -> None:
+    requests = engine_requests(completion(n=2, best_of=3, prompt=["a", "b"]), [(1,), (2,)], request_id="c", seed=5, max_length=64)
+    assert [(r.prompt, r.choice, r.sampling.logprobs) for r in requests] == [((p,), c, 0) for p in (1, 2) for c in range(3)]
+    with pytest.raises(ApiError, match="best_of: 2 prompts times best_of=100 is more than 128"):
+        engine_requests(completion(best_of=100), [(1,), (2,)], request_id="c", seed=0, max_length=64)
 
 
 @pytest.mark.parametrize(("fields", "length"), [({"max_tokens": 15}, 2), ({}, 16)])

@@ -29,6 +29,7 @@ def test_all_choices_share_a_seed_and_are_numbered() -> None:
     assert len({r.sampling.seed for r in requests}) == 1
     assert requests[0].sampling.seed is not None
     assert expand("x", (1,), Sampling(n=2, seed=7))[1].sampling.seed == 7
+    assert [r.id for r in expand("x", (1,), Sampling())] == ["x"]
 
 
 def test_best_of_ranks_by_the_mean_and_of_equals_takes_the_first() -> None:
