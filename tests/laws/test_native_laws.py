@@ -25,18 +25,22 @@ ENGINES: dict[str, dict[str, object]] = {
     "batched": {"draft": "off"},
     "drafted": {"draft_max": 5},
     "chunked": {"max_tokens_per_step": 9, "max_sequences": 4},
-    "few blocks": {"num_blocks": 15},
-    "few blocks, swapped": {"num_blocks": 15, "preempt": "swap", "prefix_cache": False},
+    "few blocks": {"num_blocks": 11},
+    "few blocks, swapped": {"num_blocks": 11, "preempt": "swap", "prefix_cache": False},
 }
 
 
-def make_requests(seed: int, vocab_size: int) -> list[Request]:
+LINES = ["    total = total + 1\n", "    print(index)\n", "assert add(1, 2) == 3\n"]
+
+
+def make_requests(seed: int, engine: Engine) -> list[Request]:
     """Repetitive prompts, so that drafts hold; a shared prefix of more than a block."""
+    vocab_size = engine.shape.vocab_size
     rng = random.Random(seed)
     shared = tuple(rng.randrange(4, vocab_size) for _ in range(37))
     requests = []
     for i in range(6):
-        motif = tuple(rng.randrange(4, vocab_size) for _ in range(rng.choice([2, 3, 4])))
+        motif = tuple(engine.tokenizer.encode(LINES[i % 3])) if i < 4 else (7, 8)
         sampling = Sampling(
             max_tokens=rng.randrange(15, 40),
             temperature=rng.choice([0.0, 0.9]),
@@ -45,7 +49,7 @@ def make_requests(seed: int, vocab_size: int) -> list[Request]:
             ignore_eos=True,
             top_k=rng.choice([0, 9]),
         )
-        requests.append(Request(id=f"r{i}", prompt=(shared if i % 2 else ()) + motif * rng.randrange(2, 12), sampling=sampling))
+        requests.append(Request(id=f"r{i}", prompt=(shared if i % 2 else ()) + motif * rng.randrange(3, 6), sampling=sampling))
     return requests
 
 
@@ -60,13 +64,16 @@ def told(completions: list[Completion]) -> list[object]:
 
 @pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
 @pytest.mark.parametrize("model", ["tiny", "tiny-code"])
-def test_company_changes_no_bit(model: str, kv_dtype: str, request: pytest.FixtureRequest, tiny_model_dir: Path) -> None:
+def test_company_changes_no_bit(
+    model: str, kv_dtype: str, request: pytest.FixtureRequest, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "_verify_cost", lambda self: 0.0)  # draft however slow this machine is
     folder = tiny_model_dir if model == "tiny" else request.getfixturevalue("models_dir") / "tiny-code"
     common = {"dtype": "bfloat16", "kernels": "native", "max_sequences": 5, "num_blocks": 200, "kv_dtype": kv_dtype}
     engines = {name: Engine.load(folder, EngineConfig(**{**common, **fields})) for name, fields in ENGINES.items()}
     assert all(isinstance(engine.runner, NativeRunner) for engine in engines.values())
     for seed in range(2 if model == "tiny" else 1):
-        requests = make_requests(seed, engines["plain"].shape.vocab_size)
+        requests = make_requests(seed, engines["plain"])
         expected = run(engines["plain"], requests)
         for name, engine in engines.items():
             assert told(run(engine, requests)) == told(expected), name
@@ -90,11 +97,10 @@ def check_scores(engine: Engine, requests: list[Request], completions: list[Comp
 
 def test_threads_change_no_bit(tiny_model_dir: Path) -> None:
     before, answers = torch.get_num_threads(), []
-    requests = make_requests(3, 400)
     try:
         for num_threads in (1, 2, 3):
             engine = Engine.load(tiny_model_dir, EngineConfig(dtype="bfloat16", kernels="native", num_threads=num_threads))
-            answers.append(told(run(engine, requests)))
+            answers.append(told(run(engine, make_requests(3, engine))))
     finally:
         torch.set_num_threads(before)
     assert answers[0] == answers[1] == answers[2]
