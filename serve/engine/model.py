@@ -40,7 +40,8 @@ class Model:
         self._embedding = weights.tensor(f"{parts.embedding}.weight")
         self._layers = weights.side_by_side(partial(_Layer, shape, weights), parts.layers)
         self._norm = _Norm(shape, weights, parts.norm)
-        self._head: Linear = Dense(self._embedding) if parts.head is None else weights.linear(parts.head)
+        shared = parts.head is None and not weights.all_native  # our own kernels want the matrix in their own layout
+        self._head: Linear = Dense(self._embedding) if shared else weights.linear(parts.head or parts.embedding)
         self._rotaries = [_Rotary(Rotation(rope, max_length, device), dtype) for rope in shape.ropes]
 
     @torch.inference_mode()

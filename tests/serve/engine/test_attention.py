@@ -61,3 +61,33 @@ def test_padding_only_joins_sequences_of_similar_length() -> None:
     spans = sorted([Span(1000, 1, range(63)), Span(30, 1, range(2)), Span(900, 1, range(57)), Span(0, 40, range(3))], key=order)
     groups = [[span.start for span in group] for group in _grouped(spans, 16)]
     assert groups == [[1000, 900], [30], [0]]
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_copied_blocks_are_the_same_blocks_elsewhere(quantised: bool) -> None:
+    def make() -> KvCache:
+        return KvCache(3, KV_HEADS, DIM, 9, SIZE, torch.bfloat16, torch.device("cpu"), quantised)
+
+    cache, moved = make(), make()
+    for layer in range(3):
+        cache.write(layer, torch.arange(8, 20), random_kv(12, layer).bfloat16())  # blocks 2, 3, 4
+    copy = cache.copy_out([4, 2, 3])
+    assert copy.dtype == torch.uint8
+    assert copy.shape == (3, cache.bytes_per_block)
+    moved.copy_in([7, 0, 5], copy)
+    for layer in range(3):
+        before, after = (c.read(layer, torch.tensor(t), 1) for c, t in ((cache, [2, 3, 4]), (moved, [0, 5, 7])))
+        assert torch.equal(before, after)
+        assert before.abs().sum() > 0
+
+
+def test_int8_blocks_hold_half_the_bytes_and_nearly_the_values() -> None:
+    cache = KvCache(1, KV_HEADS, 64, 5, SIZE, torch.float32, torch.device("cpu"), quantised=True)
+    kv = torch.randn(2, KV_HEADS, 8, 64, generator=torch.Generator().manual_seed(0))
+    kv[0, 0, 3] = 0.0
+    cache.write(0, torch.arange(4, 12), kv)
+    read = cache.read(0, torch.tensor([1, 2]), 1)[:, :, 0]
+    assert (read - kv).abs().max() <= kv.abs().max() / 127 / 2 * 1.001
+    assert torch.equal(read[0, 0, 3], kv[0, 0, 3])
+    wide = KvCache(1, KV_HEADS, 64, 5, SIZE, torch.bfloat16, torch.device("cpu"))
+    assert cache.bytes_per_block == wide.bytes_per_block * 68 / 128
