@@ -8,7 +8,9 @@ values plus 128 or 8, lowest bits first), `weight_scale` and `weight_shape`.
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +44,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"model: {folder}: broken JSON in config.json or generation_config.json ({error}); save the model again") from None
     return config
+
+
+def _matrix(module: str) -> str:
+    return module if module.endswith("]") else f"{module}.weight"
+
+
+def _let_go(raw: Tensor) -> None:
+    """Drop the pages of a tensor fresh from its file: it has been copied. Else a model is in memory twice while it loads."""
+    page = mmap.PAGESIZE
+    start, end = -(-raw.data_ptr() // page) * page, (raw.data_ptr() + raw.nbytes) // page * page
+    if end > start and hasattr(mmap, "MADV_DONTNEED"):
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -106,7 +120,12 @@ class Weights:
 
     def linear(self, *modules: str) -> Linear:
         """The projections `modules` (all of the same input), stacked into one; NAME[i] is a matrix of a stacked tensor."""
-        return fuse([self._projection(module) for module in modules], native=self._native)
+        stored = [self._projection(module) for module in modules]
+        made = fuse(stored, native=self._native)
+        if self._native:  # our own kernels have copied them
+            for module in modules:
+                _let_go(self.raw(_matrix(module) if f"{module}.weight_packed" not in self else f"{module}.weight_packed"))
+        return made
 
     def side_by_side(self, make: Callable[[int, Part], Made], parts: Sequence[Part]) -> list[Made]:
         """[make(0, parts[0]), make(1, parts[1]), …], on all cores where our own kernels pack (torch's bring their own threads)."""
@@ -118,7 +137,7 @@ class Weights:
     def _projection(self, module: str) -> Stored:
         bias = self.optional(f"{module}.bias")
         if f"{module}.weight_packed" not in self:
-            return Stored(self.tensor(module if module.endswith("]") else f"{module}.weight"), bias)
+            return Stored(self.tensor(_matrix(module)), bias)
         scheme = self._quantisation.scheme(module)
         if scheme is None or f"{module}.weight_g_idx" in self:
             why = "its columns are in another order (activation order)" if scheme else "no config group names it"
