@@ -51,11 +51,18 @@ $(PEERS_READY): benchmarks/peers.txt
 	|| echo "make: llama.cpp could not be compiled (the lines above say why); benchmarks will name it as missing" >&2
 	@touch $@
 
-# Each line goes on where it stopped, so an interrupted `make prove` is simply run again.
+# Each line goes on where it stopped, or is passed over when its figures are there, so an interrupted `make prove` is simply run again;
+# delete runs/ (or add --fresh) to measure anew. On 2 free cores: slow tests some minutes, the long run 30, the four small ones 10,
+# drafting 15, the engine beside its peers about 90 (the 1B shape takes most of it).
 prove: $(READY) $(PEERS_READY)  ## the long proofs: slow tests, the long run, benchmarks beside their peers
 	$(BIN)/python -m pytest -m slow tests
+	mkdir -p runs
 	$(BIN)/python -m benchmarks.soak --minutes 30
-	$(BIN)/python -m benchmarks.draft_replay --json runs/draft-replay.json
+	test -e runs/draft_replay.json || $(BIN)/python -m benchmarks.draft_replay --data $(STERNA_DATA)/draft/vicuna7b-mtbench.jsonl.gz \
+	--json runs/draft_replay.json --plot runs/draft_replay.png
+	test -e runs/policies.json || $(BIN)/python -m benchmarks.policies --trace $(STERNA_DATA)/traces/load/azure-conversation.csv --json runs/policies.json
+	test -e runs/overhead.json || $(BIN)/python -m benchmarks.overhead --model $(STERNA_MODELS)/tiny-code --json runs/overhead.json
+	test -e runs/sampling.json || $(BIN)/python -m benchmarks.sampling --json runs/sampling.json
 	$(BIN)/python -m benchmarks.drafting
 	$(BIN)/python -m benchmarks.engine
 
