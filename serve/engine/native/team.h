@@ -26,7 +26,7 @@ public:
             return;
         }
         for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; spins++) {
-            if (spins < 300) _mm_pause();
+            if (spins < 500) _mm_pause();
             else sched_yield();
         }
     }
