@@ -118,7 +118,8 @@ class _Layer:
 
     def _added(self, x: Tensor, y: Tensor, norm: _Norm | None) -> Tensor:
         y = y if norm is None else norm(y)
-        return torch.add(x, y, alpha=self._shape.residual_multiplier)
+        factor = self._shape.residual_multiplier
+        return x + y if factor == 1 else x + y * factor  # add's alpha rounds otherwise at the end of a row than within
 
 
 class _Mlp:

@@ -14,6 +14,7 @@ from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.families import FAMILIES
 from serve.engine.model import Attend
+from serve.engine.native.library import native
 from serve.engine.request import Sampling
 from serve.engine.shape import Shape
 
@@ -205,6 +206,23 @@ def test_odd_families_run_in_bfloat16(case: str, tmp_path: Path, tiny_model_dir:
     tokens = list(range(5, 45))
     half, full = (Engine.load(tmp_path, EngineConfig(dtype=dtype)).logits(tokens).double() for dtype in ("bfloat16", "float64"))
     assert float((half - full).abs().median() / full.std()) < 0.03
+
+
+@pytest.mark.parametrize("case", ["gemma3", "mixtral", "qwen2 moe", "olmo2", "starcoder2", "stablelm parallel", "smollm3", "granite moe"])
+def test_on_our_own_kernels_a_token_is_the_same_alone_or_in_company(case: str, tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Bit by bit in bfloat16, for what the native stack runs as for what it leaves to the lean decoder."""
+    if not native("auto"):
+        pytest.skip("our own kernels do not run here")
+    family, changes = CASES[case]
+    save_model(
+        tmp_path, family, tiny_model_dir, **changes | {"num_attention_heads": 3, "num_key_value_heads": 1}
+    )  # heads of 16, as kernels like
+    engine = Engine.load(tmp_path, EngineConfig(dtype="bfloat16", block_size=16, prefix_cache=False, draft="off"))
+    sampling = Sampling(temperature=0, max_tokens=12, ignore_eos=True, logprobs=2)
+    prompts = [[5 + i, *range(9, 12 + 7 * i)] for i in range(5)]
+    together = engine.generate(prompts, sampling)
+    alone = [engine.generate([prompt], sampling)[0] for prompt in prompts]
+    assert [(a.tokens, a.logprobs) for a in alone] == [(a.tokens, a.logprobs) for a in together]
 
 
 def test_tied_heads_share_the_embedding_and_mapped_weights_are_not_copied(tiny_model_dir: Path) -> None:
