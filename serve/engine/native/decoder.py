@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -69,19 +70,23 @@ class Pass:
     """What one call computes: tokens span after span, and the rows whose logits are wanted."""
 
     def __init__(self) -> None:
-        self.plan, self.tables, self.tokens, self.rows = array("i"), array("i"), array("i"), array("i")
-        self.num_spans = self.end = 0
+        self.plan: list[int] = []
+        self.tables: list[int] = []
+        self.tokens: list[int] = []
+        self.rows: list[int] = []
+        self.end = 0
         """The greatest position plus 1."""
 
-    def add(self, start: int, tokens: list[int], blocks: list[int], num_rows: int) -> None:
+    def add(self, start: int, tokens: list[int], blocks: Sequence[int], num_rows: int) -> None:
         """Tokens at positions start …, KV in `blocks`; logits of the last `num_rows`."""
-        self.plan.extend((start, len(tokens), len(self.tables)))
-        self.tables.extend(blocks)
-        self.tokens.extend(tokens)
+        length = len(tokens)
+        self.plan += (start, length, len(self.tables))
+        self.tables += blocks
+        self.tokens += tokens
         total = len(self.tokens)
-        self.rows.extend(range(total - num_rows, total))
-        self.num_spans += 1
-        self.end = max(self.end, start + len(tokens))
+        self.rows += range(total - num_rows, total)
+        if start + length > self.end:
+            self.end = start + length
 
 
 class NativeDecoder:
@@ -173,17 +178,18 @@ class NativeDecoder:
         """Logits [R, vocab] of the wanted rows, or their final states [R, hidden]; float32. Writes the KV of every token."""
         self._turn_upto(work.end)
         num_rows = len(work.rows)
+        plan, tables, tokens, rows = (array("i", values) for values in (work.plan, work.tables, work.tokens, work.rows))
         out = torch.empty(num_rows, self.shape.hidden_size if states else self.shape.vocab_size)
         address = out.data_ptr()
         self._run(
             self._workspace.address,
             self._address,
             cache.address,
-            work.plan.buffer_info()[0],
-            work.num_spans,
-            work.tables.buffer_info()[0],
-            work.tokens.buffer_info()[0],
-            work.rows.buffer_info()[0],
+            plan.buffer_info()[0],
+            len(plan) // 3,
+            tables.buffer_info()[0],
+            tokens.buffer_info()[0],
+            rows.buffer_info()[0],
             num_rows,
             ctypes.addressof(self._cosines),
             ctypes.addressof(self._sines),
