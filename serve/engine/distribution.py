@@ -13,12 +13,9 @@ from collections.abc import Sequence as Series
 import torch
 from torch import Tensor
 
-from serve.engine.request import Sampling
+from serve.engine.request import COLDEST, Sampling
 
-__all__ = ["COLDEST", "draw", "processed"]
-
-COLDEST = 1e-300
-"""Temperatures below this count as this: their reciprocal would be infinite, and only the likeliest are left here already."""
+__all__ = ["draw", "processed"]
 
 
 def processed(logits: Tensor, samplings: Series[Sampling]) -> Tensor:

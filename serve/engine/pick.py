@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.engine.request import Sampling
+from serve.engine.request import COLDEST, Sampling
 
 __all__ = ["pick", "reach"]
 
@@ -24,7 +24,6 @@ _NUCLEUS = (128, 2048)
 """Numbers of likeliest tokens among which the top-p set is looked for first."""
 _BLOCK = 256
 """Weights summed as one before the block that holds the drawn token is looked through."""
-_COLDEST = 1e-300
 
 
 def pick(row: Row, top: float, sampling: Sampling, uniform: float) -> int:
@@ -35,7 +34,7 @@ def pick(row: Row, top: float, sampling: Sampling, uniform: float) -> int:
         row = row[tokens]
     weights = row.astype(np.float64)
     weights -= top
-    weights /= max(sampling.temperature, _COLDEST)
+    weights *= 1.0 / max(sampling.temperature, COLDEST)
     np.exp(weights, out=weights)  # the likeliest token's is 1
     if sampling.top_p < 1.0:
         kept = _nucleus(row, weights, sampling.top_p)

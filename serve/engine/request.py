@@ -17,6 +17,8 @@ __all__ = ["Completion", "Emission", "FinishReason", "Request", "Run", "Sampling
 
 FinishReason = Literal["stop", "length", "cancelled"]
 MAX_STOPS = 16
+COLDEST = 1e-200
+"""Temperatures below this count as this: only the likeliest are left here already, and nothing divided by it overflows."""
 MAX_GRAMMAR = 100_000
 """Characters of a schema, regular expression or grammar."""
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence as Series
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -91,7 +92,10 @@ def _verify_here(questions: Series[Question], logits: Tensor) -> list[Answer]:
     answers, row = [], 0
     for question in questions:
         end = row + len(question.draft) + 1
-        rows = table[row:end] if question.rules is None else _ruled(question, logits[row:end]).numpy()
+        rows = table[row:end]
+        if question.rules is not None:
+            rows = rows.astype(np.float64)
+            question.rules.apply(rows, question.draft)
         likeliest = best[row:end] if best is not None else rows.argmax(-1).tolist()
         answers.append((likeliest if question.sampling.temperature == 0 else _drawn(question, rows, likeliest), likeliest))
         row = end
@@ -118,7 +122,7 @@ def _verify_there(questions: Series[Question], logits: Tensor) -> list[Answer]:
         logits = logits.to(torch.float64, copy=True)
         for question, span in zip(questions, spans, strict=True):
             if question.rules is not None:
-                question.rules.apply(logits[span], question.draft)
+                question.rules.apply_there(logits[span], question.draft)
     likeliest = logits.argmax(-1)
     drawn = likeliest
     sampled = [(q, span.start + i, i) for q, span in zip(questions, spans, strict=True) if q.sampling.temperature for i in _rows(q)]
@@ -132,14 +136,6 @@ def _verify_there(questions: Series[Question], logits: Tensor) -> list[Answer]:
 
 def _rows(question: Question) -> range:
     return range(len(question.draft) + 1)
-
-
-def _ruled(question: Question, logits: Tensor) -> Tensor:
-    """A sequence's logits as its rules make them: a copy in float64."""
-    assert question.rules is not None
-    logits = logits.to(torch.float64, copy=True)
-    question.rules.apply(logits, question.draft)
-    return logits
 
 
 def _held(draft: Series[int], drawn: list[int]) -> list[int]:

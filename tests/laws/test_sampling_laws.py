@@ -184,7 +184,7 @@ def probability(sampling: Sampling, outcome: Sequence[int]) -> float:
     for i, token in enumerate(outcome):
         logits = toy_logits([*prompt, *outcome[:i]])[None]
         if found is not None:
-            found.apply(logits, [])
+            found.apply(logits.numpy(), [])
         total *= float(processed(logits, [sampling])[0, token])
         if token == 0 or (found is not None and total > 0 and found.append(token)):
             return total if i == len(outcome) - 1 else 0.0

@@ -27,9 +27,11 @@ def applied(logits: torch.Tensor, prompt: list[int], output: list[int], draft: l
     assert isinstance(found, Rules)
     for token in output:
         assert not found.append(token)
-    logits = logits.clone()
-    found.apply(logits, draft)
-    return logits
+    here, there = logits.numpy().copy(), logits.clone()
+    found.apply(here, draft)
+    found.apply_there(there, draft)
+    assert torch.equal(torch.from_numpy(here), there), "the same on a device"
+    return there
 
 
 @given(st.integers(0, 10**6), tokens, tokens, st.sampled_from([0.5, 1.3, 4.0]))
@@ -61,7 +63,7 @@ def test_presence_and_frequency_count_the_output_only(
 ) -> None:
     """OpenAI's formula: mu[j] - c[j] * frequency - (c[j] > 0) * presence."""
     counts = torch.bincount(torch.tensor(output, dtype=torch.long), minlength=VOCAB).double()
-    expected = made(seed) - counts * frequency - (counts > 0) * presence
+    expected = made(seed) - counts * frequency - (counts > 0).double() * presence
     found = applied(made(seed), prompt, output, [], presence_penalty=presence, frequency_penalty=frequency, logit_bias=((0, 0.0),))
     assert torch.allclose(found, expected, rtol=1e-12)
 
@@ -82,11 +84,11 @@ def test_a_draft_that_failed_leaves_no_trace() -> None:
     once, again = (rules(sampling, [1, 2], [3], VOCAB) for _ in range(2))
     assert once is not None
     assert again is not None
-    once.apply(made(0, 4), [7, 8, 9])
+    once.apply_there(made(0, 4), [7, 8, 9])
     first, second = made(1), made(1)
     for each, logits in ((once, first), (again, second)):
         each.append(11)
-        each.apply(logits, [])
+        each.apply_there(logits, [])
     assert torch.equal(first, second)
 
 
