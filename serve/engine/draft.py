@@ -52,7 +52,7 @@ class NgramDrafter:
     """Products of chances are a little too high: the guess was picked because it looked best."""
     _FADE = 0.1
     """Weight of the latest guess in the share of guesses that held."""
-    _TRUSTED = 3
+    _TRUSTED = 2
     """A match of this many tokens goes on after one token that was another."""
     _RECYCLED = 4096
     """Tokens whose recycled successor is kept."""

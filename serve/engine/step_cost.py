@@ -3,7 +3,7 @@
 Promise: right for any step time that does not fall with the number of tokens, such as bfloat16 kernels that verify eight tokens for the
 price of one and rise after that; a hiccup moves it little; a costly guess is not believed for ever. Price: a few microseconds a step.
 Method: neighbouring steps of different widths are compared, so that what changes slowly (longer contexts, a busier machine) cancels;
-the logarithm of their ratio corrects the increments between them (normalised least mean squares, increments never negative).
+the logarithm of their ratio corrects the increments between them (normalised least mean squares); what noise lets fall is read as flat.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class StepCost:
     0.09
     """
 
-    _FIRST_RATE, _RATE = 0.5, 0.08
+    _FIRST_RATE, _RATE = 0.5, 0.02
     _WILDEST = 0.7
     """A ratio off by more than e to this is a hiccup: it counts as this."""
     _FORGET = 0.001
@@ -43,7 +43,7 @@ class StepCost:
         heights = [log(1.0 + prior_g * (width - 1)) for width in _WIDTHS]
         self._priors = [high - low for low, high in pairwise(heights)]
         self._increments = list(self._priors)
-        self._heights = heights  # sums of the increments
+        self._heights = heights  # sums of the increments, never falling
         self._last: tuple[int, float] | None = None
         self._num_compared = 0
 
@@ -59,14 +59,14 @@ class StepCost:
         crossed = self._crossed(low, high)
         if crossed:
             self._num_compared += 1
-            error = dearer - cheaper - (self._height(high) - self._height(low))
-            step = max(self._RATE, self._FIRST_RATE / self._num_compared) * max(-self._WILDEST, min(self._WILDEST, error))
+            error = dearer - cheaper - sum(share * self._increments[i] for i, share in crossed)
+            step = max(self._RATE, self._FIRST_RATE / (1.0 + 0.2 * self._num_compared)) * max(-self._WILDEST, min(self._WILDEST, error))
             step /= sum(share * share for _, share in crossed)
             for i, share in crossed:
-                self._increments[i] = max(0.0, self._increments[i] + step * share)
+                self._increments[i] += step * share
         else:
             self._increments = [x + self._FORGET * (prior - x) for x, prior in zip(self._increments, self._priors, strict=True)]
-        self._heights = [0.0, *accumulate(self._increments)]
+        self._heights = list(accumulate((0.0, *accumulate(self._increments)), max))
 
     def ratio(self, num_tokens: int, num_more: int) -> float:
         """How many times longer a step takes with `num_more` tokens beside `num_tokens`."""
@@ -86,7 +86,8 @@ class StepCost:
         i = bisect_right(_WIDTHS, num_tokens) - 1
         if i == len(_WIDTHS) - 1:
             return self._heights[-1]
-        return self._heights[i] + self._increments[i] * (num_tokens - _WIDTHS[i]) / (_WIDTHS[i + 1] - _WIDTHS[i])
+        low, high = self._heights[i], self._heights[i + 1]
+        return low + (high - low) * (num_tokens - _WIDTHS[i]) / (_WIDTHS[i + 1] - _WIDTHS[i])
 
     @staticmethod
     def _crossed(low: int, high: int) -> list[tuple[int, float]]:
