@@ -67,7 +67,7 @@ class Span:
 
 
 class KvCache:
-    """The KV blocks of all layers. Block `num_blocks` belongs to nobody: it pads, and stays zero.
+    """The KV blocks of all layers. Block `num_blocks` belongs to nobody: it pads, and what it holds is finite.
 
     `quantised`: int8 with a scale per token and head, widened to `dtype` after the gather.
     """

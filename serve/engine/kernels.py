@@ -13,6 +13,7 @@ import torch
 from serve.engine.adapters import AdapterSet
 from serve.engine.attention import KvCache, block_bytes
 from serve.engine.config import EngineConfig
+from serve.engine.cuda import DecodeGraphs
 from serve.engine.model import Model
 from serve.engine.native import cache as native_cache
 from serve.engine.native import decoder as native_decoder
@@ -44,7 +45,10 @@ def make_runner(
     cache = make_cache(config, shape, dtype, device, max_length)
     if isinstance(cache, native_cache.NativeCache) and native_decoder.supported(shape) and weights.all_native:
         return NativeRunner(native_decoder.NativeDecoder(shape, weights, max_length), cache, adapters, model)
-    return Runner(model(), cache, adapters)
+    whole = model()
+    if device.type == "cuda" and isinstance(cache, KvCache) and not any(shape.sparse):
+        return Runner(whole, cache, adapters, DecodeGraphs(whole, cache, capture=True))
+    return Runner(whole, cache, adapters)
 
 
 def make_cache(

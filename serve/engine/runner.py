@@ -15,6 +15,7 @@ from torch import Tensor
 from serve.engine.adapters import AdapterSet
 from serve.engine.attention import KvCache, Scores, Span, order
 from serve.engine.batch import Batch, Chunk
+from serve.engine.cuda import DecodeGraphs
 from serve.engine.model import Model
 from serve.engine.native.cache import NativeCache
 from serve.engine.score import Piece
@@ -44,8 +45,9 @@ class Runner:
 
     reads_in_parts = True
 
-    def __init__(self, model: Model, cache: KvCache | NativeCache, adapters: AdapterSet) -> None:
-        self.model, self.cache, self.adapters = model, cache, adapters
+    def __init__(self, model: Model, cache: KvCache | NativeCache, adapters: AdapterSet, graphs: DecodeGraphs | None = None) -> None:
+        """`graphs`: for steps of a fixed form, where there are any."""
+        self.model, self.cache, self.adapters, self._graphs = model, cache, adapters, graphs
         self._scores = Scores(model.shape.attention_scale, model.shape.attention_soft_cap)
         self._host = HostMemory(cache)
 
@@ -59,6 +61,8 @@ class Runner:
         """The pass itself."""
         if not chunks:
             return torch.empty(0, self.model.shape.vocab_size)
+        if self._graphs is not None and (logits := self._graphs.run(chunks)) is not None:
+            return logits
         spans = {id(c): Span(c.start, c.end - c.start, c.sequence.blocks) for c in chunks}
         sorted_chunks = sorted(chunks, key=lambda c: order(spans[id(c)]))
         tokens: list[int] = []
