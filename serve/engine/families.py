@@ -109,6 +109,7 @@ _BIDIRECTIONAL = "attends in both directions"
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family(),
     "MistralForCausalLM": Family(defaults={"sliding_window": 4096}, types=_everywhere),
+    "MinistralForCausalLM": Family(defaults={"sliding_window": 4096}, types=lambda c, layer: True),
     "MixtralForCausalLM": Family(
         defaults={"rms_norm_eps": 1e-5, "num_local_experts": 8, "num_experts_per_tok": 2},
         theta=1e6,
@@ -163,6 +164,7 @@ FAMILIES: dict[str, Family] = {
         defaults={"num_local_experts": 8, "num_experts_per_tok": 2},
         oddities=lambda c: _granite(c) | _experts(c, "intermediate_size", normalise=True),
     ),
+    "SeedOssForCausalLM": Family(defaults={"head_dim": 128}),
     "SmolLM3ForCausalLM": Family(
         defaults={"tie_word_embeddings": True, "num_key_value_heads": 4}, theta=2e6, types=_smollm3_window, oddities=_smollm3
     ),

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
+from serve.engine.config import EngineConfig
+from serve.engine.engine import Engine
 from serve.engine.experts import Mixture, grouped, route
 from serve.engine.parts import Layer, Mlp
 from serve.engine.shape import Experts, Shape
@@ -106,3 +114,48 @@ def test_the_shared_expert_is_weighted_by_its_own_gate() -> None:
 def test_a_rule_for_no_sparse_layer_is_refused() -> None:
     with pytest.raises(AssertionError):
         Shape(**{name: getattr(_shape(rule(1, True)), name) for name in Shape.__dataclass_fields__} | {"experts": None})
+
+
+def test_quantised_experts_run_as_they_are_stored(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Each expert's matrix in int8 under its own name, as compressed-tensors folders hold them: the logits of the widened weights."""
+    packed, wide = (save_moe(tmp_path / name, tiny_model_dir) for name in ("packed", "wide"))
+    tensors = load_file(wide / "model.safetensors")
+    stored: dict[str, torch.Tensor] = {}
+    for name, weight in tensors.items():
+        if ".experts." not in name:
+            stored[name] = weight
+            continue
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        rows = (weight / scale).round().to(torch.int8)
+        tensors[name] = rows * scale
+        module = name.removesuffix(".weight")
+        stored |= {f"{module}.weight_packed": pack_to_int32(rows, 8), f"{module}.weight_scale": scale}
+        stored[f"{module}.weight_shape"] = torch.tensor(weight.shape)
+    save_file(tensors, wide / "model.safetensors")
+    save_file(stored, packed / "model.safetensors")
+    scheme = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True}
+    group = {"targets": ["re:.*experts.*"], "weights": scheme, "format": "pack-quantized"}
+    config = json.loads((packed / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": group}}
+    (packed / "config.json").write_text(json.dumps(config))
+    ours, plain = (Engine.load(folder, EngineConfig(dtype="float32")).logits(list(range(5, 45))) for folder in (packed, wide))
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-4)
+
+
+def save_moe(folder: Path, tokenizer_from: Path) -> Path:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    torch.manual_seed(1)
+    sizes = {
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    }
+    moe = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "intermediate_size": 40, "max_position_embeddings": 128}
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **moe, initializer_range=0.15, pad_token_id=3)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tokenizer_from / name, folder)
+    return folder

@@ -94,6 +94,8 @@ def test_old_spellings_read_as_new_ones(family: str, old: dict[str, Any], new: d
         ("Llama", {"sliding_window": 8}, (None,) * 12),
         ("Mistral", {"sliding_window": 8}, (8,) * 12),
         ("Mistral", {"sliding_window": None}, (None,) * 12),
+        ("Mistral", {"sliding_window": 8, "layer_types": ["full_attention"] * 12}, (8,) * 12),
+        ("Ministral", {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"] * 6}, (None, 8) * 6),
         ("Qwen2", {"sliding_window": 8}, (None,) * 12),
         ("Qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 10}, (*(None,) * 10, 8, 8)),
         ("Qwen3Moe", {"sliding_window": 8, "use_sliding_window": True}, (8,) * 12),

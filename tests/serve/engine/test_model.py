@@ -35,6 +35,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama one kv head": ("Llama", {"num_key_value_heads": 1, "head_dim": 24}),
     "mistral": ("Mistral", {"sliding_window": None}),
     "mistral sliding": ("Mistral", {"sliding_window": 7}),
+    "ministral": (
+        "Ministral",
+        {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e5},
+            "sliding_window": 7,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+    ),
     "qwen2": ("Qwen2", {}),
     "qwen2 sliding": ("Qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
@@ -73,6 +81,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "GraniteMoe",
         {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2, "num_local_experts": 5},
     ),
+    "seed oss": ("SeedOss", {"head_dim": 16}),
     "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
     "stablelm": ("StableLm", {"use_qkv_bias": True}),
     "stablelm parallel": ("StableLm", {"use_parallel_residual": True}),
