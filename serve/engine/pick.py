@@ -8,6 +8,7 @@ per token of the vocabulary (otherwise); numpy, because torch's sorts and argume
 
 from __future__ import annotations
 
+from math import nextafter
 from typing import Any
 
 import numpy as np
@@ -105,17 +106,23 @@ def _cut(weights: Row, mass: float) -> None:
 
 
 def _invert(weights: Row, uniform: float) -> int:
-    """The index at which the cumulative sum passes `uniform` of the whole sum."""
-    if len(weights) <= 2 * _BLOCK:
+    """The index at which the cumulative sum passes `uniform` of the whole sum: first by blocks, then in the one that has it."""
+    size = len(weights)
+    if size <= 2 * _BLOCK:
         return _search(weights, uniform * float(weights.sum()))
-    whole = len(weights) // _BLOCK * _BLOCK
-    sums = np.append(weights[:whole].reshape(-1, _BLOCK).sum(1), weights[whole:].sum())
-    target = uniform * float(sums.sum())
-    block = _search(sums, target)
-    return block * _BLOCK + _search(weights[block * _BLOCK : (block + 1) * _BLOCK], target - float(sums[:block].sum()))
+    whole = size - size % _BLOCK
+    sums = np.add.reduce(weights[:whole].reshape(-1, _BLOCK), axis=1).cumsum()
+    before = total = float(sums[-1])
+    if whole < size:
+        total += float(weights[whole:].sum())
+    target, start = min(uniform * total, nextafter(total, 0.0)), whole
+    if target < before:
+        block = int(sums.searchsorted(target, side="right"))
+        start, before = block * _BLOCK, float(sums[block - 1]) if block else 0.0
+    return start + _search(weights[start : start + _BLOCK], target - before)
 
 
 def _search(weights: Row, target: float) -> int:
-    cumulative = np.cumsum(weights)
-    inside = min(target, float(np.nextafter(cumulative[-1], 0.0)))  # so that what weighs nothing is never found
-    return int(np.searchsorted(cumulative, inside, side="right"))
+    cumulative = weights.cumsum()
+    inside = min(target, nextafter(float(cumulative[-1]), 0.0))  # so that what weighs nothing is never found
+    return int(cumulative.searchsorted(inside, side="right"))

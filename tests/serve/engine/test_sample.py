@@ -13,7 +13,8 @@ from scipy.stats import chisquare, kstest
 
 from serve.engine.distribution import processed
 from serve.engine.request import Sampling
-from serve.engine.sample import Question, uniform, verify
+from serve.engine.rules import rules
+from serve.engine.sample import Question, _held, _verify_here, _verify_there, uniform, verify
 
 seeds = st.integers(0, 2**63 - 1)
 
@@ -72,6 +73,37 @@ def test_the_sampled_distribution_under_drafts_is_the_models() -> None:
     rest = (num_samples - sum(c for c, _ in seen), num_samples - sum(e for _, e in seen))
     observed, wanted = zip(*[*seen, rest], strict=True)
     assert chisquare(observed, wanted).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_on_a_device_the_tokens_are_the_same(dtype: torch.dtype) -> None:
+    """The way of devices, on the CPU: all rows together, by the plain distribution."""
+    options: list[dict[str, Any]] = [
+        {"temperature": 0.0},
+        {"temperature": 0.8, "top_p": 0.9},
+        {"temperature": 0.0, "repetition_penalty": 1.7},
+        {"top_k": 5, "min_p": 0.01, "frequency_penalty": 0.5, "logit_bias": ((3, 2.0),)},
+        {"temperature": 2.0},
+    ]
+    for seed in range(20):
+        rng = random.Random(seed)
+        logits = (torch.randn(30, 600, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3).to(dtype)
+        questions, row = [], 0
+        for number, fields in enumerate(options):
+            sampling = Sampling(seed=seed, **fields)
+            best = logits[row : row + 5].argmax(-1).tolist()
+            draft = [token if rng.random() < 0.8 else 1 for token in best[: rng.randrange(5)]]
+            questions.append(Question(sampling, number, 9, draft, rules(sampling, [2, 3, 5], [0], 600)))
+            row += len(draft) + 1
+        here, there = _verify_here(questions, logits[:row]), _verify_there(questions, logits[:row])
+        for question, (drawn, best), (other, likeliest) in zip(questions, here, there, strict=True):
+            assert (_held(question.draft, drawn), best) == (_held(question.draft, other), likeliest)
+
+
+def test_the_likeliest_are_told_at_every_position() -> None:
+    logits = torch.eye(6)[[3, 1, 5, 2, 4]]
+    questions = [Question(Sampling(temperature=0), 0, 5, [3, 2]), Question(Sampling(seed=1, temperature=0.8), 0, 5, [0])]
+    assert [run.likeliest for run in verify(questions, logits)] == [[3, 1, 5], [2, 4]]
 
 
 RECORDED: list[tuple[dict[str, Any], list[int]]] = [
