@@ -50,6 +50,11 @@ class Batch:
         return sum(chunk.end - chunk.start for chunk in self.chunks)
 
     @property
+    def num_prompt_tokens(self) -> int:
+        """Of these, tokens that were known before the last step, as those of a prompt are."""
+        return sum(n for c in self.chunks if (n := c.end - c.start - len(c.draft)) > 1)
+
+    @property
     def sampling(self) -> list[Chunk]:
         """The chunks whose sequences get new tokens."""
         return [chunk for chunk in self.chunks if chunk.samples]

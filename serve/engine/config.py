@@ -36,6 +36,9 @@ class EngineConfig:
     """Sequences that run at once; more of them wait."""
     max_tokens_per_step: int = 512
     """Tokens computed in one step: longer prompts are computed in chunks, so that running streams do not wait long."""
+    max_step_s: float | None = None
+    """About the longest that a step should take while answers stream, in seconds: prompts then advance by smaller pieces. By default
+    only max_tokens_per_step limits them."""
     max_length: int | None = None
     """Longest prompt and output together, in tokens; by default the model's own limit."""
     prefix_cache: bool = True
@@ -84,6 +87,8 @@ class EngineConfig:
                 raise ValueError(f"{name}: {value} is too small; use at least 1")
         if self.draft_shared and self.draft_shared < 1000:
             raise ValueError(f"draft_shared: {self.draft_shared} n-grams are too few; use at least 1000, or 0 for none")
+        if self.max_step_s is not None and not self.max_step_s > 0.0:
+            raise ValueError(f"max_step_s: {self.max_step_s} leaves no time for a step; use some seconds, or leave it out")
         if self.swap_bytes < 0:
             raise ValueError(f"swap_bytes: {self.swap_bytes} is negative; use 0 to copy nothing")
         if self.draft_order < 2:

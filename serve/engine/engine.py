@@ -33,6 +33,7 @@ from serve.engine.guided import guided
 from serve.engine.kernels import make_runner, runs_native
 from serve.engine.lora import places
 from serve.engine.native.runner import NativeRunner
+from serve.engine.pace import PromptPace
 from serve.engine.parts import parts_of
 from serve.engine.policy import policy_named
 from serve.engine.request import Completion, Emission, Request, Sampling
@@ -72,6 +73,7 @@ class Engine:
         self._live: dict[str, Sequence] = {}
         self._ended: list[Emission] = []  # to be told at the next step
         self._step_cost = StepCost()
+        self._pace = PromptPace(config.max_step_s, config.block_size)
         self._drafters = Drafters(config.draft, config.draft_order, config.draft_max, config.draft_shared)
         self._grammars = Grammars(tokenizer, self.shape.vocab_size)
         self._num_arrived = 0
@@ -190,7 +192,7 @@ class Engine:
         """Let every sequence that can run advance; what is new."""
         began = time.perf_counter()
         ended, self._ended = self._ended, []
-        batch = self.scheduler.plan(self._verify_cost(), began)
+        batch = self.scheduler.plan(self._verify_cost(), began, self._pace.limit)
         if not batch.chunks:
             if batch.copies_in:  # of cancelled requests: to be dropped
                 self.runner.run(batch)
@@ -198,8 +200,10 @@ class Engine:
         logits = self.runner.run(batch)
         chosen = verify([Question.of(chunk) for chunk in batch.sampling], logits)
         emissions = self.scheduler.commit(batch, chosen)
+        seconds = time.perf_counter() - began
+        self._pace.observe(batch.num_prompt_tokens, seconds)
         if all(chunk.end - chunk.start <= 1 + self.config.draft_max for chunk in batch.chunks):
-            self._step_cost.observe(batch.num_tokens, time.perf_counter() - began)
+            self._step_cost.observe(batch.num_tokens, seconds)
         for emission in emissions:
             if emission.finish_reason:
                 sequence = self._live.pop(emission.request_id)

@@ -53,8 +53,9 @@ class Scheduler:
 
     # ---- plan ----------------------------------------------------------------------------------------------------
 
-    def plan(self, verify_cost: float = 0.0, now_s: float = 0.0) -> Batch:
-        """The next step. `verify_cost`: see `Drafter.propose`; `now_s`: the time on the clock of `Sequence.arrived_s`."""
+    def plan(self, verify_cost: float = 0.0, now_s: float = 0.0, max_prompt_tokens: int | None = None) -> Batch:
+        """The next step. `verify_cost`: see `Drafter.propose`; `now_s`: the time on the clock of `Sequence.arrived_s`;
+        `max_prompt_tokens`: at most so many tokens of prompts beside streams that emit."""
         chunks: dict[int, Chunk] = {}
         self._underway.clear()
         budget = self.max_tokens
@@ -62,15 +63,20 @@ class Scheduler:
         behind: list[Sequence] = []
         for sequence in self.running:
             (decoding if sequence.pending == 1 else behind).append(sequence)
-        for sequence in decoding + behind:
+        for sequence in decoding:
             if sequence.running:  # it may have been preempted for one before it
                 budget -= self._schedule(sequence, budget, chunks)
+        for_prompts = max_prompt_tokens if decoding and max_prompt_tokens is not None else budget
+        for sequence in behind:
+            if sequence.running:
+                used = self._schedule(sequence, min(budget, for_prompts), chunks)
+                budget, for_prompts = budget - used, for_prompts - used
         self._draft([s for s in decoding if s.arrival in chunks], budget, verify_cost, chunks)
-        while self.waiting and (budget := self.max_tokens - sum(c.end - c.start for c in chunks.values())) > 0:
+        while self.waiting and (budget := min(for_prompts, self.max_tokens - sum(c.end - c.start for c in chunks.values()))) > 0:
             newcomer = self._admit(chunks, now_s)
             if newcomer is None:
                 break
-            self._schedule(newcomer, budget, chunks)
+            for_prompts -= self._schedule(newcomer, budget, chunks)
         return Batch(list(chunks.values()), *self.host.take())
 
     def _schedule(self, sequence: Sequence, budget: int, chunks: dict[int, Chunk]) -> int:

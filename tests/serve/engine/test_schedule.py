@@ -85,6 +85,20 @@ def test_prompts_are_computed_in_chunks_and_streams_come_first() -> None:
     assert spans(scheduler.plan()) == {"0": (5, 6, True), "1": (15, 30, False)}
 
 
+def test_beside_streams_prompts_take_no_more_than_they_are_let() -> None:
+    scheduler = make_scheduler(64, max_tokens=40)
+    scheduler.add(make_sequence(0, [5] * 4, 20, draft=9))
+    scheduler.commit(scheduler.plan(max_prompt_tokens=8), [Run([7])])
+    for arrival in (1, 2):
+        scheduler.add(make_sequence(arrival, range(100 * arrival, 100 * arrival + 20), 8))
+    batch = scheduler.plan(max_prompt_tokens=8)
+    assert spans(batch) == {"0": (4, 14, True), "1": (0, 8, False)}
+    assert batch.num_prompt_tokens == 8
+    scheduler.drop(batch.chunks[0].sequence)
+    scheduler.commit(Batch(batch.chunks[1:]), [])
+    assert spans(scheduler.plan(max_prompt_tokens=8)) == {"1": (8, 20, True), "2": (0, 20, True)}, "nobody streams"
+
+
 def test_a_draft_takes_what_the_budget_leaves() -> None:
     scheduler = make_scheduler(64, max_tokens=6)
     for arrival in range(2):
