@@ -35,14 +35,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama one kv head": ("Llama", {"num_key_value_heads": 1, "head_dim": 24}),
     "mistral": ("Mistral", {"sliding_window": None}),
     "mistral sliding": ("Mistral", {"sliding_window": 7}),
-    "ministral": (
-        "Ministral",
-        {
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e5},
-            "sliding_window": 7,
-            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
-        },
-    ),
+    "ministral": ("Ministral", {"head_dim": 8, "sliding_window": 7, "layer_types": ["full_attention", *["sliding_attention"] * 2]}),
     "qwen2": ("Qwen2", {}),
     "qwen2 sliding": ("Qwen2", {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
