@@ -5,12 +5,11 @@
 
 namespace sterna {
 
-constexpr long AHEAD = 4096;  // bytes of weights asked for before they are needed
-
-inline __attribute__((always_inline)) void ask(const void* weights) {  // a call of it g++ 12 takes for one without effect
-    const char* at = static_cast<const char*>(weights) + AHEAD;
-    _mm_prefetch(at, _MM_HINT_T0);
-    _mm_prefetch(at + 64, _MM_HINT_T0);
+// The weights of the next panel to the second-level cache while this one is worked on. (Inlined by force: a call of it g++ 12 takes
+// for one without effect.)
+inline __attribute__((always_inline)) void ask(const char* weights, long ahead) {
+    _mm_prefetch(weights + ahead, _MM_HINT_T1);
+    _mm_prefetch(weights + ahead + 64, _MM_HINT_T1);
 }
 
 // k as packed: what all kinds can read in whole steps.
@@ -27,14 +26,14 @@ template <int M>
 void tile_bf16(const Matrix& w, const Rows& x, long panel, long row, float* out) {
     const char* data = static_cast<const char*>(w.data) + panel * panel_bytes(BF16, w.k);
     const float* values = x.values + row * x.columns;
-    const long columns = packed_columns(w.k), height = x.height;
+    const long columns = packed_columns(w.k), height = x.height, ahead = panel_bytes(BF16, w.k);
     const __m512i high = _mm512_set1_epi32(0xffff0000);
     __m512 acc[M][2];
 #pragma GCC unroll 12
     for (int i = 0; i < M; ++i) acc[i][0] = acc[i][1] = _mm512_setzero_ps();
 #pragma GCC unroll 2
     for (long c = 0; c < columns; c += 2, data += 128, values += 2 * height) {
-        ask(data);
+        ask(data, ahead);
         const __m512i a = _mm512_load_si512(data), b = _mm512_load_si512(data + 64);
         const __m512 a0 = _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)), b0 = _mm512_castsi512_ps(_mm512_slli_epi32(b, 16));
 #pragma GCC unroll 12
@@ -96,15 +95,15 @@ inline __attribute__((always_inline)) void add_bytes(Sums<M>& sums, const char* 
 
 // 8 columns of a panel.
 template <int M, int BITS>
-inline __attribute__((always_inline)) void add_columns(Sums<M>& sums, const char* data, const int32_t* fixed, long height) {
+inline __attribute__((always_inline)) void add_columns(Sums<M>& sums, const char* data, const int32_t* fixed, long height, long ahead) {
     if constexpr (BITS == 8) {
-        ask(data), ask(data + 128);
+        ask(data, ahead), ask(data + 128, ahead);
         add_bytes<M, 0>(sums, data, fixed);
         add_bytes<M, 1>(sums, data, fixed + height);
         add_bytes<M, 2>(sums, data, fixed + 2 * height);
         add_bytes<M, 3>(sums, data, fixed + 3 * height);
     } else {
-        ask(data);
+        ask(data, ahead);
         const __m512i nibble = _mm512_set1_epi32(0x000f000f);
         const __m512i a = _mm512_load_si512(data), b = _mm512_load_si512(data + 64);
         auto part = [nibble](__m512i v, int bits) { return _mm512_and_si512(_mm512_srli_epi16(v, bits), nibble); };
@@ -131,7 +130,7 @@ inline __attribute__((always_inline)) void start(Sums<M>& sums, const Rows& x, l
 
 template <int M, int BITS, bool GROUPED>
 void tile_fixed(const Matrix& w, const Rows& x, long panel, long row, float* out) {
-    const long columns = packed_columns(w.k), step = GROUPED ? w.group : FIXED_GROUP, height = x.height;
+    const long columns = packed_columns(w.k), step = GROUPED ? w.group : FIXED_GROUP, height = x.height, ahead = panel_bytes(w.kind, w.k);
     const char* data = static_cast<const char*>(w.data) + panel * panel_bytes(BITS == 8 ? INT8 : INT4, w.k);
     const float* scales = w.scales + panel * PANEL * (GROUPED ? round_up(w.k, step) / step : 1);
     const int32_t* fixed = x.fixed + row * (x.columns / 2);
@@ -142,7 +141,7 @@ void tile_fixed(const Matrix& w, const Rows& x, long panel, long row, float* out
         Sums<M> sums;
         start<M, BITS>(sums, x, row, begin, end);
 #pragma GCC unroll 1
-        for (long c = begin; c < end; c += 8, data += BITS * PANEL, fixed += 4 * height) add_columns<M, BITS>(sums, data, fixed, height);
+        for (long c = begin; c < end; c += 8, data += BITS * PANEL, fixed += 4 * height) add_columns<M, BITS>(sums, data, fixed, height, ahead);
         __m512 a = _mm512_set1_ps(1.0f), b = a;
         if constexpr (GROUPED) a = _mm512_load_ps(scales), b = _mm512_load_ps(scales + 16), scales += PANEL;
 #pragma GCC unroll 12
