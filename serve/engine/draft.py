@@ -57,7 +57,15 @@ class NgramDrafter:
     _RECYCLED = 4096
     """Tokens whose recycled successor is kept."""
 
-    def __init__(self, order: int = 8, max_draft: int = 16, shared: SharedNgrams | None = None, odds: Odds | None = None) -> None:
+    def __init__(
+        self,
+        order: int = 8,
+        max_draft: int = 16,
+        shared: SharedNgrams | None = None,
+        odds: Odds | None = None,
+        successors: dict[int, int] | None = None,
+    ) -> None:
+        """`shared`, `odds` and `successors` (see `recycle`) outlive the request: give those of its tenant."""
         if order < 2 or max_draft < 1:
             raise ValueError(f"drafter: order {order}, max_draft {max_draft}; use at least 2 and 1")
         self._max_draft = max_draft
@@ -66,7 +74,7 @@ class NgramDrafter:
         self._odds = odds if odds is not None else shared.odds if shared is not None else Odds()
         self._luck = 0.5  # share of the latest guesses that held
         self._resume = (0, -1)  # length and place of a match that was broken by the latest token
-        self._successors: dict[int, int] = {}
+        self._successors: dict[int, int] = {} if successors is None else successors
         # the last proposal: (token, chance, cells, length and place of the match) of each guess, the one not worth drafting too
         self._guesses: list[tuple[int, float, tuple[int, ...], int, int]] = []
         self._recent, self._asked, self._held, self._cost = 0, False, 0, 1.0
@@ -106,12 +114,12 @@ class NgramDrafter:
         self._held = num_accepted
 
     def recycle(self, tokens: Sequence[int], successors: Sequence[int]) -> None:
-        """The model's likeliest successor of each token it verified, rejected ones too: a guess where no n-gram is known.
+        """The model's likeliest successors of rejected tokens, as far as known: guesses where no n-gram has any.
 
         After token recycling (arXiv 2408.08696), reduced to chains in bounded memory.
         """
         known = self._successors
-        for token, successor in zip(tokens, successors, strict=True):
+        for token, successor in zip(tokens, successors, strict=False):
             known.pop(token, None)
             known[token] = successor
         while len(known) > self._RECYCLED:

@@ -8,14 +8,24 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from serve.engine.draft import AnpdDrafter, Drafter, NgramDrafter, Odds, SharedNgrams
 
-__all__ = ["MOST_TENANTS", "Drafters"]
+__all__ = ["MOST_TENANTS", "Drafters", "Learnt"]
 
 MOST_TENANTS = 8
 """Tenants whose answers are remembered at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What a tenant's requests leave to its later ones."""
+
+    shared: SharedNgrams | None
+    odds: Odds
+    successors: dict[int, int] = field(default_factory=dict)
 
 
 class Drafters:
@@ -34,7 +44,7 @@ class Drafters:
     def __init__(self, kind: Literal["ngram", "anpd", "off"], order: int, max_draft: int, capacity: int) -> None:
         """`order`: longest n-gram; `capacity`: n-grams of earlier answers kept for a tenant, 0 for none."""
         self._kind, self._order, self._max_draft, self._capacity = kind, order, max_draft, capacity
-        self._known: OrderedDict[str, SharedNgrams | Odds] = OrderedDict()  # the tenant not heard of for longest first
+        self._known: OrderedDict[str, Learnt] = OrderedDict()  # the tenant not heard of for longest first
 
     def of(self, tenant: str) -> Drafter | None:
         """A drafter for one more request of the tenant; None where drafts are off."""
@@ -43,18 +53,17 @@ class Drafters:
         if self._kind == "anpd":
             return AnpdDrafter(self._order, self._max_draft)
         known = self._learnt(tenant)
-        if isinstance(known, Odds):
-            return NgramDrafter(self._order, self._max_draft, odds=known)
-        return NgramDrafter(self._order, self._max_draft, known)
+        return NgramDrafter(self._order, self._max_draft, known.shared, known.odds, known.successors)
 
     def learn(self, tenant: str, tokens: Sequence[int]) -> None:
         """A request of the tenant was answered with these tokens."""
-        if self._kind == "ngram" and isinstance(known := self._learnt(tenant), SharedNgrams):
-            known.learn(tokens)
+        if self._kind == "ngram" and (shared := self._learnt(tenant).shared) is not None:
+            shared.learn(tokens)
 
-    def _learnt(self, tenant: str) -> SharedNgrams | Odds:
+    def _learnt(self, tenant: str) -> Learnt:
         if tenant not in self._known:
-            self._known[tenant] = SharedNgrams(self._capacity) if self._capacity else Odds()
+            shared = SharedNgrams(self._capacity) if self._capacity else None
+            self._known[tenant] = Learnt(shared, Odds() if shared is None else shared.odds)
             if len(self._known) > MOST_TENANTS:
                 self._known.popitem(last=False)
         self._known.move_to_end(tenant)

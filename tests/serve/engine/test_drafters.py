@@ -44,3 +44,12 @@ def test_the_tenant_not_heard_of_for_longest_is_forgotten() -> None:
     drafters.learn("one more", [1, 2, 3])
     assert guess(drafters.of("0")) == [3]
     assert guess(drafters.of("1")) == []
+
+
+def test_recycled_successors_reach_the_tenants_later_requests() -> None:
+    drafters = Drafters("ngram", 8, 16, 0)
+    first = drafters.of("one")
+    assert isinstance(first, NgramDrafter)
+    first.recycle([2], [5])
+    assert guess(drafters.of("one")) == [5]
+    assert guess(drafters.of("other")) == []
