@@ -5,8 +5,7 @@
 
 namespace sterna {
 
-// The weights of the next panel to the second-level cache while this one is worked on. (Inlined by force: a call of it g++ 12 takes
-// for one without effect.)
+// Weights that are `ahead` to the second-level cache. (Inlined by force: a call of it g++ 12 takes for one without effect.)
 inline __attribute__((always_inline)) void ask(const char* weights, long ahead) {
     _mm_prefetch(weights + ahead, _MM_HINT_T1);
     _mm_prefetch(weights + ahead + 64, _MM_HINT_T1);
@@ -21,12 +20,15 @@ inline size_t panel_bytes(int kind, long k) {
     return kind == BF16 ? elements * 2 : kind == INT8 ? elements : elements / 2;
 }
 
+// How far ahead weights are asked for: the next panel, where the cache holds two.
+inline long distance(int kind, long k) { return std::min<long>(panel_bytes(kind, k), 1 << 17); }
+
 // All tiles: rows row … row + M of x (row begins a tile) times the 32 outputs of a panel, to out [M, 32].
 template <int M>
 void tile_bf16(const Matrix& w, const Rows& x, long panel, long row, float* out) {
     const char* data = static_cast<const char*>(w.data) + panel * panel_bytes(BF16, w.k);
     const float* values = x.values + row * x.columns;
-    const long columns = packed_columns(w.k), height = x.height, ahead = panel_bytes(BF16, w.k);
+    const long columns = packed_columns(w.k), height = x.height, ahead = distance(BF16, w.k);
     const __m512i high = _mm512_set1_epi32(0xffff0000);
     __m512 acc[M][2];
 #pragma GCC unroll 12
@@ -130,7 +132,7 @@ inline __attribute__((always_inline)) void start(Sums<M>& sums, const Rows& x, l
 
 template <int M, int BITS, bool GROUPED>
 void tile_fixed(const Matrix& w, const Rows& x, long panel, long row, float* out) {
-    const long columns = packed_columns(w.k), step = GROUPED ? w.group : FIXED_GROUP, height = x.height, ahead = panel_bytes(w.kind, w.k);
+    const long columns = packed_columns(w.k), step = GROUPED ? w.group : FIXED_GROUP, height = x.height, ahead = distance(w.kind, w.k);
     const char* data = static_cast<const char*>(w.data) + panel * panel_bytes(BITS == 8 ? INT8 : INT4, w.k);
     const float* scales = w.scales + panel * PANEL * (GROUPED ? round_up(w.k, step) / step : 1);
     const int32_t* fixed = x.fixed + row * (x.columns / 2);
