@@ -123,8 +123,9 @@ inline void store(const Cache& cache, char* tile, long slot, const float* key, c
 // ---- reading ---------------------------------------------------------------------------------------------------------
 
 struct View {  // a partition's tiles of one KV head
-    long base;  // position of its first key
-    const uint16_t *keys[TILES], *values[TILES];
+    long base;   // position of its first key
+    bool fresh;  // nobody has read it: ask for what comes next, as tiles lie in pages far from each other
+    const uint16_t *keys[TILES + 4], *values[TILES];  // behind the last keys: the next partition's first, or any
     const float *key_scales[TILES], *value_scales[TILES];  // null: 1
 };
 
@@ -164,6 +165,10 @@ inline void score_keys(const View& view, const Row* rows, const Rules& rules, lo
             for (int g = 0; g < G; g++) {
                 const __m512i pairs = _mm512_loadu_si512(view.keys[t + g] + d * TILE);
                 even[g] = first_of(pairs), odd[g] = second_of(pairs);
+                if (view.fresh) {
+                    _mm_prefetch((const char*)(view.values[t + g] + d * TILE), _MM_HINT_T0);
+                    _mm_prefetch((const char*)(view.keys[t + G + g] + d * TILE), _MM_HINT_T0);
+                }
             }
             for (int r = 0; r < R; r++) {
                 const __m512 q0 = _mm512_set1_ps(rows[r].q[d]), q1 = _mm512_set1_ps(rows[r].q[d + 1]);
@@ -247,29 +252,43 @@ inline void attend_rows(const View& view, const Row* rows, const Rules& rules, l
     for (; d < dim; d += 16) add_values<R, 1>(view, rows, scores, lo, hi, old_share, new_share, d, dim);
 }
 
-// Tiles first … last of a partition; the others point to one of them, for they are read and masked.
-inline void look(View& view, const Cache& cache, long layer, long head, const int32_t* blocks, long first, long last, uint16_t* wide) {
-    const long per_block = cache.block_size / TILE, values = TILE * cache.head_dim;
-    for (long t = 0; t < TILES; t++) {
-        const long at = view.base / TILE + std::clamp(t, first, last);
-        const char* tile = cache.tile(layer, blocks[at / per_block], head, at % per_block * TILE);
-        view.key_scales[t] = view.value_scales[t] = nullptr;
-        if (!cache.quantised) {
-            view.keys[t] = (const uint16_t*)tile;
-            view.values[t] = view.keys[t] + values;
-            continue;
+// A tile of int8 as bf16, while the next one is asked for.
+inline void widen(const char* tile, const char* next, uint16_t* out, long count) {
+    constexpr long SCALES = 2 * TILE * 4;
+    _mm_prefetch(next, _MM_HINT_T0);
+    _mm_prefetch(next + 64, _MM_HINT_T0);
+    for (long i = 0; i < count; i += 64) {
+        _mm_prefetch(next + SCALES + i, _MM_HINT_T0);
+        for (long j = i; j < i + 64; j += 32) {
+            const __m128i* narrow = (const __m128i*)(tile + SCALES + j);
+            const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(narrow)));
+            const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(narrow + 1)));
+            _mm512_storeu_si512(out + j, to_bf16(low, high));
         }
-        view.key_scales[t] = (const float*)tile;
+    }
+}
+
+// Tiles first … last of a partition; the others point to one of them, for they are read and masked. `final`: the last key ever wanted.
+inline void look(View& view, const Cache& cache, long layer, long head, const int32_t* blocks, long first, long last, long final,
+                 uint16_t* wide) {
+    const long per_block = cache.block_size / TILE, values = TILE * cache.head_dim;
+    const char* tiles[TILES + 4];
+    for (long t = 0; t < TILES + 4; t++) {
+        const long limit = t < TILES ? last : (final - view.base) / TILE;
+        const long at = view.base / TILE + std::max(std::min(t, limit), first);
+        tiles[t] = cache.tile(layer, blocks[at / per_block], head, at % per_block * TILE);
+    }
+    view.fresh = !cache.quantised;
+    for (long t = 0; t < TILES + 4 && !cache.quantised; t++) {
+        view.keys[t] = (const uint16_t*)tiles[t];
+        if (t < TILES) view.values[t] = view.keys[t] + values, view.key_scales[t] = view.value_scales[t] = nullptr;
+    }
+    for (long t = 0; t < TILES && cache.quantised; t++) {
+        view.key_scales[t] = (const float*)tiles[t];
         view.value_scales[t] = view.key_scales[t] + TILE;
         uint16_t* own = wide + std::clamp(t, first, last) * 2 * values;
         view.keys[t] = own, view.values[t] = own + values;
-        if (t < first || t > last) continue;
-        const __m128i* narrow = (const __m128i*)(tile + 2 * TILE * 4);
-        for (long i = 0; i < 2 * values; i += 32, narrow += 2) {
-            const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(narrow)));
-            const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(narrow + 1)));
-            _mm512_storeu_si512(own + i, to_bf16(low, high));
-        }
+        if (t >= first && t <= last) widen(tiles[t], tiles[t + 1], own, 2 * values);
     }
 }
 
@@ -284,8 +303,8 @@ inline void attend(const Cache& cache, long layer, long head, const int32_t* blo
         if (view.base > rows[count - 1].last) break;
         const long first = std::max(0L, rows[0].first - view.base) / TILE;
         const long last = std::min(PARTITION - 1, rows[count - 1].last - view.base) / TILE;
-        look(view, cache, layer, head, blocks, first, last, wide);
-        for (long r = 0; r < count; r += 6) {
+        look(view, cache, layer, head, blocks, first, last, rows[count - 1].last, wide);
+        for (long r = 0; r < count; r += 6, view.fresh = false) {
             const Row* some = rows + r;
             const long n = std::min(6L, count - r), dim = cache.head_dim;
             if (some[n - 1].last < view.base || some[0].first >= view.base + PARTITION) continue;
