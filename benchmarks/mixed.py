@@ -21,7 +21,7 @@ from serve.engine.snapshot import Snapshot
 __all__ = ["ENGINES", "Account", "Mixed"]
 
 COMMON: dict[str, Any] = {
-    "num_blocks": 64,
+    "num_blocks": 48,
     "max_sequences": 8,
     "max_tokens_per_step": 128,
     "max_length": 512,
