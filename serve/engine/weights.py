@@ -79,6 +79,7 @@ class Weights:
 
     def __init__(self, folder: Path, config: dict[str, Any], dtype: torch.dtype, device: torch.device, *, native: bool = False) -> None:
         self._folder, self._dtype, self._device, self._native = folder, dtype, device, native
+        self._made: dict[tuple[str, ...], Linear] = {}
         self._quantisation = Quantisation.of(config.get("quantization_config"), str(folder))
         try:
             opened = [safe_open(str(file), framework="pt") for file in _shards(folder)]
@@ -119,10 +120,15 @@ class Weights:
         return self.raw(name).to(self._device, wide) + offset, self.optional(f"{module}.bias")
 
     def linear(self, *modules: str) -> Linear:
-        """The projections `modules` (all of the same input), stacked into one; NAME[i] is a matrix of a stacked tensor."""
+        """The projections `modules` (all of the same input), stacked into one; NAME[i] is a matrix of a stacked tensor.
+
+        Made once on our own kernels: the decoder and the piecewise model beside it share what they were packed into."""
+        if modules in self._made:
+            return self._made[modules]
         stored = [self._projection(module) for module in modules]
         made = fuse(stored, native=self._native)
         if self._native:  # our own kernels have copied them
+            self._made[modules] = made
             for module in modules:
                 _let_go(self.raw(_matrix(module) if f"{module}.weight_packed" not in self else f"{module}.weight_packed"))
         return made

@@ -1,8 +1,8 @@
 """A runner whose step is one native call, and piecewise only for requests with LoRA adapters.
 
 Promise: as `runner.Runner`; which way a request is computed depends on the request alone (its adapter), so its tokens, too. Price: a
-step with and without adapters makes two passes. The piecewise model is built when the first adapter is met; it shares no memory with
-the decoder but the embedding's pages.
+step with and without adapters makes two passes. The piecewise model is built when the first adapter is met, on the decoder's
+own matrices.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.lora import Place
 from serve.engine.model import Model
+from serve.engine.native.library import refusal
+from serve.engine.native.runner import NativeRunner
 from serve.engine.request import Request, Sampling
 from serve.engine.snapshot import Snapshot
 
@@ -118,6 +120,22 @@ def test_a_mixed_batch_gives_each_request_its_own_tokens(fields: dict[str, Any],
     assert run(engine, requests[::-1]) == expected, "with everything in the prefix cache"
     assert len({expected[str(i)] for i in range(4)}) == 4, "the adapters give the same tokens, so nothing was tested"
     assert engine.stats()["cached_tokens"] > 0
+
+
+@pytest.mark.skipif(refusal() is not None, reason="our own kernels do not run here")
+def test_on_our_own_kernels_company_changes_no_bit(folders: dict[str, Path], tiny_model_dir: Path) -> None:
+    """In bfloat16: drafted, chunked, beside other adapters and beside none; and the matrices are in memory once."""
+    fields = {"dtype": "bfloat16", "block_size": 16}
+    requests = make_requests(5)
+    one = load(tiny_model_dir, folders, draft="off", prefix_cache=False, max_sequences=1, **fields)
+    expected = {request.id: run(one, [request])[request.id] for request in requests}
+    for changes in ({}, {"max_tokens_per_step": 18}):
+        engine = load(tiny_model_dir, folders, **fields, **changes)
+        assert run(engine, requests) == expected
+    runner = engine.runner
+    assert isinstance(runner, NativeRunner)
+    pieces = [product for layer in runner._piecewise.model._layers for product in (layer._qkv, layer._out)]
+    assert all(any(piece is kept for kept in runner.model._kept) for piece in pieces), "the model is in memory twice"
 
 
 def test_adapters_come_and_go_while_requests_run(folders: dict[str, Path], tiny_model_dir: Path) -> None:
