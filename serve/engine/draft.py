@@ -1,7 +1,7 @@
 """Guessing the next tokens, so that one step can verify several of them.
 
 Promise: a draft never changes the tokens, only the number of steps, and is only as long as it earns what verifying it costs; pure
-Python, deterministic. Price: 10 to 15 microseconds a token, memory linear in the text. Beyond ANPD (arXiv 2404.08698, here as
+Python, deterministic. Price: some 15 microseconds a token, memory linear in the text. Beyond ANPD (arXiv 2404.08698, here as
 `AnpdDrafter`): contexts of any length, a store of earlier answers, calibrated chances, drafts ended by expected gain.
 """
 
@@ -89,24 +89,28 @@ class NgramDrafter:
 
     def propose(self, verify_cost: float) -> list[int]:
         """Up to max_draft tokens, fewer where a longer draft would not earn `verify_cost` a token; often none."""
+        self._guesses, self._asked = [], verify_cost < 1.0
+        if not self._asked:  # not even a sure guess would pay: think no further
+            return []
         odds, ahead = self._odds, _Ahead(self._text, self._shared, self._resume, self._successors)
         draft: list[int] = []
-        self._guesses = guesses = []
-        rate, recent, chance, expected = odds.rate, int(self._luck * (RECENTS - 0.01)), 1.0, 1.0
+        guesses = self._guesses
+        rate, recent, chance, expected, depth = odds.rate, int(self._luck * (RECENTS - 0.01)), 1.0, 1.0, 0
+        price = 0.5 * self._CAUTION * verify_cost
         while True:
             token, log_odds, cells = ahead.guess(odds)
             if token < 0:
                 break
-            own = odds.chance(log_odds, len(draft), recent)
+            own = odds.chance(log_odds, depth, recent)
             guesses.append((token, own, cells, ahead.length, ahead.places[0] if ahead.places else -1))
             chance *= own
-            earned = 0.5 * (rate + expected / (1.0 + verify_cost * len(draft)))
-            if chance <= verify_cost * self._CAUTION * earned or len(draft) == self._max_draft:
+            if chance <= price * (rate + expected / (1.0 + verify_cost * depth)) or depth == self._max_draft:
                 break
             expected += chance
+            depth += 1
             draft.append(token)
             ahead.take(token)
-        self._recent, self._asked, self._held, self._cost = recent, True, 0, 1.0 + verify_cost * len(draft)
+        self._recent, self._held, self._cost = recent, 0, 1.0 + verify_cost * len(draft)
         return draft
 
     def judge(self, num_accepted: int) -> None:
@@ -128,17 +132,18 @@ class NgramDrafter:
     def _learn(self, run: list[int]) -> None:
         """What the run says of the guesses: those up to the first that failed were put to the test."""
         self._asked = False
-        self._odds.spend(min(self._held + 1, len(run)), self._cost)
-        for depth, ((token, chance, cells, length, place), truth) in enumerate(zip(self._guesses, run[: self._held + 1], strict=False)):
+        odds, luck, recent, text = self._odds, self._luck, self._recent, self._text.tokens
+        odds.spend(min(self._held + 1, len(run)), self._cost)
+        for depth, (token, chance, cells, length, place) in enumerate(self._guesses[: min(self._held + 1, len(run))]):
+            truth = run[depth]
             held = token == truth
-            self._odds.learn(cells, chance, held, depth, self._recent)
-            self._luck += self._FADE * (held - self._luck)
-            if place >= 0 and self._text.tokens[place + 1] != truth:
-                if length >= self._TRUSTED:
+            odds.learn(cells, chance, held, depth, recent)
+            luck += self._FADE * (held - luck)
+            if not held or (place >= 0 and text[place + 1] != truth):
+                if length >= self._TRUSTED and text[place + 1] != truth:
                     self._resume = (length, place + 1)
                 break
-            if not held:
-                break
+        self._luck = luck
 
 
 class _Ahead:

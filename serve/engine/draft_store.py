@@ -25,7 +25,8 @@ class Entry:
     __slots__ = ("best", "count", "followers", "total")
 
     def __init__(self, token: int) -> None:
-        self.best, self.count, self.total = token, 1, 1
+        self.best = token
+        self.count = self.total = 1
         self.followers: dict[int, int] | None = None
 
     @property
@@ -85,16 +86,18 @@ class SharedNgrams:
         """Count the n-grams of a finished answer."""
         text = tuple(tokens)
         for end in range(1, len(text)):
-            token = text[end]
+            token, young = text[end], self._young
             for start in range(max(0, end - LONGEST), end):
                 context = text[start:end]
-                entry = self._young.get(context)
+                entry = young.get(context)
                 if entry is None:
                     self._enter(context, token)
-                elif entry.followers is None and entry.best == token and entry.total < _MOST:
+                    young = self._young
+                elif entry.best == token and entry.followers is None and entry.total < _MOST:  # the usual case, at half the price
                     entry.count = entry.total = entry.total + 1
                 else:
                     self._grow(entry, token)
+                    young = self._young
 
     def find(self, context: tuple[int, ...]) -> Entry | None:
         """What followed a context; None if it is unknown."""
@@ -109,17 +112,20 @@ class SharedNgrams:
 
     def _enter(self, context: tuple[int, ...], token: int) -> None:
         """Into the young generation: anew, or from the old one with what is known of it."""
-        entry = self._old.pop(context, None)
-        if entry is not None:
-            self._num_old -= entry.size
-        if entry is None or entry.size >= self._half:
+        entry, size = self._old.pop(context, None), 1
+        if entry is None:
             entry = Entry(token)
         else:
-            entry.add(token)
-        if self._num_young + entry.size > self._half:
+            self._num_old -= entry.size
+            if entry.size < self._half:
+                entry.add(token)
+                size = entry.size
+            else:
+                entry = Entry(token)
+        if self._num_young + size > self._half:
             self._age()
         self._young[context] = entry
-        self._num_young += entry.size
+        self._num_young += size
 
     def _age(self) -> None:
         self._old, self._num_old = self._young, self._num_young
