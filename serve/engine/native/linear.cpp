@@ -28,18 +28,18 @@ void run(const Matrix& w, const In* x, long ldx, long m, Out* y, long ldy, bool 
 
 extern "C" {
 
-// Bytes of a packed matrix without its scales.
-size_t sterna_packed_bytes(int kind, long n, long k) { return round_up(n, PANEL) / PANEL * panel_bytes(kind, k); }
+// Bytes of a panel of 32 outputs, with the scales of groups.
+size_t sterna_panel_bytes(int kind, long k, long group) { return panel_bytes(kind, k, group); }
 
 // Bytes of working memory (64-byte aligned) that sterna_linear needs.
 size_t sterna_rows_bytes(long m, long k) { return rows_bytes(m, k); }
 
 void sterna_pack(
-    int kind, long k, long parts, const void* const* stored, const long* counts, const long* strides, void* data, int threads
+    int kind, long k, long group, long parts, const void* const* stored, const long* counts, const long* strides, void* data, int threads
 ) {
     const char* const* rows = reinterpret_cast<const char* const*>(stored);
 #pragma omp parallel num_threads(threads)
-    pack(kind, k, parts, rows, counts, strides, static_cast<char*>(data), omp_get_thread_num(), omp_get_num_threads());
+    pack(kind, k, group, parts, rows, counts, strides, static_cast<char*>(data), omp_get_thread_num(), omp_get_num_threads());
 }
 
 // y (+)= x Wᵀ + bias; x is bf16 (x_float 0) or float32, and so is y.

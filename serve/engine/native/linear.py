@@ -62,21 +62,30 @@ class NativeLinear:
         self.kind = BF16 if scheme is None else INT8 if scheme.bits == 8 else INT4
         self.n, self.k = sum(len(part) for part in parts), columns or parts[0].shape[1]
         assert parts[0].dtype == (torch.bfloat16 if scheme is None else torch.uint8)
-        num_bytes = self._library.sterna_packed_bytes(self.kind, self.n, self.k)
-        self._data = aligned_bytes(num_bytes)
-        self._pack([part if part.stride(-1) == 1 else part.contiguous() for part in parts])
-        self._scales, group = (None, 0) if scale is None or scheme is None else _panels(scale, scheme.group, self.k)
+        groups, group = (None, 0) if scale is None or scheme is None else _grouped(scale, scheme.group, self.k)
+        num_panels, panel = -(-self.n // PANEL), self._library.sterna_panel_bytes(self.kind, self.k, group)
+        self._data = aligned_bytes(num_panels * panel)
+        self._pack([part if part.stride(-1) == 1 else part.contiguous() for part in parts], group)
+        self._scales = None
+        if groups is not None and group:  # before the weights of each group
+            stride = PANEL * (4 + group * (4 if self.kind == INT4 else 8) // 8)
+            shape = (num_panels, groups.shape[1], PANEL)
+            _fill(self._data.view(torch.float32).as_strided(shape, (panel // 4, stride // 4, 1)), groups)
+        elif groups is not None:
+            self._scales = aligned_bytes(num_panels * PANEL * 4).view(torch.float32)
+            _fill(self._scales.view(num_panels, 1, PANEL), groups)
         self._bias = None if bias is None else bias.float().contiguous()
         self._matrix = Matrix(self.kind, self.n, self.k, self._data.data_ptr(), _address(self._scales), _address(self._bias), group)
-        self.num_bytes = num_bytes + sum(t.nbytes for t in (self._scales, self._bias) if t is not None)
+        self.num_bytes = self._data.nbytes + sum(t.nbytes for t in (self._scales, self._bias) if t is not None)
         self.matrix = ctypes.addressof(self._matrix)
         """The address of the C struct, valid as long as this object lives."""
 
-    def _pack(self, parts: Sequence[Tensor]) -> None:
+    def _pack(self, parts: Sequence[Tensor], group: int) -> None:
         count = len(parts)
         self._library.sterna_pack(
             self.kind,
             self.k,
+            group,
             count,
             (ctypes.c_void_p * count)(*(part.data_ptr() for part in parts)),
             (ctypes.c_long * count)(*(len(part) for part in parts)),
@@ -114,11 +123,11 @@ def _library() -> ctypes.CDLL:
     """The compiled kernels, with the types of their arguments."""
     library = load("linear")
     pointer, integer, long = ctypes.c_void_p, ctypes.c_int, ctypes.c_long
-    library.sterna_packed_bytes.argtypes = (integer, long, long)
-    library.sterna_packed_bytes.restype = ctypes.c_size_t
+    library.sterna_panel_bytes.argtypes = (integer, long, long)
+    library.sterna_panel_bytes.restype = ctypes.c_size_t
     library.sterna_rows_bytes.argtypes = (long, long)
     library.sterna_rows_bytes.restype = ctypes.c_size_t
-    library.sterna_pack.argtypes = (integer, long, long, pointer, pointer, pointer, pointer, integer)
+    library.sterna_pack.argtypes = (integer, long, long, long, pointer, pointer, pointer, pointer, integer)
     library.sterna_linear.argtypes = (pointer, pointer, integer, long, long, pointer, integer, long, integer, pointer, integer)
     return library
 
@@ -135,14 +144,17 @@ def aligned_bytes(size: int) -> Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8, count=size)
 
 
-def _panels(scale: Tensor, group: int, k: int) -> tuple[Tensor, int]:
-    """Scales [N, groups] as [panels, groups, 32] float32, and the columns per scale (0: the whole row)."""
+def _grouped(scale: Tensor, group: int, k: int) -> tuple[Tensor, int]:
+    """Scales [N, groups] for groups the kernels know, and the columns of such a group (0: the whole row)."""
     if group > GROUPS[-1]:
-        scale, group = scale.repeat_interleave(group // GROUPS[-1], 1)[:, : -(-k // GROUPS[-1])], GROUPS[-1]
+        return scale.repeat_interleave(group // GROUPS[-1], 1)[:, : -(-k // GROUPS[-1])], GROUPS[-1]
+    return scale, group
+
+
+def _fill(panels: Tensor, scale: Tensor) -> None:
+    """Scales [N, groups] to [panels, groups, 32]."""
     n, groups = scale.shape
-    panels = aligned_bytes(-(-n // PANEL) * PANEL * groups * 4).view(torch.float32).view(-1, groups, PANEL)
     whole = n // PANEL
     panels[:whole] = scale[: whole * PANEL].view(whole, PANEL, groups).transpose(1, 2)
     if n % PANEL:
         panels[whole, :, : n % PANEL] = scale[whole * PANEL :].T
-    return panels, group

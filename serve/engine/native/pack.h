@@ -2,6 +2,7 @@
 //
 // A panel holds 32 outputs. bf16 and int8: [k / 2][32][2], so that two neighbouring columns of 16 outputs fill a vector (or half of one).
 // int4: [k / 8][32] words of 8 values: columns 0 2 4 6 in the low half from the lowest bits on, 1 3 5 7 in the high half, each plus 8.
+// Before every group of columns that has a scale come the scales of its 32 outputs, in float32: all that is read is one stream.
 // Rows come as the file has them: bf16; int8 as bytes plus 128; int4 as nibbles plus 8, lowest bits first (compressed-tensors).
 // Price: one read and one write of the weights; 16 rows by 64 bytes are transposed in registers.
 #pragma once
@@ -46,21 +47,27 @@ inline __m512i part_nibbles(__m512i v) {
     return _mm512_or_si512(squeeze(v), _mm512_slli_epi32(squeeze(_mm512_srli_epi32(v, 4)), 16));
 }
 
-// Word `word` of 16 outputs (2, 4 or 8 columns) to the panel; `half` 1 for the panel's outputs 16 to 31.
-inline void place(int kind, char* panel, long word, int half, __m512i v) {
-    if (kind == BF16) return _mm512_store_si512(panel + word * 128 + half * 64, v);
-    if (kind == INT4) return _mm512_store_si512(panel + word * 128 + half * 64, part_nibbles(v));
-    __m256i* at = reinterpret_cast<__m256i*>(panel + word * 128 + half * 32);
-    _mm256_store_si256(at, _mm512_cvtepi32_epi16(v));
-    _mm256_store_si256(at + 2, _mm512_cvtepi32_epi16(_mm512_srli_epi32(v, 16)));
+// The 32 outputs of a word (2, 4 or 8 columns) in a panel.
+inline char* word_at(int kind, long group, char* panel, long word) {
+    const long columns = kind == BF16 ? 2 : kind == INT8 ? 4 : 8, scales = group ? word * columns / group + 1 : 0;
+    return panel + (word + scales) * 128;
+}
+
+// A word of 16 outputs; `half` 1 for the panel's outputs 16 to 31.
+inline void place(int kind, char* at, int half, __m512i v) {
+    if (kind == BF16) return _mm512_store_si512(at + half * 64, v);
+    if (kind == INT4) return _mm512_store_si512(at + half * 64, part_nibbles(v));
+    __m256i* bytes = reinterpret_cast<__m256i*>(at + half * 32);
+    _mm256_store_si256(bytes, _mm512_cvtepi32_epi16(v));
+    _mm256_store_si256(bytes + 2, _mm512_cvtepi32_epi16(_mm512_srli_epi32(v, 16)));
 }
 
 // Bytes of a stored row that hold values.
 inline long row_bytes(int kind, long k) { return kind == BF16 ? 2 * k : kind == INT8 ? k : (k + 1) / 2; }
 
 // 16 rows (null: zeros) into one half of a panel.
-inline void pack_half(int kind, long k, const char* const* rows, char* panel, int half) {
-    const long bytes = row_bytes(kind, k), words = static_cast<long>(panel_bytes(kind, k)) / 128;
+inline void pack_half(int kind, long k, long group, const char* const* rows, char* panel, int half) {
+    const long bytes = row_bytes(kind, k), words = static_cast<long>(weight_bytes(kind, k)) / 128;
     for (long word = 0; word < words; word += 16) {
         const long left = bytes - word * 4;
         const __mmask64 mask = left >= 64 ? ~0ull : left <= 0 ? 0 : (1ull << left) - 1;
@@ -73,13 +80,13 @@ inline void pack_half(int kind, long k, const char* const* rows, char* panel, in
                 v[i] = _mm512_setzero_si512();
         }
         transpose(v);
-        for (long i = 0; i < std::min(16L, words - word); ++i) place(kind, panel, word + i, half, v[i]);
+        for (long i = 0; i < std::min(16L, words - word); ++i) place(kind, word_at(kind, group, panel, word + i), half, v[i]);
     }
 }
 
 // Several stored matrices, one below the other, into `data`; a thread's share of the panels.
 inline void pack(
-    int kind, long k, long parts, const char* const* stored, const long* counts, const long* strides, char* data, int thread, int threads
+    int kind, long k, long group, long parts, const char* const* stored, const long* counts, const long* strides, char* data, int thread, int threads
 ) {
     long n = 0;
     for (long p = 0; p < parts; ++p) n += counts[p];
@@ -91,7 +98,7 @@ inline void pack(
             while (p < parts && row >= counts[p]) row -= counts[p++];
             rows[i] = p < parts ? stored[p] + row * strides[p] : nullptr;
         }
-        for (int half = 0; half < 2; ++half) pack_half(kind, k, rows + 16 * half, data + panel * panel_bytes(kind, k), half);
+        for (int half = 0; half < 2; ++half) pack_half(kind, k, group, rows + 16 * half, data + panel * panel_bytes(kind, k, group), half);
     }
 }
 

@@ -21,10 +21,10 @@ constexpr int MOST_ROWS = 12;      // rows of a register tile
 struct Matrix {
     int kind;
     long n, k;
-    const void* data;     // [panels][k / 2][32][2] bf16 or int8; int4: [panels][k / 8][32][8], see pack.h
-    const float* scales;  // [panels][groups][32], or null for bf16
+    const void* data;     // panels, see pack.h
+    const float* scales;  // [panels][32], where a scale goes for a whole row
     const float* bias;    // [n] or null
-    long group;           // columns per scale: 32, 64 or 128; 0: one scale for the whole row
+    long group;           // columns per scale: 32, 64 or 128, the scales lie in data; 0: the whole row
 };
 
 // m input rows as the kernels want them: tiles of `height` rows, in a tile column after column (for fixed, pair of columns after pair).

@@ -14,21 +14,25 @@ inline __attribute__((always_inline)) void ask(const char* weights, long ahead) 
 // k as packed: what all kinds can read in whole steps.
 inline long packed_columns(long k) { return round_up(k, 8); }
 
-// Bytes of one panel.
-inline size_t panel_bytes(int kind, long k) {
+// Bytes of the weights of one panel, and with the scales of its groups, 32 floats before each.
+inline size_t weight_bytes(int kind, long k) {
     const size_t elements = static_cast<size_t>(packed_columns(k)) * PANEL;
     return kind == BF16 ? elements * 2 : kind == INT8 ? elements : elements / 2;
 }
 
+inline size_t panel_bytes(int kind, long k, long group) {
+    return weight_bytes(kind, k) + (group ? round_up(k, group) / group * PANEL * sizeof(float) : 0);
+}
+
 // How far ahead weights are asked for: the next panel, where the cache holds two.
-inline long distance(int kind, long k) { return std::min<long>(panel_bytes(kind, k), 1 << 17); }
+inline long distance(size_t panel) { return std::min<long>(panel, 1 << 17); }
 
 // All tiles: rows row … row + M of x (row begins a tile) times the 32 outputs of a panel, to out [M, 32].
 template <int M>
 void tile_bf16(const Matrix& w, const Rows& x, long panel, long row, float* out) {
-    const char* data = static_cast<const char*>(w.data) + panel * panel_bytes(BF16, w.k);
+    const char* data = static_cast<const char*>(w.data) + panel * weight_bytes(BF16, w.k);
     const float* values = x.values + row * x.columns;
-    const long columns = packed_columns(w.k), height = x.height, ahead = distance(BF16, w.k);
+    const long columns = packed_columns(w.k), height = x.height, ahead = distance(weight_bytes(BF16, w.k));
     const __m512i high = _mm512_set1_epi32(0xffff0000);
     __m512 acc[M][2];
 #pragma GCC unroll 12
@@ -132,20 +136,24 @@ inline __attribute__((always_inline)) void start(Sums<M>& sums, const Rows& x, l
 
 template <int M, int BITS, bool GROUPED>
 void tile_fixed(const Matrix& w, const Rows& x, long panel, long row, float* out) {
-    const long columns = packed_columns(w.k), step = GROUPED ? w.group : FIXED_GROUP, height = x.height, ahead = distance(w.kind, w.k);
-    const char* data = static_cast<const char*>(w.data) + panel * panel_bytes(BITS == 8 ? INT8 : INT4, w.k);
-    const float* scales = w.scales + panel * PANEL * (GROUPED ? round_up(w.k, step) / step : 1);
+    const long columns = packed_columns(w.k), step = GROUPED ? w.group : FIXED_GROUP, height = x.height;
+    const size_t bytes = panel_bytes(w.kind, w.k, w.group);
+    const long ahead = distance(bytes);
+    const char* data = static_cast<const char*>(w.data) + panel * bytes;
     const int32_t* fixed = x.fixed + row * (x.columns / 2);
     std::fill(out, out + M * PANEL, 0.0f);
 #pragma GCC unroll 1
     for (long begin = 0; begin < columns; begin += step) {
         const long end = std::min(columns, begin + step);
+        __m512 a, b;
+        if constexpr (GROUPED) {
+            ask(data, ahead);
+            a = _mm512_load_ps(data), b = _mm512_load_ps(data + 64), data += PANEL * sizeof(float);
+        }
         Sums<M> sums;
         start<M, BITS>(sums, x, row, begin, end);
 #pragma GCC unroll 1
         for (long c = begin; c < end; c += 8, data += BITS * PANEL, fixed += 4 * height) add_columns<M, BITS>(sums, data, fixed, height, ahead);
-        __m512 a = _mm512_set1_ps(1.0f), b = a;
-        if constexpr (GROUPED) a = _mm512_load_ps(scales), b = _mm512_load_ps(scales + 16), scales += PANEL;
 #pragma GCC unroll 12
         for (int i = 0; i < M; ++i) {
             const __m512 scale = _mm512_set1_ps(x.scales[(row + i) * x.num_groups + begin / FIXED_GROUP]);
@@ -155,7 +163,8 @@ void tile_fixed(const Matrix& w, const Rows& x, long panel, long row, float* out
             _mm512_store_ps(total1, _mm512_fmadd_ps(sums.value(i, 1), GROUPED ? _mm512_mul_ps(scale, b) : scale, _mm512_load_ps(total1)));
         }
     }
-    const __m512 a = GROUPED ? _mm512_set1_ps(1.0f) : _mm512_load_ps(scales), b = GROUPED ? a : _mm512_load_ps(scales + 16);
+    if constexpr (GROUPED) return;
+    const __m512 a = _mm512_load_ps(w.scales + panel * PANEL), b = _mm512_load_ps(w.scales + panel * PANEL + 16);
 #pragma GCC unroll 12
     for (int i = 0; i < M; ++i) {
         _mm512_store_ps(out + i * PANEL, _mm512_mul_ps(_mm512_load_ps(out + i * PANEL), a));
