@@ -58,7 +58,7 @@ class EngineConfig:
     draft_max: int = 16
     """Most tokens drafted at once for a sequence; ANPD's K is 7."""
     draft_shared: int = 100_000
-    """n-grams of a tenant's finished answers kept for its later drafts, about 250 bytes each; 0 for none."""
+    """n-grams of a tenant's finished answers kept for its later drafts, about 150 bytes each; 0 for none."""
     adapters: tuple[str, ...] = ()
     """LoRA adapters to load beside the model, each "name=folder" (peft's files); a request names the one it wants."""
     num_threads: int | None = None

@@ -1,7 +1,7 @@
 """What earlier answers tell about the next one: counted n-grams, shared between a tenant's requests, in bounded memory.
 
 Promise: never more than `capacity` n-grams (contexts of 1 … `LONGEST` tokens with one follower); those that were not met again for
-long go first; what happened often long ago weighs less than what happens now. Price: about 2 µs a token learnt, some 250 bytes an n-gram.
+long go first; what happened often long ago weighs less than what happens now. Price: about 2 µs a token learnt, some 150 bytes an n-gram.
 One store per tenant: drafts would otherwise show, in their timing, what other tenants' answers contain.
 """
 
