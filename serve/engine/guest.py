@@ -41,7 +41,7 @@ def load_guest(
     """
     if config.adapters:
         raise ValueError(f"adapters: {folder} runs through transformers' module, which takes none here; merge the adapter into the model")
-    model = load_module(folder, data, dtype, device)
+    model = load_module(folder, data, dtype, device, config.max_length)
     runner = GuestRunner(model, _num_blocks(config, model), config.block_size)
     draft = config.draft if runner.can_draft else "off"
     return runner, replace(config, prefix_cache=False, preempt="recompute", draft=draft)
@@ -51,7 +51,7 @@ def _num_blocks(config: EngineConfig, model: GuestModule) -> int:
     """As configured; by default what max_sequences of the longest length need, at most 1 GiB where keys and values are stored."""
     if config.num_blocks is not None:
         return config.num_blocks
-    longest = -(-min(model.shape.max_length, config.max_length or model.shape.max_length) // config.block_size)
+    longest = -(-min(config.max_length or model.shape.max_length, model.shape.max_length) // config.block_size)
     each = model.bytes_per_token * config.block_size
     wanted = longest * config.max_sequences
     if config.kv_bytes is not None and each:

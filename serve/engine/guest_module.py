@@ -21,7 +21,7 @@ from serve.engine.guest_state import is_plain_kv, joined, picked, stacked
 __all__ = ["Abilities", "GuestModule", "GuestShape", "load_module"]
 
 UNLIMITED = 32_768
-"""Longest sequence of an architecture that sets no limit itself (most recurrent ones)."""
+"""Longest sequence of an architecture that sets no limit itself (most recurrent ones), unless the settings ask for another."""
 _MEMORIES = ("past_key_values", "cache_params", "state")
 _OWN_STATES = ("recurrent_states", "conv1d_state")
 """Attributes in which RecurrentGemma's submodules keep what they remember."""
@@ -57,8 +57,8 @@ class Abilities:
     """Sequences of different lengths in one pass, padded and masked."""
 
 
-def load_module(folder: Path, data: dict[str, Any], dtype: torch.dtype, device: torch.device) -> GuestModule:
-    """Load a folder with AutoModelForCausalLM. ValueError, in one line, for what transformers does not know or cannot run here."""
+def load_module(folder: Path, data: dict[str, Any], dtype: torch.dtype, device: torch.device, unlimited: int | None = None) -> GuestModule:
+    """Load a folder with AutoModelForCausalLM; `unlimited`: the length where it sets no limit. ValueError, in one line, for what transformers does not know or cannot run here."""
     name = (data.get("architectures") or ["?"])[0]
     transformers = importlib.import_module("transformers")
     logging = transformers.utils.logging
@@ -67,7 +67,7 @@ def load_module(folder: Path, data: dict[str, Any], dtype: torch.dtype, device: 
     logging.disable_progress_bar()
     try:
         module = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        return GuestModule(module.eval().to(device), data, dtype, device)
+        return GuestModule(module.eval().to(device), data, dtype, device, unlimited or UNLIMITED)
     except (ValueError, ImportError, OSError, RuntimeError, KeyError, AttributeError, TypeError, NotImplementedError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
@@ -82,7 +82,7 @@ def load_module(folder: Path, data: dict[str, Any], dtype: torch.dtype, device: 
 class GuestModule:
     """A loaded module; `module(tokens, memory)` goes on from a memory (None: from nothing)."""
 
-    def __init__(self, module: Any, data: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, module: Any, data: dict[str, Any], dtype: torch.dtype, device: torch.device, unlimited: int = UNLIMITED) -> None:
         self.dtype, self.device, self._module = dtype, device, module
         self._config = module.config.get_text_config(decoder=True)
         self.accepts = set(inspect.signature(module.forward).parameters)
@@ -97,7 +97,7 @@ class GuestModule:
         self.shape = GuestShape(
             vocab_size=int(self._config.vocab_size),
             hidden_size=int(self._config.hidden_size),
-            max_length=_max_length(self._config),
+            max_length=_max_length(self._config) or unlimited,
             eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
         )
         self.abilities, self.bytes_per_token = _find_out(self)
@@ -139,11 +139,10 @@ class GuestModule:
         return self._module.base_model(tokens.to(self.device)).last_hidden_state
 
 
-def _max_length(config: Any) -> int:
+def _max_length(config: Any) -> int | None:
     """The config's own limit, by whichever of its names is there."""
     names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "context_length")
-    found = next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
-    return UNLIMITED if found is None else found
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
 
 
 # ---- finding out -----------------------------------------------------------------------------------------------------

@@ -182,6 +182,25 @@ def test_logits_and_hidden_states_are_the_modules(folders: dict[str, Path]) -> N
         torch.testing.assert_close(engine.runner.hidden(tokens), out.hidden_states[-1][0], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["GPT2", "Bamba", "Rwkv", "RecurrentGemma"])
+def test_texts_are_scored_and_embedded_side_by_side(name: str, folders: dict[str, Path]) -> None:
+    """Padded behind where the module takes a batch, one by one where it does not."""
+    from transformers import AutoModelForCausalLM
+
+    module = AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.float64).eval()
+    engine, texts = load(folders[name]), [list(range(4 + n, 4 + 3 * n)) for n in (1, 9, 4, 7)]
+    for text, found in zip(texts, engine.score(texts), strict=True):
+        with torch.no_grad():
+            table = module(torch.tensor([text])).logits[0].log_softmax(-1)
+        expected = table[:-1].gather(-1, torch.tensor(text[1:])[:, None]).flatten()
+        torch.testing.assert_close(torch.tensor([t.logprob for t in found.tokens], dtype=torch.float64), expected, rtol=0, atol=1e-6)
+    for pooling in ("mean", "last"):
+        embeddings = engine.embed(texts, pooling=pooling, normalize=False)
+        states = [engine.runner.hidden(text) for text in texts]
+        expected = torch.stack([s.mean(0) if pooling == "mean" else s[-1] for s in states])
+        torch.testing.assert_close(embeddings, expected, rtol=0, atol=1e-6)
+
+
 def test_refusals_are_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(folders["GPT2"], tmp_path / "odd")
     config = tmp_path / "odd" / "config.json"
@@ -193,3 +212,4 @@ def test_refusals_are_one_line(folders: dict[str, Path], tmp_path: Path) -> None
         load(folders["GPT2"], adapters=("one=somewhere",))
     with pytest.raises(ValueError, match="max_length: 4096 is beyond the 128 tokens"):
         load(folders["GPT2"], max_length=4096)
+    assert load(folders["Mamba"], max_length=100_000).max_length == 100_000, "it sets no limit itself"
