@@ -36,10 +36,11 @@ def measure(name: str, args: argparse.Namespace, file: Path) -> Result:
     specs = [s for s in catalogue(args.threads, max(args.batches), args.output / "gguf") if s.name in args.systems]
     specs = [s for s in specs if s.weights == "bf16" or "1b" in name]
     workers, known = [], facts(model_folder(name, args.model_dir, args.made))
-    plan = {"batches": args.batches, "prompt": args.prompt, "output": args.tokens, "threads": args.threads, "repeats": args.repeats}
+    size = 0 if known["step_bytes"] < 1e8 else 1 if known["step_bytes"] < 1e9 else 2
+    num_rounds, repeats = args.rounds or (15, 7, 4)[size], args.repeats or (3, 2, 1)[size]
+    plan = {"batches": args.batches, "prompt": args.prompt, "output": args.tokens, "threads": args.threads, "repeats": repeats}
     result = _stored(file, name, plan, args.fresh) or {"model": name, "plan": plan, "rounds": [], "systems": {}, "missing": {}} | known
     wanted_load = bool(args.load_requests and args.trace)
-    num_rounds = args.rounds or (15 if known["step_bytes"] < 1e8 else 7 if known["step_bytes"] < 1e9 else 4)
     if len(result["rounds"]) >= num_rounds and ("load" in result or not wanted_load):
         return result
     for spec in specs:
@@ -120,7 +121,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--systems", nargs="+", default=names, choices=names, metavar="NAME", help=f"of {', '.join(names)} (default: all)")
     add("--batches", nargs="+", type=int, default=[1, 8, 16], help="requests at once (default: 1 8 16)")
     add("--rounds", type=int, help="rounds counted (default: 15, 7 from 100 MB of weights, 4 from 1 GB)")
-    add("--repeats", type=int, default=3, help="turns of each system within a round, of which its best counts (default: 3)")
+    add("--repeats", type=int, help="turns of each system within a round, of which its best counts (default: 3, 2, 1 by the same sizes)")
     add("--prompt", type=int, default=256, help="tokens of each prompt (default: 256)")
     add("--tokens", type=int, default=128, help="tokens of each output (default: 128)")
     add("--threads", type=int, default=2, help="CPU threads of every system (default: 2)")
