@@ -1,5 +1,6 @@
 """The gateway over HTTP, to the official OpenAI client and to bare requests; one application for all of them."""
 
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -162,3 +163,30 @@ def test_a_client_that_goes_away_frees_its_place(url: str) -> None:
 def test_a_second_application_is_refused(url: str, tiny_model_dir: Path) -> None:
     with pytest.raises(ValueError, match="already runs on this cluster"), running(ServeConfig(model=str(tiny_model_dir), port=free_port())):
         pass
+
+
+def test_an_answer_is_held_to_a_schema(client: OpenAI) -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+    response = client.chat.completions.create(
+        model="tern",
+        messages=[{"role": "user", "content": "hi"}],
+        max_tokens=150,
+        seed=1,
+        frequency_penalty=0.5,
+        response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},
+    )
+    assert response.choices[0].finish_reason == "stop"
+    assert isinstance(json.loads(response.choices[0].message.content or "")["ok"], bool)
+
+
+def test_a_grammar_that_cannot_be_read_is_the_clients_mistake(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="regex: cannot be used"):
+        client.completions.create(model="tern", prompt=PROMPT, extra_body={"structured_outputs": {"regex": "a(("}})
+    with pytest.raises(openai.BadRequestError, match="logit_bias: token 400 is outside the vocabulary of 400"):
+        client.completions.create(model="tern", prompt=PROMPT, logit_bias={"400": 1})
+
+
+def test_the_best_of_several_is_the_engines_own(client: OpenAI, tiny_model_dir: Path) -> None:
+    (want,) = Engine.load(tiny_model_dir, FAST).generate([PROMPT], Sampling(max_tokens=10, seed=3, n=2, best_of=4))
+    response = client.completions.create(model="tern", prompt=PROMPT, max_tokens=10, seed=3, n=2, best_of=4)
+    assert [choice.text for choice in response.choices] == [each.text for each in want.choices]
