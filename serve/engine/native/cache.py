@@ -16,7 +16,7 @@ from torch import Tensor
 
 from serve.engine.attention import Scores, Span
 from serve.engine.native.library import load
-from serve.engine.native.linear import aligned_bytes
+from serve.engine.native.memory import aligned_bytes
 
 __all__ = ["NativeAttention", "NativeCache", "Workspace", "block_bytes", "fits"]
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import mmap
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from serve.engine.native.library import load
+from serve.engine.native.memory import aligned_bytes
 from serve.engine.quantised import Scheme
 
 __all__ = ["BF16", "INT4", "INT8", "Matrix", "NativeLinear", "fits"]
@@ -134,14 +134,6 @@ def _library() -> ctypes.CDLL:
 
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-def aligned_bytes(size: int) -> Tensor:
-    """uint8 [size] on fresh pages (huge ones if the system has them): a stream over weights then misses fewer translations."""
-    memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if size >= 1 << 22 and hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8, count=size)
 
 
 def _grouped(scale: Tensor, group: int, k: int) -> tuple[Tensor, int]:
