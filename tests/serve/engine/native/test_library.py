@@ -127,3 +127,11 @@ def test_one_openmp_pool_serves_torch_and_the_kernels() -> None:
         load(name)
     maps = Path("/proc/self/maps").read_text()
     assert len({line.split()[-1] for line in maps.splitlines() if "libgomp" in line}) == 1
+
+
+@needs_native
+def test_everything_can_be_compiled_ahead(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        library.main()
+    assert [Path(record.message).name.split("-")[0] for record in caplog.records] == list(NAMES)
+    assert all(Path(record.message).is_file() for record in caplog.records)
