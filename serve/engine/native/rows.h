@@ -134,6 +134,11 @@ void prepare(const Rows& rows, const In* x, long ldx, int kind, int thread, int 
         else
             fix_row(rows, i, x + i * ldx);
     }
+    if (kind == BF16 && rows.m > 1 && rows.m % 2 && thread == threads - 1) {  // the row that an odd tile computes beside its own
+        Rows none = rows;
+        none.k = 0;
+        widen_row(none, rows.m, x);
+    }
 }
 
 }  // namespace sterna
