@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import load, report, rounds
-from benchmarks.models import MODELS, facts, model_folder
-from benchmarks.systems import NotThere, Worker, catalogue
+from benchmarks.models import MODELS, Facts, facts, model_folder
+from benchmarks.systems import NotThere, Spec, Worker, catalogue
 from cluster.console import say
 
 LOAD_SHARE = 0.7
@@ -33,33 +33,22 @@ Result = dict[str, Any]
 
 def measure(name: str, args: argparse.Namespace, file: Path) -> Result:
     """All figures of one model, going on from what `file` holds."""
-    specs = [s for s in catalogue(args.threads, max(args.batches), args.output / "gguf") if s.name in args.systems]
-    specs = [s for s in specs if s.weights == "bf16" or "1b" in name]
-    workers, known = [], facts(model_folder(name, args.model_dir, args.made))
+    known = facts(model_folder(name, args.model_dir, args.made))
     size = 0 if known["step_bytes"] < 1e8 else 1 if known["step_bytes"] < 1e9 else 2
     num_rounds, repeats = args.rounds or (15, 7, 4)[size], args.repeats or (3, 2, 1)[size]
     plan = {"batches": args.batches, "prompt": args.prompt, "output": args.tokens, "threads": args.threads, "repeats": repeats}
     result = _stored(file, name, plan, args.fresh) or {"model": name, "plan": plan, "rounds": [], "systems": {}, "missing": {}} | known
-    wanted_load = bool(args.load_requests and args.trace)
-    if len(result["rounds"]) >= num_rounds and ("load" in result or not wanted_load):
+    wanted_load = bool(args.load_requests and args.trace) and "load" not in result
+    if len(result["rounds"]) >= num_rounds and not wanted_load:
         return result
-    for spec in specs:
-        workers.append(Worker(spec, model_folder(name, args.model_dir, args.made, spec.weights)))
+    workers = [_worker(spec, name, args) for spec in _specs(name, args)]
     try:
-        tokens = _tokens(name, args, known["vocab_size"], seed=-1)
-        result["missing"] = rounds.warm_up(workers, tokens, args.batches, args.prompt)
+        result["missing"] = rounds.warm_up(workers, _tokens(name, args, known, seed=-1), args.batches, args.prompt)
         workers = [w for w in workers if w.spec.name not in result["missing"]]
-        while (index := len(result["rounds"])) < num_rounds and workers:
-            tokens = _tokens(name, args, known["vocab_size"], seed=index)
-            try:
-                result["rounds"].append(rounds.one_round(index, workers, tokens, plan, known["step_bytes"]))
-            except NotThere as reason:  # one of them ended: the round is measured again without it
-                result["missing"] |= {w.spec.name: str(reason) for w in workers if not w.alive}
-                workers = [w for w in workers if w.alive]
-                continue
-            result["systems"] = {w.spec.name: _system(w) for w in workers}
+        while len(result["rounds"]) < num_rounds and workers:
+            workers = _add_round(result, workers, _tokens(name, args, known, seed=len(result["rounds"])))
             _store(file, result)
-        if wanted_load and "load" not in result and workers:
+        if wanted_load and workers:
             result["load"] = _load(workers, args, known["vocab_size"])
             _store(file, result)
     finally:
@@ -68,10 +57,31 @@ def measure(name: str, args: argparse.Namespace, file: Path) -> Result:
     return result
 
 
-def _tokens(name: str, args: argparse.Namespace, vocab_size: int, seed: int) -> list[int]:
+def _specs(name: str, args: argparse.Namespace) -> list[Spec]:
+    """The systems asked for; quantised ones only where reading weights is what costs."""
+    every = catalogue(args.threads, max(args.batches), args.output / "gguf")
+    return [s for s in every if s.name in args.systems and (s.weights == "bf16" or "1b" in name)]
+
+
+def _worker(spec: Spec, name: str, args: argparse.Namespace) -> Worker:
+    return Worker(spec, model_folder(name, args.model_dir, args.made, spec.weights))
+
+
+def _add_round(result: Result, workers: list[Worker], tokens: list[int]) -> list[Worker]:
+    """One round more, or the reason why a system ended in it; the systems that are left."""
+    try:
+        result["rounds"].append(rounds.one_round(len(result["rounds"]), workers, tokens, result["plan"], result["step_bytes"]))
+    except NotThere as reason:  # the round is measured again without it
+        result["missing"] |= {w.spec.name: str(reason) for w in workers if not w.alive}
+    left = [w for w in workers if w.alive]
+    result["systems"] |= {w.spec.name: _system(w) for w in left}
+    return left
+
+
+def _tokens(name: str, args: argparse.Namespace, known: Facts, seed: int) -> list[int]:
     text = args.prompts if name == "tiny-code" else None
     model = model_folder(name, args.model_dir, args.made)
-    return rounds.code_tokens(model, text, vocab_size, args.prompt * max(args.batches), seed)
+    return rounds.code_tokens(model, text, known["vocab_size"], args.prompt * max(args.batches), seed)
 
 
 def _system(worker: Worker) -> dict[str, Any]:
