@@ -42,7 +42,9 @@ class Texts:
     def cache(self, quantised: bool = False) -> NativeCache:
         return NativeCache(1, self.kv_heads, self.dim, sum(map(len, self.blocks)), self.size, quantised)
 
-    def step(self, cache: NativeCache, spans: list[tuple[int, int, int]], window: int | None = None, scores: Scores = PLAIN) -> torch.Tensor:
+    def step(
+        self, cache: NativeCache, spans: list[tuple[int, int, int]], window: int | None = None, scores: Scores = PLAIN
+    ) -> torch.Tensor:
         """(text, start, length) each."""
         attend = cache.attend([Span(start, length, self.blocks[i]) for i, start, length in spans], [window], scores)
         q = torch.cat([self.q[i][start : start + length] for i, start, length in spans])
@@ -76,7 +78,9 @@ def test_any_mixture_of_spans_is_the_definition_and_its_own_affair(
     rng, together, done = random.Random(seed), texts.cache(), [0] * len(lengths)
     parts: list[list[torch.Tensor]] = [[] for _ in lengths]
     while any(at < n for at, n in zip(done, lengths, strict=True)):
-        spans = [(i, at, min(rng.choice([1, 1, 2, 5, 70, 300]), n - at)) for i, (at, n) in enumerate(zip(done, lengths, strict=True)) if at < n]
+        spans = [
+            (i, at, min(rng.choice([1, 1, 2, 5, 70, 300]), n - at)) for i, (at, n) in enumerate(zip(done, lengths, strict=True)) if at < n
+        ]
         rng.shuffle(spans)
         out = texts.step(together, spans, window).split([length for _, _, length in spans])
         for (i, start, length), rows in zip(spans, out, strict=True):
