@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from hypothesis import given
@@ -109,11 +108,6 @@ def test_the_shared_expert_is_weighted_by_its_own_gate() -> None:
     with_shared, without = mixture(rule(2, True), [], shared=True)(x), mixture(rule(2, True), [])(x)
     gate = FakeWeights().linear("shared gate")(x).sigmoid()
     torch.testing.assert_close(with_shared - without, gate * x * 100)
-
-
-def test_a_rule_for_no_sparse_layer_is_refused() -> None:
-    with pytest.raises(AssertionError):
-        Shape(**{name: getattr(_shape(rule(1, True)), name) for name in Shape.__dataclass_fields__} | {"experts": None})
 
 
 def test_quantised_experts_run_as_they_are_stored(tiny_model_dir: Path, tmp_path: Path) -> None:
