@@ -51,7 +51,7 @@ def make_part(rows: int, width: int, scheme: Scheme | None, biased: bool, dtype:
 kinds = st.lists(st.tuples(st.integers(1, 40), st.sampled_from(SCHEMES), st.booleans()), min_size=1, max_size=4)
 
 
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(
     kinds=kinds,
     width=st.sampled_from([1, 24, 36, 64, 96]),
