@@ -14,11 +14,12 @@ import difflib
 import inspect
 import textwrap
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+if TYPE_CHECKING:  # pydantic takes 0.1 s to import, which an engine that is handed its settings need not pay
+    from pydantic import TypeAdapter, ValidationError
 
 __all__ = ["as_dict", "field_help", "parse", "settings"]
 
@@ -29,11 +30,15 @@ T = TypeVar("T")
 def settings(cls: type[T]) -> type[T]:
     """Make `cls` a frozen, keyword-only, slotted dataclass whose parser refuses unknown keys."""
     made = dataclasses.dataclass(frozen=True, kw_only=True, slots=True)(cls)
-    made.__pydantic_config__ = ConfigDict(extra="forbid", use_attribute_docstrings=True)  # type: ignore[attr-defined]
+    made.__pydantic_config__ = {"extra": "forbid", "use_attribute_docstrings": True}  # type: ignore[attr-defined]
     return made
 
 
-_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+@cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
 
 
 def parse(cls: type[T], data: Mapping[str, Any], *, where: str) -> T:
@@ -41,6 +46,8 @@ def parse(cls: type[T], data: Mapping[str, Any], *, where: str) -> T:
 
     Strings are converted where that loses nothing ("3" for an int), so flags and TOML share one path.
     """
+    from pydantic import ValidationError
+
     try:
         made: T = _adapter(cls).validate_python(dict(data))
         return made
