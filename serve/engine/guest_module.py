@@ -58,7 +58,10 @@ class Abilities:
 
 
 def load_module(folder: Path, data: dict[str, Any], dtype: torch.dtype, device: torch.device, unlimited: int | None = None) -> GuestModule:
-    """Load a folder with AutoModelForCausalLM; `unlimited`: the length where it sets no limit. ValueError, in one line, for what transformers does not know or cannot run here."""
+    """Load a folder with AutoModelForCausalLM. `unlimited`: the longest sequence of an architecture that sets no limit.
+
+    ValueError, in one line, for what transformers does not know or cannot run here.
+    """
     name = (data.get("architectures") or ["?"])[0]
     transformers = importlib.import_module("transformers")
     logging = transformers.utils.logging
