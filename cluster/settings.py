@@ -14,7 +14,7 @@ import difflib
 import inspect
 import textwrap
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
@@ -34,11 +34,13 @@ def settings(cls: type[T]) -> type[T]:
     return made
 
 
-@cache
-def _adapter(cls: Any) -> TypeAdapter[Any]:
+def _make_adapter(cls: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
     return TypeAdapter(cls)
+
+
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(_make_adapter)
 
 
 def parse(cls: type[T], data: Mapping[str, Any], *, where: str) -> T:
