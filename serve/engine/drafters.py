@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from serve.engine.draft import AnpdDrafter, Drafter, NgramDrafter, Odds, SharedNgrams
+from serve.engine.draft_thrift import Thrift, ThriftyDrafter
 
 __all__ = ["MOST_TENANTS", "Drafters", "Learnt"]
 
@@ -44,6 +45,7 @@ class Drafters:
     def __init__(self, kind: Literal["ngram", "anpd", "off"], order: int, max_draft: int, capacity: int) -> None:
         """`order`: longest n-gram; `capacity`: n-grams of earlier answers kept for a tenant, 0 for none."""
         self._kind, self._order, self._max_draft, self._capacity = kind, order, max_draft, capacity
+        self.thrift = Thrift()  # what thinking costs now: the engine's to tell
         self._known: OrderedDict[str, Learnt] = OrderedDict()  # the tenant not heard of for longest first
 
     def of(self, tenant: str) -> Drafter | None:
@@ -53,7 +55,7 @@ class Drafters:
         if self._kind == "anpd":
             return AnpdDrafter(self._order, self._max_draft)
         known = self._learnt(tenant)
-        return NgramDrafter(self._order, self._max_draft, known.shared, known.odds, known.successors)
+        return ThriftyDrafter(NgramDrafter(self._order, self._max_draft, known.shared, known.odds, known.successors), self.thrift)
 
     def learn(self, tenant: str, tokens: Sequence[int]) -> None:
         """A request of the tenant was answered with these tokens."""

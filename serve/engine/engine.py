@@ -204,6 +204,7 @@ class Engine:
         self._pace.observe(batch.num_prompt_tokens, seconds)
         if all(chunk.end - chunk.start <= 1 + self.config.draft_max for chunk in batch.chunks):
             self._step_cost.observe(batch.num_tokens, seconds)
+            self._drafters.thrift.price(len(batch.sampling) / seconds)
         for emission in emissions:
             if emission.finish_reason:
                 sequence = self._live.pop(emission.request_id)

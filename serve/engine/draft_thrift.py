@@ -1,0 +1,96 @@
+"""Thinking costs too: a request whose drafts do not pay for the time spent on guessing stops guessing for a while.
+
+Promise: on text that cannot be guessed, drafting costs next to nothing; a text that begins to repeat is noticed within some hundred tokens.
+Price: two clock readings a step. All sequences of a step wait while one drafter thinks, so a second of thinking costs as many tokens
+as the engine would have made in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from serve.engine.draft import Drafter
+
+__all__ = ["Thrift", "ThriftyDrafter"]
+
+
+@dataclass(slots=True)
+class Thrift:
+    """What thinking costs at the moment, and what drafts have brought lately: for all requests of an engine."""
+
+    tokens_per_s: float = 0.0
+    """Tokens that the engine makes in a second without drafts, averaged over the latest steps."""
+    gain: float = 0.5
+    """Tokens that a step's draft brought a sequence, less its costs: the average of the latest steps."""
+
+    def price(self, tokens_per_s: float) -> None:
+        """A step made its sequences so many tokens a second, drafts not counted."""
+        self.tokens_per_s += 0.1 * (tokens_per_s - self.tokens_per_s)
+
+
+class ThriftyDrafter:
+    """A drafter that naps while its drafts bring less than they and the thinking cost; naps grow while nothing changes.
+
+    >>> from serve.engine.draft import NgramDrafter
+    >>> drafter = ThriftyDrafter(NgramDrafter(), Thrift(tokens_per_s=1e9))  # thinking is far too dear
+    >>> drafter.observe([1, 2, 3, 4] * 5)
+    >>> [len(drafter.propose(0.0)) for _ in range(6)]
+    [16, 16, 16, 16, 0, 0]
+    """
+
+    _FADE, _FADE_ALL = 0.1, 0.01
+    _FIRST_NAP, _LONGEST_NAP = 16, 256
+    _HOPE = 0.05
+    """The balance in tokens a step with which a request begins at least, and wakes: a few tries."""
+
+    def __init__(self, inner: Drafter, thrift: Thrift) -> None:
+        self._inner, self._thrift = inner, thrift
+        self._unseen: list[int] = []
+        self._balance = max(self._HOPE, thrift.gain)
+        self._spent: float | None = None  # tokens that the last proposal cost
+        self._num_accepted = 0
+        self._nap, self._asleep = self._FIRST_NAP, 0
+
+    def observe(self, tokens: Iterable[int]) -> None:
+        """More of the text, looked at when next awake."""
+        self._unseen.extend(tokens)
+
+    def propose(self, verify_cost: float) -> list[int]:
+        """The inner drafter's proposal; none while asleep."""
+        if self._spent is not None:
+            self._settle(self._num_accepted - self._spent)
+        if self._asleep:
+            self._asleep -= 1
+            return []
+        began = time.perf_counter()
+        self._inner.observe(self._unseen)
+        self._unseen = []
+        draft = self._inner.propose(verify_cost)
+        self._spent = (time.perf_counter() - began) * self._thrift.tokens_per_s + verify_cost * len(draft)
+        self._num_accepted = 0
+        return draft
+
+    def judge(self, num_accepted: int) -> None:
+        """How many tokens of the last proposal held."""
+        self._inner.judge(num_accepted)
+        self._num_accepted = num_accepted
+
+    def recycle(self, tokens: Sequence[int], successors: Sequence[int]) -> None:
+        """Pass on what the model thought likeliest, if the inner drafter wants to know."""
+        learn = getattr(self._inner, "recycle", None)
+        if learn is not None:
+            learn(tokens, successors)
+
+    def _settle(self, gain: float) -> None:
+        """Book a step's gain; go to sleep when the balance is negative."""
+        gain = max(gain, -1.0)  # indexing a prompt or a hiccup is no reason to give up
+        self._spent = None
+        self._balance += self._FADE * (gain - self._balance)
+        self._thrift.gain += self._FADE_ALL * (gain - self._thrift.gain)
+        if self._balance < 0.0:
+            self._balance, self._asleep = self._HOPE, self._nap
+            self._nap = min(2 * self._nap, self._LONGEST_NAP)
+        elif self._balance > 4 * self._HOPE:
+            self._nap = self._FIRST_NAP
