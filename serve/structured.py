@@ -43,7 +43,7 @@ class ResponseFormat(_Body):
     def options(self) -> dict[str, str]:
         """Fields of `Sampling`."""
         if self.json_schema is not None:
-            return {"json_schema": json.dumps(self.json_schema.schema_)}
+            return {"json_schema": json.dumps(self.json_schema.schema_, ensure_ascii=False)}
         return {"json_schema": ANY_OBJECT} if self.type == "json_object" else {}
 
 
@@ -67,9 +67,9 @@ class StructuredOutputs(_Body):
         """Fields of `Sampling`."""
         found: dict[str, str | None] = {"regex": self.regex, "grammar": self.grammar}
         if self.choice is not None:
-            found["grammar"] = "root ::= " + " | ".join(json.dumps(text) for text in self.choice)
+            found["grammar"] = "root ::= " + " | ".join(json.dumps(text, ensure_ascii=False) for text in self.choice)
         if self.json_ is not None:
-            found["json_schema"] = self.json_ if isinstance(self.json_, str) else json.dumps(self.json_)
+            found["json_schema"] = self.json_ if isinstance(self.json_, str) else json.dumps(self.json_, ensure_ascii=False)
         if self.json_object:
             found["json_schema"] = ANY_OBJECT
         return {name: value for name, value in found.items() if value is not None}

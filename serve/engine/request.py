@@ -73,7 +73,7 @@ class Sampling:
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
         if isinstance(self.json_schema, Mapping):
-            object.__setattr__(self, "json_schema", json.dumps(self.json_schema))
+            object.__setattr__(self, "json_schema", json.dumps(self.json_schema, ensure_ascii=False))
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens: {self.max_tokens} is too small; ask for at least 1 token")
         if not 0.0 <= self.temperature <= 100.0:
