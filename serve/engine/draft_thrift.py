@@ -22,7 +22,7 @@ class Thrift:
 
     tokens_per_s: float = 0.0
     """Tokens that the engine makes in a second without drafts, averaged over the latest steps."""
-    gain: float = 0.5
+    gain: float = 0.1
     """Tokens that a step's draft brought a sequence, less its costs: the average of the latest steps."""
 
     def price(self, tokens_per_s: float) -> None:
@@ -40,15 +40,15 @@ class ThriftyDrafter:
     [16, 16, 16, 16, 0, 0]
     """
 
-    _FADE, _FADE_ALL = 0.1, 0.01
+    _FADE, _FADE_ALL = 0.03, 0.02
     _FIRST_NAP, _LONGEST_NAP = 16, 256
-    _HOPE = 0.05
-    """The balance in tokens a step with which a request begins at least, and wakes: a few tries."""
+    _TRIES = 6
+    """Fruitless steps after which a request that has just woken goes to sleep again."""
 
     def __init__(self, inner: Drafter, thrift: Thrift) -> None:
         self._inner, self._thrift = inner, thrift
         self._unseen: list[int] = []
-        self._balance = max(self._HOPE, thrift.gain)
+        self._balance = thrift.gain if thrift.gain > 0.0 else self._hope(-thrift.gain)
         self._spent: float | None = None  # tokens that the last proposal cost
         self._num_accepted = 0
         self._nap, self._asleep = self._FIRST_NAP, 0
@@ -89,8 +89,12 @@ class ThriftyDrafter:
         self._spent = None
         self._balance += self._FADE * (gain - self._balance)
         self._thrift.gain += self._FADE_ALL * (gain - self._thrift.gain)
-        if self._balance < 0.0:
-            self._balance, self._asleep = self._HOPE, self._nap
-            self._nap = min(2 * self._nap, self._LONGEST_NAP)
-        elif self._balance > 4 * self._HOPE:
+        if gain > 0.0:
             self._nap = self._FIRST_NAP
+        if self._balance < 0.0:
+            self._balance, self._asleep = self._hope(-min(gain, 0.0)), self._nap
+            self._nap = min(2 * self._nap, self._LONGEST_NAP)
+
+    def _hope(self, loss: float) -> float:
+        """The balance that so many steps of such a loss use up."""
+        return self._TRIES * self._FADE * loss

@@ -203,7 +203,7 @@ class Engine:
         seconds = time.perf_counter() - began
         self._pace.observe(batch.num_prompt_tokens, seconds)
         if all(chunk.end - chunk.start <= 1 + self.config.draft_max for chunk in batch.chunks):
-            self._step_cost.observe(batch.num_tokens, seconds)
+            self._step_cost.observe(batch.num_tokens, seconds, len(batch.chunks))
             self._drafters.thrift.price(len(batch.sampling) / seconds)
         for emission in emissions:
             if emission.finish_reason:

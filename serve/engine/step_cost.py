@@ -16,8 +16,8 @@ __all__ = ["StepCost"]
 
 _WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
 """Tokens in a step at which the increments meet; linear between them."""
-_DRAFTS = (2, 4, 8, 16)
-"""Draft lengths whose average cost a token is asked for."""
+_BEYOND = 2
+"""A token is priced by the average cost of drafts so much longer than the usual ones: between the average and the marginal cost."""
 
 
 class StepCost:
@@ -35,6 +35,7 @@ class StepCost:
     _FIRST_RATE, _RATE = 0.5, 0.02
     _WILDEST = 0.7
     """A ratio off by more than e to this is a hiccup: it counts as this."""
+    _FADE = 0.05
     _FORGET = 0.001
     """Per step without a comparison, the increments go back this share of the way to their priors, so that drafts are tried again."""
 
@@ -46,11 +47,13 @@ class StepCost:
         self._heights = heights  # sums of the increments, never falling
         self._last: tuple[int, float] | None = None
         self._num_compared = 0
+        self._usual = 0.0  # tokens drafted for a sequence in the latest steps
 
-    def observe(self, num_tokens: int, seconds: float) -> None:
-        """A step computed `num_tokens` tokens in `seconds`."""
+    def observe(self, num_tokens: int, seconds: float, num_sequences: int = 1) -> None:
+        """A step computed `num_tokens` tokens for `num_sequences` in `seconds`."""
         if seconds <= 0.0:
             return
+        self._usual += self._FADE * (num_tokens / num_sequences - 1.0 - self._usual)
         now, before = (num_tokens, log(seconds)), self._last
         self._last = now
         if before is None:
@@ -73,15 +76,14 @@ class StepCost:
         return exp(self._height(num_tokens + num_more) - self._height(num_tokens))
 
     def verify_cost(self, num_sequences: int) -> float:
-        """What a drafted token costs when each of `num_sequences` drafts: the dearest average over drafts of 2 to 16 tokens.
+        """What a drafted token costs all that wait, in plain steps, when each of `num_sequences` drafts a little more than usual.
 
-        In plain steps, for all sequences that wait. The dearest, since where the step time bends is not the drafter's to know.
+        Where longer drafts are dearer by the token, drafts grow until a token costs what it earns.
         """
-        n = max(1, num_sequences)
-        here = self._height(n)
-        return max((exp(self._height(n * (1 + length)) - here) - 1.0) / length for length in _DRAFTS)
+        n, length = max(1, num_sequences), self._usual + _BEYOND
+        return (exp(self._height(n * (1.0 + length)) - self._height(n)) - 1.0) / length
 
-    def _height(self, num_tokens: int) -> float:
+    def _height(self, num_tokens: float) -> float:
         """Logarithm of the time of a step, over that of a step of one token."""
         i = bisect_right(_WIDTHS, num_tokens) - 1
         if i == len(_WIDTHS) - 1:
