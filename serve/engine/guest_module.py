@@ -1,14 +1,17 @@
 """A causal transformers module as a function from tokens and memory to logits and memory; transformers is imported here alone.
 
 Promise: one calling convention for every architecture, whatever it calls its memory (`past_key_values`, `cache_params`, `state`, or
-attributes of its own submodules), and `Abilities` measured on the loaded module itself. Price: some eight passes over a few tokens at load.
+attributes of its own submodules), and `Abilities` measured on the loaded module itself. Price: some eight passes over a few tokens at load,
+widened to float32 meanwhile if they are shorter (twice the memory, for that long).
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Iterator
 from collections.abc import Sequence as Series
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ UNLIMITED = 32_768
 _MEMORIES = ("past_key_values", "cache_params", "state")
 _OWN_STATES = ("recurrent_states", "conv1d_state")
 """Attributes in which RecurrentGemma's submodules keep what they remember."""
-_NOISE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 5e-2}
+_NOISE = {torch.float64: 1e-5, torch.float32: 1e-4}
 """How far two ways to the same logits may differ, in standard deviations of the logits (some modules round to float32 inside)."""
 _WRONG = 0.1
 """The same for what is plainly another result."""
@@ -103,7 +106,9 @@ class GuestModule:
             max_length=_max_length(self._config) or unlimited,
             eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
         )
-        self.abilities, self.bytes_per_token = _find_out(self)
+        with _widened(module):
+            self.abilities, size = _find_out(self)
+        self.bytes_per_token = size * dtype.itemsize
 
     def __call__(
         self, tokens: Tensor, starts: Series[int], memory: Any = None, *, mask: Tensor | None = None, keep: int = 0
@@ -151,9 +156,21 @@ def _max_length(config: Any) -> int | None:
 # ---- finding out -----------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _widened(module: Any) -> Iterator[None]:
+    """A module in float32 for a while: in bfloat16, rounding is no smaller than what a wrong state does to the logits."""
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.dtype in (torch.bfloat16, torch.float16)]
+    dtypes = [tensor.dtype for tensor in tensors]
+    for tensor in tensors:
+        tensor.data = tensor.data.float()
+    yield
+    for tensor, dtype in zip(tensors, dtypes, strict=True):
+        tensor.data = tensor.data.to(dtype)
+
+
 @torch.inference_mode()
 def _find_out(module: GuestModule) -> tuple[Abilities, int]:
-    """Abilities, and bytes of KV a token (0 where none is held), from a few passes over ten tokens."""
+    """Abilities, and keys' and values' numbers a token (0 where none is held), from a few passes over ten tokens."""
     vocab = module.shape.vocab_size
     first = torch.arange(3, 13).remainder(vocab)[None]
     second = (torch.arange(5, 45, 4) * 7).remainder(vocab)[None]
@@ -163,7 +180,7 @@ def _find_out(module: GuestModule) -> tuple[Abilities, int]:
     extends = _agree(_in_parts(module, first, [3, 5, 2]), whole)
     crops = extends and is_plain_kv(memory)
     pads = crops and "attention_mask" in module.accepts and _pads(module, first, second)
-    return Abilities(extends=extends, crops=crops, batches=_stacks(module, first, second), pads=pads), _num_bytes(memory) // 10
+    return Abilities(extends=extends, crops=crops, batches=_stacks(module, first, second), pads=pads), _num_kept(memory) // 10
 
 
 def _in_parts(module: GuestModule, tokens: Tensor, sizes: Series[int]) -> Tensor:
@@ -176,15 +193,15 @@ def _in_parts(module: GuestModule, tokens: Tensor, sizes: Series[int]) -> Tensor
     return torch.cat(rows, 1)
 
 
-def _num_bytes(memory: Any) -> int:
-    """Of the keys and values a memory holds."""
+def _num_kept(memory: Any) -> int:
+    """Numbers in the keys and values that a memory holds."""
     memory = memory[0] if isinstance(memory, tuple) else memory
     kept = [getattr(layer, name, None) for layer in getattr(memory, "layers", ()) for name in ("keys", "values")]
-    return sum(tensor.numel() * tensor.element_size() for tensor in kept if tensor is not None)
+    return sum(tensor.numel() for tensor in kept if tensor is not None)
 
 
 def _agree(one: Tensor, other: Tensor, most: float | None = None) -> bool:
-    noise = _NOISE.get(other.dtype, _NOISE[torch.float32]) if most is None else most
+    noise = _NOISE[other.dtype] if most is None else most
     return bool((one - other).abs().max() <= noise * other.float().std())
 
 

@@ -44,6 +44,16 @@ def test_abilities(kind: str) -> None:
     assert GuestModule(make(kind), {}, torch.float64, CPU).abilities == KINDS[kind][1]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_bfloat16_the_same_is_found_and_every_tensor_is_as_it_was(kind: str) -> None:
+    module = make(kind).to(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    assert GuestModule(module, {}, torch.bfloat16, CPU).abilities == KINDS[kind][1]
+    for name, tensor in module.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name]) or kind == "Rwkv", "RWKV scales its own weights down, once"
+
+
 def test_what_the_engine_needs_to_know() -> None:
     neox, mamba = (GuestModule(make(kind), {"eos_token_id": 5}, torch.float64, CPU) for kind in ("GPTNeoX", "Mamba"))
     assert (neox.shape.vocab_size, neox.shape.hidden_size, neox.shape.max_length, neox.shape.eos_token_ids) == (300, 48, 77, (5,))
