@@ -41,8 +41,8 @@ class ThriftyDrafter:
     """
 
     _FADE, _FADE_ALL = 0.03, 0.02
-    _FIRST_NAP, _LONGEST_NAP = 16, 256
-    _TRIES = 6
+    _FIRST_NAP, _LONGEST_NAP = 32, 256
+    _TRIES = 3
     """Fruitless steps after which a request that has just woken goes to sleep again."""
 
     def __init__(self, inner: Drafter, thrift: Thrift) -> None:

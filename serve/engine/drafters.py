@@ -45,6 +45,7 @@ class Drafters:
     def __init__(self, kind: Literal["ngram", "anpd", "off"], order: int, max_draft: int, capacity: int) -> None:
         """`order`: longest n-gram; `capacity`: n-grams of earlier answers kept for a tenant, 0 for none."""
         self._kind, self._order, self._max_draft, self._capacity = kind, order, max_draft, capacity
+        self._num_answers = 0
         self.thrift = Thrift()  # what thinking costs now: the engine's to tell
         self._known: OrderedDict[str, Learnt] = OrderedDict()  # the tenant not heard of for longest first
 
@@ -58,7 +59,10 @@ class Drafters:
         return ThriftyDrafter(NgramDrafter(self._order, self._max_draft, known.shared, known.odds, known.successors), self.thrift)
 
     def learn(self, tenant: str, tokens: Sequence[int]) -> None:
-        """A request of the tenant was answered with these tokens."""
+        """A request of the tenant was answered with these tokens; while drafts do not pay, only every eighth answer is learnt."""
+        self._num_answers += 1
+        if self.thrift.gain <= 0.0 and self._num_answers % 8:
+            return
         if self._kind == "ngram" and (shared := self._learnt(tenant).shared) is not None:
             shared.learn(tokens)
 
