@@ -109,8 +109,7 @@ class Grammars:
         kind = next((name for name in ("json_schema", "regex", "grammar") if getattr(sampling, name) is not None), None)
         if kind is None:
             return None
-        import xgrammar
-
+        xgrammar = _xgrammar(kind)
         nowhere = self._vocab_size  # stands for the end where no token does: it can never be drawn
         ends = sorted(end for end in ends if end < nowhere) or [nowhere]
         matcher = xgrammar.GrammarMatcher(self._compiled(kind, getattr(sampling, kind)), override_stop_tokens=ends)
@@ -131,6 +130,14 @@ class Grammars:
         except RuntimeError as error:
             reason = re.sub(r"^(\[[\d:]+\] )?\S+:\d+: ", "", str(error).strip()).splitlines()[0]
             raise ValueError(f"{kind}: cannot be used: {reason}") from None
+
+
+def _xgrammar(kind: str) -> Any:
+    try:
+        import xgrammar
+    except ModuleNotFoundError:
+        raise ValueError(f"{kind}: needs the package xgrammar, which is not installed here; pip install 'sterna[grammar]'") from None
+    return xgrammar
 
 
 def _json_grammar(schema: str) -> str:

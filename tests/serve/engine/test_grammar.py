@@ -227,3 +227,9 @@ def test_a_bad_grammar_is_refused_by_add_and_leaves_nothing(tiny_model_dir: Path
     with pytest.raises(ValueError, match=r"^regex: cannot be used: "):
         engine.add(Request(id="a", prompt=tuple(sequence), sampling=Sampling(regex="a((")))
     assert not engine.has_work
+
+
+def test_without_xgrammar_one_line_says_what_to_install(tiny_model_dir, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xgrammar", None)  # what a failing import leaves
+    with pytest.raises(ValueError, match=r"regex: needs the package xgrammar.*sterna\[grammar\]"):
+        Grammars(Tokenizer(tiny_model_dir), 64).guide(Sampling(regex="a+"), [END])
