@@ -1,7 +1,7 @@
 """Drafts on against drafts off, end to end: tokens per second of our own engine on three tasks.
 
 Two workers hold the same model, one drafts and one does not; each group of prompts (1, 4 or 16 at once) is given to both, in turns, so a
-busy machine is busy for both. The gain is the ratio of their seconds per token over all groups, prompts included, with a 95 % confidence
+busy machine is busy for both. The gain is the ratio of their tokens per second over all groups, prompts included, with a 95 % confidence
 interval from a paired bootstrap over groups. Workers are started anew for each line of the table, so no drafter has seen an answer before.
 Drafts never change the tokens (up to rounding): `same` says what share of answers was equal to the last token.
 Tasks: see tasks.py. Figures are kept in --output after every line: run again and it goes on; --fresh begins anew.
@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.intervals import ratio_of_means
+from benchmarks.intervals import ratio_of_rates
 from benchmarks.summariser import summariser
 from benchmarks.systems import Worker, catalogue
 from benchmarks.tasks import TASKS, Problem, problems, repeated
@@ -65,7 +65,8 @@ def _worker(model: Path, threads: int, batch: int, draft: str | None) -> Worker:
 def _asked(group: list[Problem], temperature: float, seed: int) -> list[dict[str, Any]]:
     """Requests that arrive together; sampling is keyed by the seed, so both workers draw alike."""
     return [
-        {"prompt": p.prompt, "tokens": p.num_output, "temperature": temperature, "seed": seed + i, "end": True} for i, p in enumerate(group)
+        {"prompt": p.prompt, "tokens": p.num_output, "temperature": temperature, "seed": seed + i, "end": p.end}
+        for i, p in enumerate(group)
     ]
 
 
@@ -91,7 +92,8 @@ def table(lines: list[Line]) -> str:
     for line in lines:
         rows = line["rows"]
         total = {key: sum(r[key] for r in rows) for key in rows[0]}
-        gain = ratio_of_means([r["seconds_off"] / r["tokens_off"] for r in rows], [r["seconds_on"] / r["tokens_on"] for r in rows])
+        off, on = ([(r[f"tokens_{side}"], r[f"seconds_{side}"]) for r in rows] for side in ("off", "on"))
+        gain = ratio_of_rates(on, off)
         wanted = WANTED.get((line["task"], line["batch"]), 0.0)
         verdict = "MISSED" if gain.value < wanted or gain.high < 1.0 else "met" if wanted else ""
         shown.append(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Interval", "interval", "percentile", "ratio_of_means", "ratio_of_rounds"]
+__all__ = ["Interval", "interval", "percentile", "ratio_of_rates", "ratio_of_rounds"]
 
 RESAMPLES = 4000
 
@@ -47,14 +47,19 @@ def ratio_of_rounds(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     return interval(len(ratios), lambda i: float(np.median(ratios[i])))
 
 
-def ratio_of_means(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
-    """Σ ours / Σ theirs over pairs, drawing pairs: a paired bootstrap.
+def ratio_of_rates(ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]]) -> Interval:
+    """(Σ amount ÷ Σ seconds) of ours ÷ that of theirs, over pairs of (amount, seconds), drawing pairs: a paired bootstrap.
 
-    >>> str(ratio_of_means([3.0, 1.0], [1.0, 1.0]).value)
-    '2.0'
+    >>> ratio_of_rates([(30, 1.0), (10, 1.0)], [(30, 2.0), (10, 2.0)]).value
+    2.0
     """
     a, b = np.asarray(ours, dtype=float), np.asarray(theirs, dtype=float)
-    return interval(len(a), lambda i: float(a[i].sum() / b[i].sum()))
+
+    def ratio(i: np.ndarray) -> float:
+        (made, seconds), (their_made, their_seconds) = a[i].sum(0), b[i].sum(0)
+        return float(made / seconds / (their_made / their_seconds))
+
+    return interval(len(a), ratio)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

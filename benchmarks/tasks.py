@@ -1,10 +1,10 @@
 """What drafts are measured on: prompts as tokens, and how many tokens of answer to ask for.
 
-* `complete`: models/tiny-code goes on from HumanEval's prompts (128 tokens, or its end token).
+* `complete`: models/tiny-code goes on from HumanEval's prompts, 128 tokens (its end token, which it often likes best, does not end it).
 * `edit`: the same model is given a file that holds a function (a canonical solution of HumanEval, without its docstring), its earlier
-  renamings `f_v2` and `f_v3`, and the first two lines of `f_v4`; it is asked for as many tokens as the rest of the function has. A model
-  of 6.5M parameters does not follow instructions; it copies a function that it has seen repeated, as a model that edits does, and strays
-  now and then (`repeated` says how much of its answers is copied; with one earlier version instead of three it is half as much).
+  renamings `f_v2` and `f_v3`, and the first two lines of `f_v4`; it is asked for 128 tokens: the rest of the function and what it makes
+  of the next. A model of 6.5M parameters does not follow instructions; it copies a function that it has seen repeated, as a model that
+  edits does, and strays now and then (`repeated` says how much of its answers is copied; with one earlier version it is half as much).
 * `summarise`: the model of `summariser.py` and articles that it was not tuned on (120 tokens, or its end token).
 
 Pure but for reading the files.
@@ -34,6 +34,8 @@ class Problem:
 
     prompt: list[int]
     num_output: int
+    end: bool = False
+    """Whether the model's end token ends the answer."""
 
 
 def problems(task: str, model: Path, data: Path, count: int) -> list[Problem]:
@@ -43,7 +45,7 @@ def problems(task: str, model: Path, data: Path, count: int) -> list[Problem]:
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids  # noqa: E731
     if task == "summarise":
-        found = [Problem(encode(text), 120) for text in article_prompts(data, 2 * count)]
+        found = [Problem(encode(text), 120, end=True) for text in article_prompts(data, 2 * count)]
     else:
         with gzip.open(data / "code/HumanEval.jsonl.gz", "rt") as lines:
             rows = [json.loads(line) for line in lines]
@@ -51,8 +53,8 @@ def problems(task: str, model: Path, data: Path, count: int) -> list[Problem]:
             found = [Problem(encode(row["prompt"]), NUM_OUTPUT) for row in rows]
         else:
             pairs = [edit_prompt(row["prompt"] + row["canonical_solution"], row["entry_point"]) for row in rows]
-            found = [Problem(encode(prompt), len(encode(rest))) for prompt, rest in filter(None, pairs)]
-    return [p for p in found if len(p.prompt) <= LONGEST_PROMPT and p.num_output >= 32][:count]
+            found = [Problem(encode(prompt), NUM_OUTPUT) for prompt, _ in filter(None, pairs)]
+    return [p for p in found if len(p.prompt) <= LONGEST_PROMPT][:count]
 
 
 def edit_prompt(source: str, name: str) -> tuple[str, str] | None:
