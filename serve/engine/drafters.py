@@ -13,6 +13,7 @@ from typing import Literal
 
 from serve.engine.draft import AnpdDrafter, Drafter, NgramDrafter, Odds, SharedNgrams
 from serve.engine.draft_thrift import Thrift, ThriftyDrafter
+from serve.engine.draft_worth import Worth
 
 __all__ = ["MOST_TENANTS", "Drafters", "Learnt"]
 
@@ -47,6 +48,8 @@ class Drafters:
         self._kind, self._order, self._max_draft, self._capacity = kind, order, max_draft, capacity
         self._num_answers = 0
         self.thrift = Thrift()  # what thinking costs now: the engine's to tell
+        self.worth = Worth()
+        self._resting = kind == "off"
         self._known: OrderedDict[str, Learnt] = OrderedDict()  # the tenant not heard of for longest first
 
     def of(self, tenant: str) -> Drafter | None:
@@ -58,10 +61,15 @@ class Drafters:
         known = self._learnt(tenant)
         return ThriftyDrafter(NgramDrafter(self._order, self._max_draft, known.shared, known.odds, known.successors), self.thrift)
 
+    def awake(self, num_sequences: int) -> bool:
+        """Whether the next step, of so many sequences, should draft."""
+        self._resting = self._kind == "off" or not self.worth.awake(num_sequences)
+        return not self._resting
+
     def learn(self, tenant: str, tokens: Sequence[int]) -> None:
-        """A request of the tenant was answered with these tokens; while drafts do not pay, only every eighth answer is learnt."""
+        """A request of the tenant was answered with these tokens; while drafts do not pay, only every sixteenth answer is learnt."""
         self._num_answers += 1
-        if self.thrift.gain <= 0.0 and self._num_answers % 8:
+        if (self._resting or self.thrift.gain <= 0.0) and self._num_answers % 16:
             return
         if self._kind == "ngram" and (shared := self._learnt(tenant).shared) is not None:
             shared.learn(tokens)

@@ -124,6 +124,8 @@ class Scheduler:
 
     def _draft(self, sequences: list[Sequence], budget: int, verify_cost: float, chunks: dict[int, Chunk]) -> None:
         """Let drafts use what budget and blocks are left over."""
+        if verify_cost >= 1.0:  # not even a sure guess would pay
+            return
         for sequence in sequences:
             if sequence.drafter is None:
                 continue
