@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from serve.engine.request import Sampling
 from serve.engine.schema import checked_schema
+from serve.engine.shortest import longest_shortest
 
 if TYPE_CHECKING:
     from serve.engine.text import Tokenizer
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Grammars", "Guide"]
 
 _CACHE_BYTES = 64 << 20
+_MAX_FORCED = 4096
+"""Bytes that may have to follow somewhere in a grammar for that to be looked up: it is found by going on until there is a choice."""
 _MAX_WHITESPACE = 32
 """Characters of white space between two elements of JSON: enough for indentation, and an end to a model that likes line breaks."""
 
@@ -33,8 +37,9 @@ _MAX_WHITESPACE = 32
 class Guide:
     """Where one text stands in its grammar."""
 
-    def __init__(self, matcher: Any, num_tokens: int, ends: Iterable[int], special: frozenset[int]) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: Any, num_tokens: int, ends: Iterable[int], special: frozenset[int], forces: bool = True) -> None:
+        """`forces`: whether it is known that what must follow ends somewhere."""
+        self._matcher, self._forces = matcher, forces
         self._special = special.difference(ends)  # tokens without text: never allowed, and the matcher would complain of each
         self._mask = np.zeros((1, -(-num_tokens // 32)), dtype=np.int32)  # what may come next, one bit a token
         self._others = _without(ends, num_tokens)
@@ -71,13 +76,14 @@ class Guide:
         return np.logical_not(allowed)
 
     def fit(self, draft: Sequence[int]) -> tuple[int, str]:
-        """How many tokens of a draft the grammar allows, and the text that must follow them (empty if it is open)."""
+        """How many tokens of a draft the grammar allows, and the text that must follow them (empty if it is open, or too long)."""
         accepted = 0
         for token in draft:
             if not self._accepts(token):
                 break
             accepted += 1
-        forced = "" if self._matcher.is_terminated() else self._matcher.find_jump_forward_string()
+        asks = self._forces and not self._matcher.is_terminated()
+        forced = self._matcher.find_jump_forward_string() if asks else ""
         self._back(accepted)
         return accepted, forced
 
@@ -112,8 +118,9 @@ class Grammars:
         xgrammar = _xgrammar(kind)
         nowhere = self._vocab_size  # stands for the end where no token does: it can never be drawn
         ends = sorted(end for end in ends if end < nowhere) or [nowhere]
-        matcher = xgrammar.GrammarMatcher(self._compiled(kind, getattr(sampling, kind)), override_stop_tokens=ends)
-        guide = Guide(matcher, nowhere + 1, ends, self._special)
+        text = getattr(sampling, kind)
+        matcher = xgrammar.GrammarMatcher(self._compiled(kind, text), override_stop_tokens=ends)
+        guide = Guide(matcher, nowhere + 1, ends, self._special, _forces(kind, text))
         if guide.ended:
             raise ValueError(f"{kind}: allows no text but the empty one (in this model's tokens); give one that does")
         return guide
@@ -128,7 +135,7 @@ class Grammars:
                 return self._compiler.compile_regex(text)
             return self._compiler.compile_grammar(_json_grammar(text) if kind == "json_schema" else text)
         except RuntimeError as error:
-            reason = re.sub(r"^(\[[\d:]+\] )?\S+:\d+: ", "", str(error).strip()).splitlines()[0]
+            reason = re.sub(r"^(\[[\d:]+\] )?\S+:\d+: ", "", str(error).strip()).partition("\n")[0] or "it is not valid"
             raise ValueError(f"{kind}: cannot be used: {reason}") from None
 
 
@@ -138,6 +145,15 @@ def _xgrammar(kind: str) -> Any:
     except ModuleNotFoundError:
         raise ValueError(f"{kind}: needs the package xgrammar, which is not installed here; pip install 'sterna[grammar]'") from None
     return xgrammar
+
+
+@lru_cache(maxsize=64)
+def _forces(kind: str, text: str) -> bool:
+    """Whether what must follow is short everywhere in a grammar that compiles."""
+    import xgrammar
+
+    read = xgrammar.Grammar.from_regex if kind == "regex" else xgrammar.Grammar.from_ebnf
+    return longest_shortest(read(_json_grammar(text) if kind == "json_schema" else text)) <= _MAX_FORCED
 
 
 def _json_grammar(schema: str) -> str:

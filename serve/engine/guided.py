@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["GuidedDrafter", "guided"]
 
+_CHARS_PER_TOKEN = 16
+"""Of a forced text, so many characters per token of the longest draft are looked at."""
+
 
 class GuidedDrafter:
     """A drafter whose proposals keep to a guide."""
@@ -39,7 +42,8 @@ class GuidedDrafter:
         self._num_inner, forced = self._guide.fit(draft)
         draft = draft[: self._num_inner]
         chance = self._odds
-        tokens = self._encode(forced)[:-1] if forced and chance > verify_cost else []  # the last may go on beyond what is forced
+        text = forced[: _CHARS_PER_TOKEN * self._max_draft]
+        tokens = self._encode(text)[:-1] if text and chance > verify_cost else []  # the last may go on beyond what is forced
         for token in tokens:
             if chance <= verify_cost or len(draft) == self._max_draft:
                 break

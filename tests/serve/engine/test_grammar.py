@@ -150,6 +150,14 @@ def test_forced_text_is_told(tokenizers: dict[str, Tokenizer]) -> None:
     assert accepted > 0
 
 
+@pytest.mark.parametrize("grammar", ['root ::= "a" root', 'root ::= "b" | "a" x\nx ::= "c" x', 'root ::= "a"{100000}'])
+def test_forced_text_without_an_end_in_sight_is_not_asked_for(tokenizers: dict[str, Tokenizer], grammar: str) -> None:
+    tokenizer = tokenizers["byte-level"]
+    guide, _ = guide_of(tokenizer, Sampling(grammar=grammar))
+    guide.append(tokenizer.encode_plain("a")[0])
+    assert guide.fit(tokenizer.encode_plain("c")) in [(0, ""), (1, "")]
+
+
 @pytest.mark.parametrize(
     "fields",
     [

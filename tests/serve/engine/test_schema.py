@@ -21,6 +21,8 @@ from serve.engine.schema import checked_schema
         ({"$ref": "#/$defs/x", "minimum": 3, "$defs": {"x": {}}}, "'minimum' beside '$ref'"),
         ({"type": "object", "anyOf": [{}]}, "'type' beside 'anyOf'"),
         ({"type": "string", "pattern": "a", "maxLength": 3}, "'pattern' with a length"),
+        ({"type": "object", "properties": {"b": {}}, "required": ["b", "a"]}, "'required' of 'a'"),
+        ({"type": "object", "required": ["a"]}, "'required' of 'a'"),
     ],
 )
 def test_what_would_be_dropped_is_refused(schema: dict[str, Any], keyword: str) -> None:
