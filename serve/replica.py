@@ -25,7 +25,7 @@ from cluster.preemption import DrainWatch
 from serve.engine.config import EngineConfig
 from serve.engine.request import Emission, Request
 from serve.engine.snapshot import Snapshot
-from serve.folder import model_folder
+from serve.folder import adapter_folder, model_folder
 from serve.migrate import Begun, Done, Frame, Moved, Refused, Tokens
 
 __all__ = ["EngineReplica", "EngineThread", "Outbox"]
@@ -118,6 +118,9 @@ class EngineThread:
             self._engine.add(request)
         except ValueError as error:
             return [(request.id, Refused(str(error)))]
+        except Exception as error:  # a request that breaks its own admission is no reason to break the others' streams
+            _log.exception("a request could not be admitted")
+            return [(request.id, Refused(f"the request cannot be run ({type(error).__name__})"))]
         self._live.add(request.id)
         return []
 
@@ -190,10 +193,10 @@ class EngineReplica:
     """One replica: an engine, its thread, and the streams it has."""
 
     def __init__(self, model: str, config: EngineConfig, frame_s: float = 0.02) -> None:
-        """`model` is a folder that this node can read, or s3://…"""
+        """`model` and the adapters' folders are folders that this node can read, or s3://…"""
         from serve.engine.engine import Engine  # torch: only where the engine runs, not where the deployment is declared
 
-        self._engine = Engine.load(model_folder(model), config)
+        self._engine = Engine.load(model_folder(model), config.with_folders(adapter_folder))
         self._frame_s = frame_s
         self._numbers = count()
         self._outboxes: dict[str, Outbox] = {}

@@ -34,6 +34,8 @@ class Counting:
     def add(self, request: Request) -> None:
         if request.prompt == (0,):
             raise ValueError("prompt: cannot be run")
+        if request.prompt == (9,):
+            raise IndexError("a fault of ours")
         self.live[request.id] = list(request.emitted)
 
     def cancel(self, request_id: str) -> bool:
@@ -99,6 +101,18 @@ def test_a_failed_step_fails_the_replica() -> None:
     bench.engine.steps.put(False)
     assert str(bench.next()) == "out of memory"
     assert isinstance(bench.thread.failure, RuntimeError)
+
+
+def test_a_request_that_breaks_its_own_admission_breaks_no_other() -> None:
+    bench = Bench()
+    bench.thread.add(Request(id="a", prompt=(1,)))
+    bench.thread.add(Request(id="b", prompt=(9,)))
+    bench.engine.steps.put(True)
+    bench.engine.steps.put(True)
+    news = [item for _ in range(2) for item in bench.next()]
+    assert ("b", Refused("the request cannot be run (IndexError)")) in news
+    assert next(what.tokens for name, what in news if name == "a") == (0,)
+    assert bench.thread.failure is None
 
 
 def test_an_outbox_merges_what_waits_and_counts_on_from_where_the_request_stood() -> None:
