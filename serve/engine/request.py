@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import isfinite
+from operator import index
 from typing import Any, Literal
 
 __all__ = ["Completion", "Emission", "FinishReason", "Request", "Run", "Sampling", "TokenLogprob"]
@@ -21,6 +21,14 @@ COLDEST = 1e-200
 """Temperatures below this count as this: only the likeliest are left here already, and nothing divided by it overflows."""
 MAX_GRAMMAR = 100_000
 """Characters of a schema, regular expression or grammar."""
+MAX_BIAS = 1e30
+"""A bias this large leaves no other token a chance; sums of such and what penalties make of them stay finite."""
+PENALTIES = 1e-3, 1e3
+"""The repetition penalties that are of use, and with which logits stay finite."""
+_WHOLE = ("max_tokens", "top_k", "min_tokens", "n")
+_WHOLE_OR_NONE = ("seed", "logprobs", "best_of")
+_REAL = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+_GRAMMARS = ("json_schema", "regex", "grammar")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +77,7 @@ class Sampling:
     """`Engine.generate` computes this many choices and returns the n with the highest mean log-probability per token."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
-        if isinstance(self.json_schema, Mapping):
-            object.__setattr__(self, "json_schema", json.dumps(self.json_schema, ensure_ascii=False))
+        self._plain()
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens: {self.max_tokens} is too small; ask for at least 1 token")
         if not 0.0 <= self.temperature <= 100.0:
@@ -84,8 +88,10 @@ class Sampling:
             raise ValueError(f"top_k: {self.top_k} is negative; use 0 for all tokens or a positive count")
         if self.logprobs is not None and not 0 <= self.logprobs <= 100:
             raise ValueError(f"logprobs: {self.logprobs} is out of range; ask for 0 to 100 alternatives")
-        if len(self.stop) > MAX_STOPS or any(not text for text in self.stop):
+        if len(self.stop) > MAX_STOPS or not all(isinstance(text, str) and text for text in self.stop):
             raise ValueError(f"stop: give at most {MAX_STOPS} strings, none of them empty")
+        if min(self.stop_token_ids, default=0) < 0:
+            raise ValueError(f"stop_token_ids: {min(self.stop_token_ids)} is negative; use token ids of the model")
         self._check_penalties()
         self._check_grammar()
         if not 0 <= self.min_tokens <= self.max_tokens:
@@ -95,29 +101,70 @@ class Sampling:
         if self.best_of is not None and self.best_of < self.n:
             raise ValueError(f"best_of: {self.best_of} is less than n; compute at least the {self.n} that are asked for")
 
+    def _plain(self) -> None:
+        """Plain Python values whatever was given (numpy's numbers, a mapping), so that nothing fails when they are used, or travel."""
+        for name in (*_WHOLE, *_WHOLE_OR_NONE):
+            value = getattr(self, name)
+            if type(value) is not int and not (value is None and name in _WHOLE_OR_NONE):
+                object.__setattr__(self, name, _whole(name, value))
+        for name in _REAL:
+            value = getattr(self, name)
+            if type(value) is not float:
+                object.__setattr__(self, name, _real(name, value))
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(_whole("stop_token_ids", token) for token in self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
+        if isinstance(self.json_schema, Mapping):
+            object.__setattr__(self, "json_schema", json.dumps(self.json_schema, ensure_ascii=False))
+
     def _check_penalties(self) -> None:
         if not 0.0 <= self.min_p <= 1.0:
             raise ValueError(f"min_p: {self.min_p} is out of range; use a share from 0 to 1")
-        if not (self.repetition_penalty > 0.0 and isfinite(self.repetition_penalty)):
-            raise ValueError(f"repetition_penalty: {self.repetition_penalty} is out of range; use a positive number, 1 for none")
+        least, most = PENALTIES
+        if not least <= self.repetition_penalty <= most:
+            raise ValueError(f"repetition_penalty: {self.repetition_penalty} is out of range; use {least} to {most:g}, 1 for none")
         for name in ("presence_penalty", "frequency_penalty"):
             if not -100.0 <= getattr(self, name) <= 100.0:
                 raise ValueError(f"{name}: {getattr(self, name)} is out of range; use -100 to 100, 0 for none")
-        bad = next((pair for pair in self.logit_bias if pair[0] < 0 or not isfinite(pair[1])), None)
+        bad = next((pair for pair in self.logit_bias if pair[0] < 0 or not abs(pair[1]) <= MAX_BIAS), None)
         if bad is not None:
-            raise ValueError(f"logit_bias: {bad[1]} for token {bad[0]}; use token ids of the model and finite numbers")
+            raise ValueError(f"logit_bias: {bad[1]} for token {bad[0]}; use token ids of the model and numbers up to {MAX_BIAS:g}")
 
     def _check_grammar(self) -> None:
-        given = [name for name in ("json_schema", "regex", "grammar") if getattr(self, name) is not None]
+        given = [name for name in _GRAMMARS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{given[1]}: given together with {given[0]}; use only one of them")
+        if given and not isinstance(getattr(self, given[0]), str):
+            raise ValueError(f"{given[0]}: {getattr(self, given[0])!r} is no text; write it as a string")
         if given and len(getattr(self, given[0])) > MAX_GRAMMAR:
             raise ValueError(f"{given[0]}: is longer than {MAX_GRAMMAR} characters; simplify it")
 
 
 def _pairs(bias: Mapping[Any, float] | Iterable[Any]) -> tuple[tuple[int, float], ...]:
     """Tokens and biases, whichever way they were written: pairs, JSON's lists of them, or a mapping."""
-    return tuple((int(token), float(value)) for token, value in (bias.items() if isinstance(bias, Mapping) else bias))
+    pairs = bias.items() if isinstance(bias, Mapping) else bias
+    return tuple((int(token), _real("logit_bias", value)) for token, value in pairs)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return int(index(value))
+    except TypeError:
+        raise ValueError(f"{name}: {value!r} is not a whole number; give one") from None
+
+
+def _real(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: {value!r} is not a number; give one") from None
+
+
+def _tokens(name: str, tokens: Iterable[Any]) -> tuple[int, ...]:
+    try:
+        return tuple(map(index, tokens))
+    except TypeError:
+        raise ValueError(f"{name}: is not a sequence of token ids; encode text with the engine's tokenizer") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,8 +190,13 @@ class Request:
     """Higher goes first, and may push lower ones out of the batch."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt", tuple(self.prompt))
-        object.__setattr__(self, "emitted", tuple(self.emitted))
+        for name in ("prompt", "emitted"):
+            object.__setattr__(self, name, _tokens(name, getattr(self, name)))
+        for name in ("choice", "priority"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        for name in ("id", "tenant", "adapter", "client"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}: {getattr(self, name)!r} is no text; give a string")
         if not self.prompt:
             raise ValueError(f"prompt: request {self.id!r} has no tokens; give at least one")
         if self.choice < 0:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.engine.request import MAX_STOPS, Completion, Request, Run, Sampling
+from serve.engine.request import MAX_BIAS, MAX_STOPS, PENALTIES, Completion, Request, Run, Sampling
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ from serve.engine.request import MAX_STOPS, Completion, Request, Run, Sampling
         ("top_p", math.ulp(0.0), 1.0),
         ("min_p", 0.0, 1.0),
         ("top_k", 0, None),
-        ("repetition_penalty", math.ulp(0.0), None),
+        ("repetition_penalty", *PENALTIES),
         ("presence_penalty", -100.0, 100.0),
         ("frequency_penalty", -100.0, 100.0),
         ("logprobs", 0, 100),
@@ -56,7 +57,8 @@ def test_biases_are_pairs_however_they_are_written() -> None:
     wanted = ((5, -1.0), (7, 2.5))
     for written in ({5: -1, 7: 2.5}, {"5": -1, "7": 2.5}, [[5, -1], [7, 2.5]], wanted):
         assert Sampling(logit_bias=written).logit_bias == wanted  # type: ignore[arg-type]
-    for bad in ({-1: 0.0}, {3: math.inf}, {3: math.nan}):
+    assert Sampling(logit_bias={3: -MAX_BIAS}).logit_bias == ((3, -MAX_BIAS),)  # type: ignore[arg-type]
+    for bad in ({-1: 0.0}, {3: math.inf}, {3: math.nan}, {3: 1.1 * MAX_BIAS}, {3: None}):
         with pytest.raises(ValueError, match=r"^logit_bias: "):
             Sampling(logit_bias=bad)  # type: ignore[arg-type]
 
@@ -82,6 +84,44 @@ def test_what_cannot_go_together_is_refused(fields: dict[str, Any], name: str) -
     with pytest.raises(ValueError, match=rf"^{name}: ") as error:
         Sampling(**fields)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        *((name, bad) for name in ("max_tokens", "top_k", "min_tokens", "n", "seed", "logprobs", "best_of") for bad in (2.5, "3", (4,))),
+        *((name, None) for name in ("max_tokens", "top_k", "min_tokens", "n", "temperature", "top_p", "min_p", "presence_penalty")),
+        *((name, "x") for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")),
+        *(("stop", bad) for bad in ((1,), b"x", (None,))),
+        *(("stop_token_ids", bad) for bad in ((-1,), (1.5,), "7")),
+        *((name, bad) for name in ("json_schema", "regex", "grammar") for bad in (5, False, b"a")),
+    ],
+)
+def test_what_would_fail_in_the_middle_of_a_step_is_refused_at_once(name: str, bad: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: ") as error:
+        Sampling(**{name: bad})
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_of_other_kinds_become_plain_ones() -> None:
+    given_: Any = {"seed": np.int64(5), "max_tokens": np.int32(3), "logprobs": True, "temperature": np.float32(0.5), "top_p": 1}
+    sampling = Sampling(**given_, stop_token_ids=np.array([7]), logit_bias={np.int64(4): np.float32(1)})
+    request = Request(id="a", prompt=np.array([1, 2]), emitted=np.array([3]), choice=np.int64(1), priority=np.int64(2), sampling=sampling)  # type: ignore[arg-type]
+    assert sampling == Sampling(seed=5, max_tokens=3, logprobs=1, temperature=0.5, stop_token_ids=(7,), logit_bias=((4, 1.0),))
+    assert json.loads(json.dumps(asdict(request)))["prompt"] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        *((name, bad) for name in ("prompt", "emitted") for bad in ("ab", (1.5,), (None,), 5, None)),
+        *((name, bad) for name in ("choice", "priority") for bad in (None, "1", 0.5)),
+        *((name, bad) for name in ("id", "tenant", "adapter", "client") for bad in (None, 5, b"x")),
+    ],
+)
+def test_a_request_of_other_kinds_of_values_is_refused(name: str, bad: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}: "):
+        Request(**{"id": "a", "prompt": (1,), name: bad})
 
 
 def test_choices_begin_with_the_completion_itself() -> None:
