@@ -26,6 +26,7 @@ from pipelines.config import GenerateConfig
 from pipelines.rows import Staged, open_staged, write_table
 from serve.engine.engine import Engine
 from serve.engine.request import Emission, Request, Sampling
+from serve.folder import adapter_folder
 from train.model_folder import open_model
 
 __all__ = ["ANSWER", "Answer", "BatchEngine", "EngineThread", "answers_uri", "seed_of", "summary"]
@@ -35,6 +36,8 @@ ANSWER = pa.schema(
     [("row", pa.int64()), ("output", pa.string()), ("finish_reason", pa.string()), ("usage", USAGE), ("error", pa.string())]
 )  # fmt: skip
 """What is added to the input's columns."""
+_ADAPTER = "asked"
+"""The engine's name for the adapter that answers all rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,8 @@ class BatchEngine:
         self.staged: Staged = open_staged(f"{work}/input")
         self._schema = pa.schema([*self.staged.schema, *ANSWER])
         threads = config.engine.num_threads or num_threads
-        self._thread = EngineThread(folder, replace(config.engine, num_threads=threads))
+        adapters = (f"{_ADAPTER}={adapter_folder(config.adapter)}",) if config.adapter else ()
+        self._thread = EngineThread(folder, replace(config.engine, num_threads=threads, adapters=adapters))
         self._thread.start()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -186,7 +190,7 @@ class BatchEngine:
         sampling: Sampling = self.config.sampling(seed_of(self.config.seed, row))
         try:
             tokens = self._encode(prompt)
-            request = Request(id=str(row), prompt=tuple(tokens), sampling=sampling)
+            request = Request(id=str(row), prompt=tuple(tokens), sampling=sampling, adapter=_ADAPTER if self.config.adapter else "")
         except ValueError as error:
             return Answer(None, "error", error=str(error))
         return self._thread.ask(request)

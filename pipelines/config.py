@@ -74,6 +74,8 @@ class GenerateConfig:
     """Model folder: from pretrain, tune or compress, or any Hugging Face folder."""
     input: str
     """parquet or jsonl (.gz, .zst) with a prompt per row: a file, a folder or a glob, local or s3://."""
+    adapter: str = ""
+    """LoRA adapter to answer with, a folder that `tune --no-merge` or peft wrote for this model; by default the model as it is."""
     output: str = "runs/rows"
     """Folder to write: parquet in the input's order, its columns and row, output, finish_reason, usage, error."""
     prompt_column: str = ""
@@ -106,6 +108,8 @@ class GenerateConfig:
         for name in ("concurrency", "cpus_per_engine"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: must be 0 (from the cluster) or more, not {getattr(self, name)}")
+        if self.engine.adapters:
+            raise ValueError("engine.adapters: a row cannot name one; give the adapter that answers all rows as --adapter")
         self.sampling()
 
     def sampling(self, seed: int | None = None) -> Sampling:

@@ -143,7 +143,7 @@ def drill(config: DrillConfig) -> Artifact:
 
 
 async def _perform(config: DrillConfig, fleet: Fleet, url: str) -> tuple[list[Event], list[list[Heard]]]:
-    (card,) = httpx.get(f"{url}/models", timeout=10.0).json()["data"]
+    card = httpx.get(f"{url}/models", timeout=10.0).json()["data"][0]  # the model; adapters follow
     tokens = min(config.tokens, card["max_model_len"] - _PROMPT_ROOM)
     asked = questions(config.prompts, model=card["id"], count=config.streams, tokens=tokens, seed=config.seed)
     undisturbed = await ask_all(url, asked)

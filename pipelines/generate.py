@@ -28,12 +28,13 @@ from cluster import figure
 from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
 from cluster.console import progress, say
 from cluster.runtime import attached
-from cluster.storage import absolute, resolve
+from cluster.storage import absolute, content_digest, resolve
 from pipelines.batch_engine import ANSWER, BatchEngine, answers_uri
 from pipelines.config import GenerateConfig
 from pipelines.rows import Staged, input_digest, stage, write_table
 from pipelines.streaming import streaming
 from serve.engine.text import Tokenizer
+from serve.folder import adapter_folder
 from train.model_folder import open_model
 
 __all__ = ["generate"]
@@ -46,11 +47,13 @@ _MOST_CPUS = 8
 def generate(config: GenerateConfig) -> Artifact:
     """Answer the rows of `config.input` with `config.model` into `config.output`.
 
-    Raises ValueError for a folder that is no model, an input without files, without readable rows or without prompts.
+    Raises ValueError for a folder that is no model (or no adapter), an input without files, without readable rows or without prompts.
     """
-    config = replace(config, model=absolute(config.model))
+    config = replace(config, model=absolute(config.model), adapter=config.adapter and absolute(config.adapter))
     folder, digest = open_model(config.model)
     inputs = {"model": digest, "input": input_digest(config.input)}
+    if config.adapter:
+        inputs["adapter"] = content_digest(str(adapter_folder(config.adapter)))
     same_work = replace(config, concurrency=0, cpus_per_engine=0)  # a rerun on other machines goes on with the work of this one
     if done := finished(config.output, stage="generate", inputs=inputs, config=same_work):
         say(f"{config.output}: already done")

@@ -32,12 +32,12 @@ from cluster.runtime import attached
 from cluster.settings import parse
 from cluster.storage import absolute
 from serve.config import ServeConfig
-from serve.folder import model_folder
+from serve.folder import adapter_folder, model_folder
 from serve.gateway import Ingress
 from serve.replica import EngineReplica
 from serve.request_router import ChosenReplica
 
-__all__ = ["APP", "application", "build", "quiet_ray", "free_port", "running", "serve"]
+__all__ = ["APP", "application", "build", "deployed", "quiet_ray", "free_port", "running", "serve"]
 
 APP = "sterna"
 """The application's name in Ray Serve."""
@@ -73,9 +73,8 @@ def build(args: dict[str, Any]) -> ray.serve.Application:
 
 
 def application(config: ServeConfig) -> ray.serve.Application:
-    """The Serve application. ValueError if `config.model` is no model folder."""
-    model_folder(config.model)
-    config = replace(config, model=absolute(config.model), name=config.name or Path(config.model).absolute().name)
+    """The Serve application. ValueError if `config.model` is no model folder, or an adapter's no adapter's."""
+    config = deployed(config)
     kinds = {"spot": (config.spot_replicas, "!on-demand"), "on_demand": (config.on_demand_replicas, "!spot")}
     replicas = {name: _replicas(config, name, count, market) for name, (count, market) in kinds.items() if count}
     gateway = ray.serve.deployment(Ingress).options(
@@ -88,6 +87,22 @@ def application(config: ServeConfig) -> ray.serve.Application:
         logging_config={"enable_access_log": False},
     )
     return gateway.bind(config, replicas)
+
+
+def deployed(config: ServeConfig) -> ServeConfig:
+    """The settings as processes elsewhere need them: places made absolute, a name, and as many threads as a replica has cores.
+
+    ValueError for what is not there, and for names that clash.
+    """
+    model_folder(config.model)
+    for folder in config.engine.adapter_folders.values():
+        adapter_folder(folder)
+    name = config.name or Path(config.model).absolute().name
+    if name in config.engine.adapter_folders:
+        raise ValueError(f"engine.adapters: {name!r} is the model's own name; give the adapter another, or the model with --name")
+    threads = config.engine.num_threads or max(1, int(config.cpus_per_replica))
+    engine = replace(config.engine, num_threads=threads).with_folders(absolute)
+    return replace(config, model=absolute(config.model), name=name, engine=engine)
 
 
 def _replicas(config: ServeConfig, name: str, count: int, market: str) -> ray.serve.Application:

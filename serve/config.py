@@ -19,7 +19,7 @@ class ServeConfig:
     model: str
     """The model's folder (config.json, tokenizer, safetensors), at a path that every node can read or on s3://."""
     name: str | None = None
-    """The name clients ask for; by default the folder's."""
+    """The name clients ask for; by default the folder's. Beside it they may name each of engine.adapters."""
     host: str = "127.0.0.1"
     """Address to listen on: this machine only unless told otherwise (0.0.0.0 listens to everyone)."""
     port: int = 8000
@@ -29,7 +29,7 @@ class ServeConfig:
     on_demand_replicas: int = 1
     """Engine replicas on nodes that stay: a floor that serves on while spot nodes come and go."""
     cpus_per_replica: float = 1.0
-    """CPU cores set aside for a replica."""
+    """CPU cores set aside for a replica, and the engine's threads unless engine.num_threads says otherwise."""
     gpus_per_replica: float = 0.0
     """GPUs set aside for a replica; the engine uses one if it gets one."""
     engine: EngineConfig = EngineConfig()

@@ -31,7 +31,7 @@ from serve.config import ServeConfig
 from serve.engine.text import Tokenizer
 from serve.folder import model_folder
 from serve.migrate import Fresh, Record
-from serve.protocol import ApiError, ChatRequest, CompletionRequest, engine_requests, read_body, token_prompts
+from serve.protocol import ApiError, ChatRequest, CompletionRequest, check_model, engine_requests, read_body, token_prompts
 from serve.relay import Journal, Source, follow
 from serve.router import BOARD, Place
 
@@ -86,6 +86,7 @@ class Gateway:
         """`replicas` maps the name of each deployment of engines to its handle, the cheaper first."""
         self._config = config
         self._name = config.name or Path(config.model).name
+        self._adapters = {self._name: "", **{adapter: adapter for adapter in config.engine.adapter_folders}}  # by a client's `model`
         self._created = int(time.time())
         folder = model_folder(config.model)
         self._tokenizer = Tokenizer(folder)
@@ -104,20 +105,19 @@ class Gateway:
 
     @api.get("/v1/models")
     async def models(self) -> Response:
-        """The models served here."""
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        """The model served here, then its adapters."""
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in self._adapters]})
 
     @api.get("/v1/models/{name:path}")
     async def model(self, name: str) -> Response:
         """One model."""
-        if name != self._name:
-            raise ApiError(404, f"model {name!r} does not exist here; this server has: {self._name}", param="model", code="model_not_found")
-        return JSONResponse(self._card())
+        check_model(name, self._adapters)
+        return JSONResponse(self._card(name))
 
     @api.post("/v1/completions")
     async def completions(self, request: Request) -> Response:
         """Go on from a prompt."""
-        body = read_body(await self._raw(request), CompletionRequest, models=[self._name])
+        body = read_body(await self._raw(request), CompletionRequest, models=self._adapters)
         for prompt in body.prompts:
             if isinstance(prompt, str):
                 self._check_length(len(prompt), "prompt")
@@ -127,7 +127,7 @@ class Gateway:
     @api.post("/v1/chat/completions")
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
-        body = read_body(await self._raw(request), ChatRequest, models=[self._name])
+        body = read_body(await self._raw(request), ChatRequest, models=self._adapters)
         self._check_length(sum(len(str(turn.get("content") or "")) for turn in body.turns), "messages")
         try:
             prompt = await asyncio.to_thread(self._tokenizer.encode_chat, body.turns)
@@ -158,13 +158,14 @@ class Gateway:
             )
             raise ApiError(400, message, param=param, code="context_length_exceeded")
 
-    def _card(self) -> dict[str, Any]:
-        card = {"id": self._name, "object": "model", "created": self._created, "owned_by": "sterna"}
-        return {**card, "max_model_len": self._max_length}
+    def _card(self, name: str) -> dict[str, Any]:
+        card = {"id": name, "object": "model", "created": self._created, "owned_by": "sterna", "max_model_len": self._max_length}
+        return {**card, "parent": self._name} if self._adapters[name] else card
 
     async def _respond(self, body: CompletionRequest | ChatRequest, prompts: list[tuple[int, ...]], kind: str) -> Response:
         name = f"{kind}-{secrets.token_hex(12)}"
-        requests = engine_requests(body, prompts, request_id=name, seed=secrets.randbits(63), max_length=self._max_length)
+        adapter, seed = self._adapters[body.model], secrets.randbits(63)
+        requests = engine_requests(body, prompts, request_id=name, seed=seed, max_length=self._max_length, adapter=adapter)
         records = [Record(request) for request in requests]
         run = Run(Answer(body, name, int(time.time()), self._tokenizer.token_text, records))
         # Each choice in a context of its own: within one HTTP request's context Serve gives all calls the same id, and mixes them up.

@@ -1,7 +1,7 @@
 """OpenAI's requests, as this server reads them: JSON bytes -> a checked request -> one engine request per choice.
 
 Promise: a body is either understood completely or refused with one OpenAI error that names the field. What clients send
-routinely and what cannot change the answer (`user`, `store`, …) is accepted and ignored; anything that would change the
+routinely and what cannot change the answer (`metadata`, `store`, …) is accepted and ignored; anything that would change the
 answer and is not supported is refused, never dropped. Every engine request leaves here with a seed, so that whoever
 continues it elsewhere draws the same tokens.
 Price: one pydantic validation. Source: OpenAI's API reference; `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos`,
@@ -10,7 +10,7 @@ Price: one pydantic validation. Source: OpenAI's API reference; `top_k`, `min_p`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,10 +18,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from serve.engine.request import Request, Sampling
 from serve.structured import ResponseFormat, StructuredOutputs
 
-__all__ = ["ApiError", "ChatRequest", "CompletionRequest", "StreamOptions", "engine_requests", "read_body", "token_prompts"]
+__all__ = ["ApiError", "ChatRequest", "CompletionRequest", "StreamOptions", "check_model", "engine_requests", "read_body", "token_prompts"]
 
 MAX_CHOICES = 128
 """Choices of one HTTP request: prompts times n."""
+MAX_CLIENT = 64
+"""Characters of `user` or `safety_identifier` that tell clients apart: as many as OpenAI allows."""
 
 
 class ApiError(Exception):
@@ -113,6 +115,12 @@ class _Common(_Body):
         """What the answer is held to, as fields of `Sampling`."""
         asked = self.structured_outputs or self.response_format
         return {} if asked is None else asked.options
+
+    @property
+    def client(self) -> str:
+        """Who asks, as far as the body says: whose turn it is under the policy fair, and nothing that changes the answer."""
+        name = self.safety_identifier or self.user
+        return name[:MAX_CLIENT] if isinstance(name, str) else ""
 
     @property
     def include_usage(self) -> bool:
@@ -222,16 +230,21 @@ class ChatRequest(_Common):
 B = TypeVar("B", bound=_Common)
 
 
-def read_body(raw: bytes, kind: type[B], *, models: Sequence[str]) -> B:
+def read_body(raw: bytes, kind: type[B], *, models: Collection[str]) -> B:
     """The checked request in `raw`; ApiError 400 for a bad body, 404 for a model that is not in `models`."""
     try:
         body = kind.model_validate_json(raw)
     except ValidationError as error:
         raise _refusal(error) from None
-    if body.model not in models:
-        known = ", ".join(models)
-        raise ApiError(404, f"model {body.model!r} does not exist here; this server has: {known}", param="model", code="model_not_found")
+    check_model(body.model, models)
     return body
+
+
+def check_model(name: str, models: Collection[str]) -> None:
+    """ApiError 404 for a model that is not served."""
+    if name not in models:
+        known = ", ".join(models)
+        raise ApiError(404, f"model {name!r} does not exist here; this server has: {known}", param="model", code="model_not_found")
 
 
 def token_prompts(prompts: Sequence[str | list[int]], encode: Any, vocab_size: int) -> list[tuple[int, ...]]:
@@ -246,7 +259,13 @@ def token_prompts(prompts: Sequence[str | list[int]], encode: Any, vocab_size: i
 
 
 def engine_requests(
-    body: CompletionRequest | ChatRequest, prompts: Sequence[tuple[int, ...]], *, request_id: str, seed: int, max_length: int
+    body: CompletionRequest | ChatRequest,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    request_id: str,
+    seed: int,
+    max_length: int,
+    adapter: str = "",
 ) -> list[Request]:
     """One engine request per choice, in OpenAI's order (every choice of the first prompt first).
 
@@ -258,7 +277,14 @@ def engine_requests(
         name = "n" if choices == (body.n or 1) else "best_of"
         raise ApiError(400, f"{name}: {len(prompts)} prompts times {name}={choices} is more than {MAX_CHOICES} choices", param=name)
     return [
-        Request(id=f"{request_id}-{p * choices + c}", prompt=prompt, sampling=_sampling(body, prompt, seed, max_length), choice=c)
+        Request(
+            id=f"{request_id}-{p * choices + c}",
+            prompt=prompt,
+            sampling=_sampling(body, prompt, seed, max_length),
+            choice=c,
+            adapter=adapter,
+            client=body.client,
+        )
         for p, prompt in enumerate(prompts)
         for c in range(choices)
     ]

@@ -122,3 +122,29 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def write_tiny_adapter(folder: Path, model: Path, seed: int = 0) -> Path:
+    """A LoRA adapter for a model folder, in peft's files: random updates of every query projection, large enough to change tokens."""
+    import torch
+    from safetensors.torch import save_file
+
+    shape = json.loads((model / "config.json").read_text())
+    hidden = shape["hidden_size"]
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(shape["num_hidden_layers"]):
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora"
+        tensors[f"{name}_A.weight"] = torch.randn(4, hidden, generator=generator)
+        tensors[f"{name}_B.weight"] = torch.randn(hidden, 4, generator=generator)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """A LoRA adapter for the tiny model."""
+    return write_tiny_adapter(tmp_path_factory.mktemp("tiny-adapter"), tiny_model_dir)

@@ -6,7 +6,10 @@ Price: none.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import replace
+from math import inf
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from cluster.settings import settings
 
@@ -60,18 +63,32 @@ class EngineConfig:
     draft_shared: int = 100_000
     """n-grams of a tenant's finished answers kept for its later drafts, about 150 bytes each; 0 for none."""
     adapters: tuple[str, ...] = ()
-    """LoRA adapters to load beside the model, each "name=folder" (peft's files); a request names the one it wants."""
+    """LoRA adapters to load beside the model, as in ["polite=adapters/polite"]: names and peft's folders. A request names its own."""
     num_threads: int | None = None
     """CPU threads of the whole process; by default torch's own choice."""
 
+    @property
+    def adapter_folders(self) -> dict[str, str]:
+        """The adapters' folders by name."""
+        return {name: folder for name, _, folder in (entry.partition("=") for entry in self.adapters)}
+
+    def with_folders(self, place: Callable[[str], object]) -> EngineConfig:
+        """The same, each adapter's folder as `place` has it."""
+        return replace(self, adapters=tuple(f"{name}={place(folder)}" for name, folder in self.adapter_folders.items()))
+
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(EngineConfig).items():
+            value = getattr(self, name)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise ValueError(f"{name}: {value!r} is unknown; use {', '.join(get_args(kind))}")
+            if kind in (int, int | None) and not isinstance(value, kind):
+                raise ValueError(f"{name}: {value!r} is not a whole number; give one")
         for entry in self.adapters:
             name, _, folder = entry.partition("=")
             if not name or not folder:
                 raise ValueError(f"adapters: {entry!r} is not name=folder; write for example polite=adapters/polite")
-        names = [entry.partition("=")[0] for entry in self.adapters]
-        if len(set(names)) < len(names):
-            raise ValueError(f"adapters: a name is given twice among {', '.join(names)}; give each adapter its own")
+        if len(self.adapter_folders) < len(self.adapters):
+            raise ValueError(f"adapters: a name is given twice among {', '.join(self.adapters)}; give each adapter its own")
         for name in (
             "block_size",
             "max_sequences",
@@ -87,8 +104,8 @@ class EngineConfig:
                 raise ValueError(f"{name}: {value} is too small; use at least 1")
         if self.draft_shared and self.draft_shared < 1000:
             raise ValueError(f"draft_shared: {self.draft_shared} n-grams are too few; use at least 1000, or 0 for none")
-        if self.max_step_s is not None and not self.max_step_s > 0.0:
-            raise ValueError(f"max_step_s: {self.max_step_s} leaves no time for a step; use some seconds, or leave it out")
+        if self.max_step_s is not None and not 0.0 < self.max_step_s < inf:
+            raise ValueError(f"max_step_s: {self.max_step_s} is no time for a step; use some seconds, or leave it out")
         if self.swap_bytes < 0:
             raise ValueError(f"swap_bytes: {self.swap_bytes} is negative; use 0 to copy nothing")
         if self.draft_order < 2:

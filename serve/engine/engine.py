@@ -96,7 +96,7 @@ class Engine:
         native = runs_native(config, dtype, device)
         weights = Weights(folder, data, dtype, device, native=native)
         adapters = AdapterSet(places(shape, parts_of(shape, weights)), dtype, device, native=native)
-        for name, where in (entry.split("=", 1) for entry in config.adapters):
+        for name, where in config.adapter_folders.items():
             adapters.load(name, where)
         runner = make_runner(config, shape, weights, adapters, dtype, device, max_length)
         return cls(runner, tokenizer, config, folder.resolve().name, max_length)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -23,7 +24,7 @@ from pipelines.config import GenerateConfig
 from pipelines.generate import generate
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
-from serve.engine.request import Sampling
+from serve.engine.request import Request, Sampling
 
 ONE = EngineConfig(num_threads=1)
 PROMPTS = ["def add(left, right):", "The tern flies", "for index in range(10):", "The tern flies"]
@@ -98,6 +99,30 @@ def test_a_second_run_does_nothing_even_with_other_concurrency(answered, capsys)
     again = generate(config_of(config.model, config.input, config.output, batch_size=3, concurrency=2))
     assert again.digest == artifact.digest
     assert "already done" in capsys.readouterr().err
+
+
+def test_an_adapter_answers_all_rows(ray_session, tiny_model_dir, tiny_adapter_dir, tmp_path):
+    source = write_prompts(tmp_path / "in.jsonl", PROMPTS)
+    rows = answers_of(generate(config_of(tiny_model_dir, source, tmp_path / "rows", adapter=str(tiny_adapter_dir))))
+    engine = Engine.load(tiny_model_dir, replace(ONE, adapters=(f"it={tiny_adapter_dir}",)))
+    want = {}
+    for number, prompt in enumerate(PROMPTS):
+        sampling = Sampling(max_tokens=8, temperature=0.0)
+        engine.add(Request(id=str(number), prompt=tuple(engine.tokenizer.encode(prompt)), sampling=sampling, adapter="it"))
+        while engine.has_work:
+            want[number] = want.get(number, "") + "".join(emission.text for emission in engine.step())
+    assert [row["output"] for row in rows] == list(want.values())
+    plain = engine.generate(PROMPTS, Sampling(max_tokens=8, temperature=0.0))
+    assert [row["output"] for row in rows] != [completion.text for completion in plain]
+
+
+def test_what_is_no_adapter_leaves_nothing(tiny_model_dir, tmp_path):
+    source = write_prompts(tmp_path / "in.jsonl", PROMPTS)
+    with pytest.raises(ValueError, match="no adapter"):
+        generate(config_of(tiny_model_dir, source, tmp_path / "rows", adapter=str(tmp_path / "nowhere")))
+    assert not (tmp_path / "rows").exists()
+    with pytest.raises(ValueError, match=r"engine\.adapters: a row cannot name one"):
+        GenerateConfig(model="m", input="i", engine=EngineConfig(adapters=("a=b",)))
 
 
 def test_a_rerun_and_other_batches_draw_the_same_tokens(ray_session, tiny_model_dir, tmp_path):

@@ -2,12 +2,14 @@
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from serve.app import _refuse_elsewhere, _why, build, running
+from serve.app import _refuse_elsewhere, _why, build, deployed, running
 from serve.config import ServeConfig
+from serve.engine.config import EngineConfig
 
 
 def test_a_busy_port_is_refused_before_anything_starts(tiny_model_dir: Path) -> None:
@@ -39,6 +41,27 @@ def test_serve_run_takes_the_same_settings(tiny_model_dir: Path) -> None:
         build({"model": str(tiny_model_dir), "modle": "x"})
     with pytest.raises(ValueError, match="no replica at all"):
         build({"model": str(tiny_model_dir), "on_demand_replicas": 0})
+
+
+def test_adapters_are_found_before_anything_starts(tiny_model_dir: Path, tiny_adapter_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_adapter_dir.parent)
+    adapter = f"polite={tiny_adapter_dir.name}"
+    assert build({"model": str(tiny_model_dir), "engine.adapters": [adapter]}) is not None
+    with pytest.raises(ValueError, match="nowhere: no adapter"):
+        build({"model": str(tiny_model_dir), "engine.adapters": ["polite=nowhere"]})
+    with pytest.raises(ValueError, match="'polite' is the model's own name"):
+        build({"model": str(tiny_model_dir), "name": "polite", "engine.adapters": [adapter]})
+
+
+def test_workers_get_whole_paths_and_as_many_threads_as_cores(
+    tiny_model_dir: Path, tiny_adapter_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_adapter_dir.parent)
+    given = ServeConfig(model=str(tiny_model_dir), cpus_per_replica=2, engine=EngineConfig(adapters=(f"a={tiny_adapter_dir.name}",)))
+    engine = deployed(given).engine
+    assert (engine.adapters, engine.num_threads) == ((f"a={tiny_adapter_dir}",), 2)
+    assert deployed(replace(given, engine=EngineConfig(num_threads=1))).engine.num_threads == 1
+    assert deployed(replace(given, cpus_per_replica=0.5)).engine.num_threads == 1
 
 
 def test_a_mistake_that_a_replica_finds_is_told_as_a_mistake() -> None:

@@ -11,7 +11,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from cluster.storage import content_digest, copy_tree
-from serve.folder import model_folder
+from serve.folder import adapter_folder, model_folder
 
 ENGINE = """
 import sys
@@ -64,3 +64,11 @@ def test_an_unknown_place_is_one_line() -> None:
     with pytest.raises(ValueError, match="not a storage location") as error:
         model_folder("gs://models/tern")
     assert "\n" not in str(error.value)
+
+
+def test_an_adapter_on_s3_is_copied_and_what_is_none_is_one_line(bucket: str, tiny_adapter_dir: Path, tiny_model_dir: Path) -> None:
+    copy_tree(str(tiny_adapter_dir), f"{bucket}/polite")
+    assert content_digest(str(adapter_folder(f"{bucket}/polite"))) == content_digest(str(tiny_adapter_dir))
+    assert adapter_folder(str(tiny_adapter_dir)) == tiny_adapter_dir
+    with pytest.raises(ValueError, match=r"no adapter, adapter_config\.json is missing"):
+        adapter_folder(str(tiny_model_dir))

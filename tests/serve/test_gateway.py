@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from serve.app import APP, running
 from serve.config import ServeConfig
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
-from serve.engine.request import Sampling
+from serve.engine.request import Request, Sampling
 
 PROMPT = "def add(left"
 FAST = EngineConfig(dtype="float64", num_threads=1)
@@ -33,8 +34,9 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def url(ray_session: None, tiny_model_dir: Path) -> Iterator[str]:
-    with running(ServeConfig(model=str(tiny_model_dir), name="tern", port=free_port(), engine=FAST)) as base:
+def url(ray_session: None, tiny_model_dir: Path, tiny_adapter_dir: Path) -> Iterator[str]:
+    engine = replace(FAST, adapters=(f"polite={tiny_adapter_dir}",))
+    with running(ServeConfig(model=str(tiny_model_dir), name="tern", port=free_port(), engine=engine)) as base:
         yield base
 
 
@@ -45,10 +47,28 @@ def client(url: str) -> Iterator[OpenAI]:
 
 
 def test_models(client: OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tern"]
+    assert [model.id for model in client.models.list()] == ["tern", "polite"]
     assert client.models.retrieve("tern").owned_by == "sterna"
-    with pytest.raises(openai.NotFoundError, match="this server has: tern"):
+    assert client.models.retrieve("polite").parent == "tern"  # type: ignore[attr-defined]
+    with pytest.raises(openai.NotFoundError, match="this server has: tern, polite"):
         client.models.retrieve("gull")
+
+
+def test_an_adapter_is_asked_for_as_a_model(client: OpenAI, tiny_model_dir: Path, tiny_adapter_dir: Path) -> None:
+    engine = Engine.load(tiny_model_dir, replace(FAST, adapters=(f"polite={tiny_adapter_dir}",)))
+    prompt = tuple(engine.tokenizer.encode(PROMPT))
+    want = {}
+    for model, adapter in (("tern", ""), ("polite", "polite")):
+        engine.add(Request(id=model, prompt=prompt, sampling=Sampling(max_tokens=30, temperature=0.0), adapter=adapter))
+        while engine.has_work:
+            want[model] = want.get(model, "") + "".join(emission.text for emission in engine.step())
+    assert want["tern"] != want["polite"]
+    for model, text in want.items():
+        response = client.completions.create(model=model, prompt=PROMPT, max_tokens=30, temperature=0)
+        assert (response.model, response.choices[0].text) == (model, text)
+    asked = {"messages": [{"role": "user", "content": "Fly!"}], "max_completion_tokens": 20, "temperature": 0}
+    chats = [client.chat.completions.create(model=model, **asked).choices[0].message.content for model in want]
+    assert chats[0] != chats[1]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +87,8 @@ def test_a_streamed_completion_is_the_whole_one(client: OpenAI) -> None:
     options = {"model": "tern", "prompt": PROMPT, "max_tokens": 30, "seed": 3, "n": 2, "logprobs": 2}
     whole = client.completions.create(**options)
     chunks = list(client.completions.create(**options, stream=True, stream_options={"include_usage": True}))
-    assert chunks[-1].usage == whole.usage
+    details = {"completion_tokens_details"}  # how many drafts held, which is another matter the second time
+    assert chunks[-1].usage.model_dump(exclude=details) == whole.usage.model_dump(exclude=details)
     for choice in whole.choices:
         mine = [c.choices[0] for c in chunks if c.choices and c.choices[0].index == choice.index]
         assert "".join(part.text for part in mine) == choice.text

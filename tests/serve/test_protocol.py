@@ -193,3 +193,15 @@ def test_a_conversation_as_the_template_reads_it() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     body = chat(messages=[{"role": "developer", "content": "be kind"}, {"role": "user", "content": parts, "name": "Ada"}])
     assert body.turns == [{"role": "system", "content": "be kind"}, {"role": "user", "content": "ab"}]
+
+
+def test_requests_carry_their_adapter_and_who_asks() -> None:
+    def asked(**fields: Any) -> Any:
+        (request,) = engine_requests(completion(**fields), [(1,)], request_id="c", seed=0, max_length=64, adapter="polite")
+        return request
+
+    assert (asked().adapter, asked().client) == ("polite", "")
+    assert asked(user="ada").client == "ada"
+    assert asked(user="ada", safety_identifier="bob").client == "bob"
+    assert asked(user="x" * 100).client == "x" * 64
+    assert asked(user={"name": "ada"}).client == ""
