@@ -211,20 +211,36 @@ def _parser(name: str, verb: Verb, cls: type[Any]) -> argparse.ArgumentParser:
 
 def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any, doc: str, *, positional: bool) -> None:
     many = typing.get_origin(hint) is tuple
-    default = "" if field.default in (dataclasses.MISSING, (), None, "") else f" (default: {field.default})"
-    text = (doc + default).replace("%", "%%")
+    text = (doc + _default(field.default)).replace("%", "%%")
     flag = "--" + field.name.replace("_", "-")
     if dataclasses.is_dataclass(hint) or typing.get_origin(hint) in (dict, Mapping):
-        nested = f" Fields: {', '.join(f.name for f in dataclasses.fields(hint))}." if dataclasses.is_dataclass(hint) else ""
-        parser.add_argument_group(
-            f"nested settings {field.name}", textwrap.fill(f"{doc}{nested} Use --set {field.name}.KEY=VALUE or a TOML table.", 100)
-        )
+        lines = [textwrap.fill(f"{doc} Use --set {field.name}.KEY=VALUE or a TOML table.", 100)]
+        if dataclasses.is_dataclass(hint):
+            given = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            lines += _nested(field.name, typing.cast(type, hint), given)
+        parser.add_argument_group(f"nested settings {field.name}", "\n".join(lines))
     elif positional:
         parser.add_argument(field.name, nargs="*" if many else "?", default=None, help=text)
     elif hint is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
     else:
-        parser.add_argument(flag, nargs="+" if many else None, default=None, metavar=_metavar(hint), help=text)
+        parser.add_argument(
+            flag, nargs="+" if many else None, default=None, metavar=_metavar(typing.get_args(hint)[0] if many else hint), help=text
+        )
+
+
+def _nested(name: str, cls: type[Any], given: Any) -> list[str]:
+    """Help for each setting of a nested class; `given` holds the defaults."""
+    docs, hints = field_help(cls), typing.get_type_hints(cls)
+    lines = []
+    for field in dataclasses.fields(cls):
+        text = docs.get(field.name, "") + _default(getattr(given, field.name))
+        lines += [f"{name}.{field.name}={_metavar(hints[field.name])}", textwrap.indent(textwrap.fill(text, 92), "        ")]
+    return lines
+
+
+def _default(value: Any) -> str:
+    return "" if value in (dataclasses.MISSING, (), None, "") else f" (default: {value})"
 
 
 def _metavar(hint: Any) -> str:
@@ -232,7 +248,9 @@ def _metavar(hint: Any) -> str:
         return "|".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
-    return {int: "N", float: "X", str: "TEXT"}.get(hint, "VALUE")
+    if typing.get_origin(hint) is tuple:
+        return '["TEXT", …]' if str in typing.get_args(hint) else "[N, …]"
+    return {int: "N", float: "X", str: "TEXT", bool: "true|false"}.get(hint, "VALUE")
 
 
 def _merge(name: str, verb: Verb, options: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import json
 import textwrap
 import typing
 from collections.abc import Callable, Mapping
@@ -101,6 +102,8 @@ def _explain(cls: type[Any], error: ValidationError) -> str:
         more = f" (and {others} more)" if others else ""
         return f"{', '.join(map(repr, lacking))} {'is' if len(lacking) == 1 else 'are'} required{more}"
     message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "tuple_type":
+        message = f"give a list, such as [{json.dumps(str(first['input']))}]"
     return f"{key}: {message}{more}" if key else f"{message}{more}"
 
 

@@ -1,11 +1,13 @@
 """The promises of the repository itself: layers, purity, sizes, docstrings, the command line, the README's commands."""
 
 import ast
+import dataclasses
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+import typing
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,11 @@ def test_a_verb_explains_itself_quickly(name, capsys):
     cls = sterna._load(verb.settings)
     undocumented = [f for f in cls.__dataclass_fields__ if f not in sterna.field_help(cls)]
     assert undocumented == []
+    nested = [(f.name, inner) for f in dataclasses.fields(cls) if dataclasses.is_dataclass(inner := typing.get_type_hints(cls)[f.name])]
+    for outer, inner in nested:
+        documented = sterna.field_help(inner)
+        assert set(documented) == set(inner.__dataclass_fields__)
+        assert all(f"{outer}.{key}=" in shown and text.split()[-1] in shown for key, text in documented.items())
 
 
 def test_verbs_lead_somewhere():

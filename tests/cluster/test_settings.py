@@ -52,6 +52,7 @@ def test_strings_become_what_the_field_is():
         ({"model": "m", "share": 3}, "here: share: is 3.0; must be above 0 and at most 1"),
         ({"model": "m", "share": "much"}, "here: share: "),
         ({"model": "m", "engine": {"block_size": 1.5}}, "here: engine.block_size: "),
+        ({"model": "m", "stop": "a=b"}, 'here: stop: give a list, such as ["a=b"]'),
         ({"model": "m", "engine": 5}, "here: engine"),
         ({"model": 7}, "here: model: "),
     ],
