@@ -49,9 +49,9 @@ void sterna_decode(Workspace* workspace, const Decoder* decoder, const Cache* ca
     const Step step{(long)positions.size(), num_rows, tokens, positions.data(), rows, cosines, sines, logits, states};
     workspace->attention.plan(*cache, spans, decoder->heads, decoder->num_layers, threads);
     const Buffers buffers = Buffers::in(workspace->memory, *decoder, std::max(step.num_tokens, num_rows), threads);
-    Barrier barrier(threads);
+    Barrier barrier;
 #pragma omp parallel num_threads(threads)
-    Pass(*decoder, *cache, step, buffers, workspace->attention, barrier, omp_get_thread_num(), threads).run();
+    Pass(*decoder, *cache, step, buffers, workspace->attention, barrier, omp_get_thread_num(), omp_get_num_threads()).run();
 }
 
 // One layer's attention by itself: q [T, heads, head_dim] and new keys and values kv [2, kv_heads, T, head_dim], both bf16 with the given
@@ -67,11 +67,11 @@ void sterna_attend(Workspace* workspace, const Cache* cache, long layer, const i
     StepAttention& attention = workspace->attention;
     attention.plan(*cache, spans, heads, 1, threads);
     const Rules rules{(float)scale * 1.442695041f, (float)cap * 1.442695041f, window};
-    Barrier barrier(threads);
+    Barrier barrier;
 #pragma omp parallel num_threads(threads)
     {
-        const int thread = omp_get_thread_num();
-        const Range range = share(tokens, thread, threads);
+        const int thread = omp_get_thread_num(), team = omp_get_num_threads();
+        const Range range = share(tokens, thread, team);
         const auto widen = [](const uint16_t* x, float* y, long n) {
             for (long c = 0; c < n; c += 16) _mm512_storeu_ps(y + c, load_some(x + c, 0xffff));
         };
@@ -84,9 +84,9 @@ void sterna_attend(Workspace* workspace, const Cache* cache, long layer, const i
                 attention.keep(layer, i, head, positions[i], key, key + dim);
             }
         }
-        barrier.wait();
+        barrier.wait(team);
         attention.run(layer, 0, rules, wide_q, width, wide_out, thread);
-        barrier.wait();
+        barrier.wait(team);
         for (long i = range.begin * width; i < range.end * width; i += 16)
             _mm256_storeu_si256((__m256i*)(out + i), to_bf16(_mm512_loadu_ps(wide_out + i)));
     }

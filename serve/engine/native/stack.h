@@ -155,7 +155,7 @@ private:
             if (wide) widen_row(rows, i, y);
             if (fixed) fix_row(rows, i, y);
         }
-        if (!alone) barrier.wait();
+        if (!alone) barrier.wait(threads);
         return rows;
     }
 
@@ -164,7 +164,7 @@ private:
             multiply(part, rows, y, ldy, add, thread, threads);
             y += part.n;
         });
-        barrier.wait();
+        barrier.wait(threads);
     }
 
     void embed() {
@@ -174,7 +174,7 @@ private:
             for (long c = 0; c < d.hidden; c += 16)
                 _mm512_storeu_ps(b.x + i * d.hidden + c,
                                  _mm512_mul_ps(load_some(d.embedding + step.tokens[i] * d.hidden + c, 0xffff), multiplier));
-        barrier.wait();
+        barrier.wait(threads);
     }
 
     auto normed(const float* weight) {
@@ -189,9 +189,9 @@ private:
         const long width = (d.heads + 2 * d.kv_heads) * d.head_dim, out_width = d.heads * d.head_dim;
         times(layer.qkv, prepared(layer.qkv, step.num_tokens, normed(layer.before_attention)), b.qkv, width, false);
         place(index, layer, width);
-        barrier.wait();
+        barrier.wait(threads);
         attention.run(index, index, rules(layer), b.qkv, width, b.attended, thread);
-        barrier.wait();
+        barrier.wait(threads);
         const Rows rows = prepared(layer.out, step.num_tokens,
                                    [&](long i, float* y) { std::memcpy(y, b.attended + i * out_width, out_width * sizeof(float)); });
         add(layer.out, rows, layer.after_attention);
@@ -235,7 +235,7 @@ private:
             for (long c = 0; c < d.hidden; c += 16)
                 _mm512_storeu_ps(x + c, _mm512_fmadd_ps(_mm512_loadu_ps(y + c), multiplier, _mm512_loadu_ps(x + c)));
         }
-        barrier.wait();
+        barrier.wait(threads);
     }
 
     void answer() {

@@ -2,7 +2,8 @@
 //
 // Promise: `Barrier::wait` orders everything before it in any thread before everything after it in any other. Price: about 0.2 us for two
 // threads that arrive together (an OpenMP barrier costs as much or more), and no sleeping: after a while of spinning the core is
-// offered to others, for a process may share its cores.
+// offered to others, for a process may share its cores. How many threads come is the caller's to say: OpenMP may give fewer than were
+// asked for (OMP_THREAD_LIMIT, OMP_DYNAMIC), and a barrier for more than there are would wait for ever.
 #pragma once
 
 #include <immintrin.h>
@@ -15,12 +16,10 @@ namespace sterna {
 
 class Barrier {
 public:
-    explicit Barrier(int threads) : threads_(threads) {}
-
-    void wait() {
-        if (threads_ == 1) return;
+    void wait(int threads) {
+        if (threads == 1) return;
         const int turn = turn_.load(std::memory_order_acquire);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
             arrived_.store(0, std::memory_order_relaxed);
             turn_.store(turn + 1, std::memory_order_release);
             return;
@@ -32,7 +31,6 @@ public:
     }
 
 private:
-    const int threads_;
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<int> turn_{0};
 };

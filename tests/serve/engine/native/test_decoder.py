@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +140,20 @@ def test_what_the_stack_does_not_know_is_known_beforehand(tmp_path: Path) -> Non
         shutil.rmtree(tmp_path / family, ignore_errors=True)
         save(tmp_path / family, family, **{"hidden_size": 128, "head_dim": None, **changes})
         assert not supported(read_shape(read_config(tmp_path / family), family)), family
+
+
+@pytest.mark.parametrize("fewer", [{"OMP_THREAD_LIMIT": "1"}, {"OMP_DYNAMIC": "true", "OMP_NUM_THREADS": "64"}])
+def test_fewer_threads_than_asked_for_do_the_same(fewer: dict[str, str], tiny_model_dir: Path) -> None:
+    """OpenMP may give less than a team: nobody waits for those that never come."""
+    code = (
+        "import sys; from serve.engine.engine import Engine; from serve.engine.config import EngineConfig; "
+        "engine = Engine.load(sys.argv[1], EngineConfig(dtype='bfloat16', kernels='native')); runner = engine.runner; "
+        "runner.model._threads = 64; tokens = list(range(4, 44)); print(runner.logits(tokens).double().sum().item()); "
+        "runner._piecewise.logits(tokens)"
+    )
+
+    def printed(environment: dict[str, str]) -> str:
+        command = [sys.executable, "-c", code, str(tiny_model_dir)]
+        return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True, timeout=100).stdout
+
+    assert printed({"OMP_NUM_THREADS": "2"} | fewer) == printed({"OMP_NUM_THREADS": "2"})
