@@ -19,6 +19,7 @@ from serve.engine.native import cache as native_cache
 from serve.engine.native import decoder as native_decoder
 from serve.engine.native.library import native
 from serve.engine.native.runner import NativeRunner
+from serve.engine.parts import parts_of, sizes_of
 from serve.engine.runner import Runner
 from serve.engine.shape import Shape
 from serve.engine.weights import Weights
@@ -40,7 +41,8 @@ def runs_native(config: EngineConfig, dtype: torch.dtype, device: torch.device) 
 def make_runner(
     config: EngineConfig, shape: Shape, weights: Weights, adapters: AdapterSet, dtype: torch.dtype, device: torch.device, max_length: int
 ) -> Runner | NativeRunner:
-    """The runner for weights that were read as `runs_native` says."""
+    """The runner for weights that were read as `runs_native` says. ValueError if they are not of the shape's sizes."""
+    weights.check(sizes_of(shape, parts_of(shape, weights)))
     model = partial(Model, shape, weights, dtype, device, max_length)
     cache = make_cache(config, shape, dtype, device, max_length)
     if isinstance(cache, native_cache.NativeCache) and native_decoder.supported(shape) and weights.all_native:

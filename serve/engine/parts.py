@@ -1,6 +1,6 @@
 """Which stored tensors make up a model: one description for every family and for every way to run it.
 
-Promise: names only, in the order they are used; whatever a family calls them, fused or not, quantised or not. `model.py` and the
+Promise: names and sizes only, in the order they are used; whatever a family calls them, fused or not, quantised or not. `model.py` and the
 native decoder build from the same `Parts`. Price: none, no tensor is read.
 
 A *module* is a name whose `.weight` (or `.weight_packed` …) and `.bias` the folder holds. Modules in one tuple read the same input,
@@ -9,12 +9,12 @@ and their outputs stand side by side in that order. NAME[i] is matrix i of the s
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from serve.engine.shape import Shape
 
-__all__ = ["Layer", "Mlp", "Parts", "parts_of"]
+__all__ = ["Layer", "Mlp", "Parts", "parts_of", "sizes_of"]
 
 Modules = tuple[str, ...]
 
@@ -66,6 +66,28 @@ def parts_of(shape: Shape, names: Container[str]) -> Parts:
     layers = tuple(_layer(shape, i, names) for i in range(shape.num_layers))
     tied = shape.tied or not _held("lm_head", names)
     return Parts("model.embed_tokens", layers, "model.norm", None if tied else "lm_head")
+
+
+def sizes_of(shape: Shape, parts: Parts) -> Iterator[tuple[Modules, tuple[int, ...]]]:
+    """Modules that stand side by side, and the size of their weights together: [N, K] of matrices, [N] of norms."""
+    hidden, heads, kv_heads = shape.hidden_size, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    norms = [(parts.norm, hidden)]
+    for module in (parts.embedding, parts.head):
+        if module is not None:
+            yield (module,), (shape.vocab_size, hidden)
+    for layer in parts.layers:
+        yield layer.qkv, (heads + 2 * kv_heads, hidden)
+        yield layer.out, (hidden, heads)
+        norms += [(norm, hidden) for norm in (layer.before_attention, layer.after_attention, layer.before_mlp, layer.after_mlp) if norm]
+        whole = shape.qk_norm == "whole"
+        qk_norms = ((layer.q_norm, heads if whole else shape.head_dim), (layer.k_norm, kv_heads if whole else shape.head_dim))
+        norms += [(norm, size) for norm, size in qk_norms if norm]
+        mlps = [(layer.mlp, shape.experts.shared_size if layer.router and shape.experts else shape.mlp_size)] if layer.mlp else []
+        for mlp, size in [*mlps, *((expert, shape.experts.size) for expert in layer.experts if shape.experts)]:
+            yield mlp.gate_up, (size * (2 if shape.gated else 1), hidden)
+            yield mlp.down, (hidden, size)
+    for norm, size in norms:
+        yield (norm,), (size,)
 
 
 def _held(module: str, names: Container[str]) -> bool:

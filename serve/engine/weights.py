@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,10 +98,30 @@ class Weights:
     def raw(self, name: str) -> Tensor:
         """A tensor as stored; NAME[i] is part i of it, and the only part that is read."""
         stack, bracket, index = name.removesuffix("]").partition("[")
-        if stack not in self._file_of:
-            raise ValueError(f"model: {self._folder} lacks the tensor {stack}; its config.json and its weights do not belong together")
-        file = self._file_of[stack]
+        file = self._file(stack)
         return file.get_slice(stack)[int(index)] if bracket else file.get_tensor(stack)
+
+    def _file(self, name: str) -> Any:
+        if name not in self._file_of:
+            raise ValueError(f"model: {self._folder} lacks the tensor {name}; its config.json and its weights do not belong together")
+        return self._file_of[name]
+
+    def check(self, sizes: Iterable[tuple[Sequence[str], tuple[int, ...]]]) -> None:
+        """ValueError unless the weights have these sizes (see `parts.sizes_of`): our own kernels read as much as config.json says."""
+        for modules, size in sizes:
+            stored = [self._size(module) for module in modules]
+            if (sum(s[0] for s in stored), *stored[0][1:]) != size or len({s[1:] for s in stored}) > 1:
+                sides = ", ".join(f"{module} {list(s)}" for module, s in zip(modules, stored, strict=True))
+                raise ValueError(
+                    f"model: {self._folder} holds {sides}, where its config.json asks for {list(size)}; the two do not belong together"
+                )
+
+    def _size(self, module: str) -> tuple[int, ...]:
+        """Of a module's weight; no tensor is read."""
+        if f"{module}.weight_packed" in self:
+            return tuple(map(int, self.raw(f"{module}.weight_shape")))
+        stack, bracket, _ = _matrix(module).partition("[")
+        return tuple(self._file(stack).get_slice(stack).get_shape())[1 if bracket else 0 :]
 
     def tensor(self, name: str) -> Tensor:
         """A tensor in the engine's type and place."""

@@ -147,3 +147,32 @@ def test_other_quantisations_are_refused(change: dict[str, Any], complaint: str,
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=complaint):
         Engine.load(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("vocab_size", 300, r"holds model.embed_tokens \[400, 64\], where its config.json asks for \[300, 64\]"),
+        ("head_dim", 32, r"self_attn.q_proj \[64, 64\], .* asks for \[256, 64\]"),
+        ("intermediate_size", 64, r"mlp.up_proj \[128, 64\], where its config.json asks for \[128, 64\]"),
+        ("num_attention_heads", 8, r"self_attn.q_proj \[64, 64\], .* asks for \[192, 64\]"),
+    ],
+)
+def test_weights_of_other_sizes_than_the_config_says_are_refused(
+    field: str, value: int, complaint: str, dtype: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Our own kernels would read and write where there is nothing."""
+    folder = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | {"head_dim": 16}
+    (folder / "config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(ValueError, match=complaint):
+        Engine.load(folder, EngineConfig(dtype=dtype))
+
+
+def test_packed_weights_of_other_sizes_are_refused(mixed_dir: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(mixed_dir, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
+    with pytest.raises(ValueError, match=r"holds .*gate_proj \[128, 64\].* asks for \[192, 64\]"):
+        Engine.load(folder, EngineConfig(dtype="bfloat16"))
