@@ -107,6 +107,12 @@ class KvCache:
             self.scales[layer].view(2, self.num_kv_heads, -1).index_copy_(2, slots, scales)
         self.layers[layer].view(2, self.num_kv_heads, -1, self.head_dim).index_copy_(2, slots, kv)
 
+    def clear(self, layer: int, slots: Tensor) -> None:
+        """Zeros at `slots` [N]."""
+        self.layers[layer].view(2, self.num_kv_heads, -1, self.head_dim).index_fill_(2, slots, 0)
+        if self.scales is not None:
+            self.scales[layer].view(2, self.num_kv_heads, -1).index_fill_(2, slots, 0)
+
     def read(self, layer: int, table: Tensor, num_sequences: int) -> Tensor:
         """The blocks of `table` [sequences * n] side by side: [2, kv_heads, sequences, n * block_size, head_dim]."""
         blocks = self.layers[layer].index_select(2, table).view(2, self.num_kv_heads, num_sequences, -1, self.head_dim)
@@ -157,7 +163,8 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 class StepAttention:
     """The attention of one step: built once from the spans, called for every layer.
 
-    The step's tokens lie flat, span after span; spans should come sorted by `order`.
+    The step's tokens lie flat, span after span; spans should come sorted by `order`. What is read and masked is zeros or the sequence's
+    own: what former holders of a block left may be no number, and a weight of 0 makes nothing of a number, but not of NaN.
     """
 
     def __init__(self, cache: KvCache, spans: Series[Span], windows: Series[int | None], scores: Scores = PLAIN) -> None:
@@ -165,6 +172,8 @@ class StepAttention:
         size, device = cache.block_size, cache.device
         slots = [span.blocks[p // size] * size + p % size for span in spans for p in range(span.start, span.end)]
         self._slots = torch.tensor(slots, device=device)
+        left = [slot for span in spans for slot in _left(span, size)]
+        self._left = torch.tensor(left, device=device) if left else None
         self._groups: list[_Few | _Long] = []
         row = 0
         for members in _grouped(spans, size):
@@ -175,10 +184,25 @@ class StepAttention:
     def __call__(self, layer: int, q: Tensor, kv: Tensor) -> Tensor:
         """q [T, heads, head_dim], kv [2, kv_heads, T, head_dim] of the step's tokens -> [T, heads * head_dim]."""
         self._cache.write(layer, self._slots, kv)
+        if self._left is not None:
+            self._cache.clear(layer, self._left)
         window = self._windows[layer]
         if len(self._groups) == 1:
             return self._groups[0].attend(layer, q, window)
         return torch.cat([group.attend(layer, q[group.rows], window) for group in self._groups])
+
+
+def _left(span: Span, size: int) -> range:
+    """The slots behind a span in its last block, where the span is the first to write there."""
+    offset, block = span.end % size, span.end // size
+    return range(span.blocks[block] * size + offset, (span.blocks[block] + 1) * size) if 0 < offset <= span.length else range(0)
+
+
+def _table(cache: KvCache, span: Span, count: int, windows: set[int | None]) -> list[int]:
+    """`count` blocks: the span's own, as far as its tokens go; the block of nobody behind every window, and beyond."""
+    seen = [0 if window is None else max(0, span.start + 1 - window) // cache.block_size for window in windows]
+    own = span.blocks[min(seen) : -(-span.end // cache.block_size)]
+    return [cache.num_blocks] * min(seen) + [*own] + [cache.num_blocks] * (count - min(seen) - len(own))
 
 
 def order(span: Span) -> tuple[bool, int]:
@@ -209,8 +233,7 @@ class _Few:
         self.rows = slice(row, row + sum(lengths))
         self._keys = keys = max(span.end for span in spans)
         num_blocks = -(-keys // cache.block_size)
-        padding = cache.num_blocks
-        table = [b for span in spans for b in [*span.blocks[:num_blocks], *[padding] * (num_blocks - len(span.blocks))]]
+        table = [block for span in spans for block in _table(cache, span, num_blocks, windows)]
         device = cache.device
         self._table = torch.tensor(table, device=device)
         self._pad: Tensor | None = None
@@ -261,7 +284,7 @@ class _Long:
         self._cache, self._scores = cache, scores
         self.rows = slice(row, row + self._span.length)
         num_blocks = -(-self._span.end // cache.block_size)
-        self._table = torch.tensor(self._span.blocks[:num_blocks], device=cache.device)
+        self._table = torch.tensor(_table(cache, self._span, num_blocks, windows), device=cache.device)
         self._masks = {w: _causal_mask(self._span.start, self._span.end, w, cache.device) for w in windows}
 
     def attend(self, layer: int, q: Tensor, window: int | None) -> Tensor:

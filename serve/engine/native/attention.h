@@ -51,9 +51,10 @@ struct Rules {  // how a layer looks at its keys
 
 // ---- numbers ---------------------------------------------------------------------------------------------------------
 
-// 2^x for x <= 0 or small: 2^n by exponent, 2^f on [-0.5, 0.5] by polynomial (relative error below 2e-7); -inf gives 0.
+// 2^x for x <= 0 or small: 2^n by exponent, 2^f on [-0.5, 0.5] by polynomial (relative error below 2e-7); -inf gives 0, NaN
+// stays (of a maximum or minimum with NaN the second operand is taken).
 inline __m512 exp2_of(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-200.0f));
+    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);
     const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 f = _mm512_sub_ps(x, n);
     __m512 y = _mm512_set1_ps(1.535336188e-4f);
@@ -69,7 +70,7 @@ inline __m512 exp2_of(__m512 x) {
 inline float exp2_of(float x) { return _mm512_cvtss_f32(exp2_of(_mm512_set1_ps(x))); }
 
 inline __m512 tanh_of(__m512 x) {  // 1 - 2 / (1 + e^2x)
-    const __m512 bounded = _mm512_min_ps(_mm512_mul_ps(x, _mm512_set1_ps(2.885390082f)), _mm512_set1_ps(60.0f));
+    const __m512 bounded = _mm512_min_ps(_mm512_set1_ps(60.0f), _mm512_mul_ps(x, _mm512_set1_ps(2.885390082f)));
     const __m512 power = _mm512_add_ps(exp2_of(bounded), _mm512_set1_ps(1.0f));
     return _mm512_sub_ps(_mm512_set1_ps(1.0f), _mm512_div_ps(_mm512_set1_ps(2.0f), power));
 }
@@ -81,17 +82,21 @@ inline __m512 second_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512_and_s
 
 // ---- writing ---------------------------------------------------------------------------------------------------------
 
-// int8 of x [dim] with the scale that lets the largest fill the range.
+// int8 of x [dim] with the scale that lets the largest fill the range; infinities and NaN make it NaN, so that they are not lost.
 inline float quantise(const float* x, long dim, int8_t* y) {
-    __m512 most = _mm512_setzero_ps();
-    for (long d = 0; d < dim; d += 16) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(x + d)));
+    __m512 most = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+    for (long d = 0; d < dim; d += 16) {
+        const __m512 v = _mm512_loadu_ps(x + d);
+        most = _mm512_max_ps(most, _mm512_abs_ps(v));
+        odd = _mm512_fmadd_ps(v, _mm512_setzero_ps(), odd);
+    }
     const float largest = _mm512_reduce_max_ps(most);
     const __m512 inverse = _mm512_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
     for (long d = 0; d < dim; d += 16) {
         const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + d), inverse));
         _mm_storeu_si128((__m128i*)(y + d), _mm512_cvtsepi32_epi8(rounded));
     }
-    return largest / 127.0f;
+    return largest / 127.0f + _mm512_reduce_add_ps(odd);
 }
 
 // Key and value [dim] of one token and KV head into their slot of a tile.
@@ -118,6 +123,19 @@ inline void store(const Cache& cache, char* tile, long slot, const float* key, c
         _mm512_mask_storeu_epi16(values + d * 2, half ? 0xAAAAAAAA : 0x55555555, placed);
     }
     for (long d = 0; d < dim; d += 2) std::memcpy(keys + d * TILE + slot * 2, k + d, 4);
+}
+
+// Nothing of value behind `slot` in a tile: what a former sequence left there meets weights of 0, which NaN would survive.
+inline void clear_behind(const Cache& cache, char* tile, long slot) {
+    if (cache.quantised) {
+        float* scales = (float*)tile;
+        std::fill(scales + TILE + slot + 1, scales + 2 * TILE, 0.0f);
+        return;
+    }
+    const long dim = cache.head_dim, pair = slot / 2;
+    uint16_t* values = (uint16_t*)tile + TILE * dim;
+    for (long d = 0; d < dim && slot % 2 == 0; d++) values[(pair * dim + d) * 2 + 1] = 0;
+    std::fill(values + (pair + 1) * dim * 2, values + TILE * dim, 0);
 }
 
 // ---- reading ---------------------------------------------------------------------------------------------------------

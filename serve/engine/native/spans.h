@@ -20,8 +20,12 @@ public:
     void plan(const Cache& cache, std::vector<Span> spans, long heads, long layers, long threads) {
         cache_ = cache, spans_ = std::move(spans), heads_ = heads, group_ = heads / cache.kv_heads, threads_ = threads;
         state_floats_ = STATE + cache.head_dim;
-        blocks_of_.clear();
-        for (const Span& span : spans_) blocks_of_.insert(blocks_of_.end(), span.length, span.blocks);
+        places_.clear();
+        for (const Span& span : spans_) {
+            const long last = span.start + span.length - 1;
+            places_.insert(places_.end(), span.length, {span.blocks, false});
+            if (span.length) places_.back().opens = last - last % TILE >= span.start;
+        }
         cut();
         spread();
         if (num_counters_ < layers) counters_.reset(new std::atomic<long>[layers]), num_counters_ = layers;
@@ -34,8 +38,10 @@ public:
 
     // Store the key and value of the step's token `row`, at `position` of its sequence.
     void keep(long layer, long row, long head, long position, const float* key, const float* value) const {
-        const long block = blocks_of_[row][position / cache_.block_size];
-        store(cache_, cache_.tile(layer, block, head, position % cache_.block_size), position % TILE, key, value);
+        const Place& place = places_[row];
+        char* tile = cache_.tile(layer, place.blocks[position / cache_.block_size], head, position % cache_.block_size);
+        store(cache_, tile, position % TILE, key, value);
+        if (place.opens) clear_behind(cache_, tile, position % TILE);
     }
 
     // q [T, heads, head_dim] with `q_row` floats from token to token -> out [T, heads, head_dim]; called by every thread. `turn` counts
@@ -60,6 +66,7 @@ public:
 
 private:
     static constexpr long TILE_ROWS = 48;
+    struct Place { const int32_t* blocks; bool opens; };  // of a row: opens: the span's last token, in a tile that the span began
     struct Tile { long span, head, query, num_queries, parts, state; };  // state: index of its first state where split, else -1
     struct Item { long tile, from, to; };                                // partitions [from, to)
 
@@ -125,7 +132,7 @@ private:
 
     Cache cache_{};
     std::vector<Span> spans_;
-    std::vector<const int32_t*> blocks_of_;  // per row
+    std::vector<Place> places_;  // per row
     std::vector<Tile> tiles_;
     std::vector<Item> items_;
     std::unique_ptr<std::atomic<long>[]> counters_, pending_;

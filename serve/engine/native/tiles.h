@@ -129,12 +129,12 @@ template <int M, int BITS>
 inline __attribute__((always_inline)) void start(Sums<M>& sums, const Rows& x, long row, long begin, long end) {
 #pragma GCC unroll 12
     for (int i = 0; i < M; ++i) {
-        int32_t offset = 0;
+        uint32_t offset = 0;  // may overflow in a row that is computed and dropped
         if constexpr (BITS == 4)
             for (long s = begin / SUM_GROUP; s * SUM_GROUP < end; ++s) offset += x.sums[(row + i) * x.num_sums + s];
 #pragma GCC unroll 4
         for (int lane = 0; lane < Sums<M>::LANES; ++lane)
-            sums.at[i][0][lane] = sums.at[i][1][lane] = lane ? _mm512_setzero_si512() : _mm512_set1_epi32(offset);
+            sums.at[i][0][lane] = sums.at[i][1][lane] = lane ? _mm512_setzero_si512() : _mm512_set1_epi32(static_cast<int32_t>(offset));
     }
 }
 

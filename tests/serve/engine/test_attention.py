@@ -55,6 +55,29 @@ def test_step_attention_is_the_definition(spans: list[tuple[int, int]], window: 
         row += span.length
 
 
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("window", [None, 5])
+def test_what_blocks_held_before_does_not_matter(window: int | None, quantised: bool) -> None:
+    """Not even NaN: one broken request must not spoil those that get its blocks."""
+
+    def computed(stale: float) -> torch.Tensor:
+        cache = KvCache(1, KV_HEADS, DIM, 30, SIZE, torch.float64, torch.device("cpu"), quantised)
+        for store in cache.scales if cache.scales is not None else cache.layers:
+            store[:, :, :-1] = stale
+        blocks, done, rows = [list(range(i, 30, 3)) for i in range(3)], [0, 0, 0], []
+        for lengths in ([1, 6, 18], [1, 1, 1], [2, 9, 1], [1, 1, 3], [17, 1, 1]):
+            spans = sorted((Span(at, n, held) for at, n, held in zip(done, lengths, blocks, strict=True)), key=order)
+            kv = torch.cat([random_kv(span.length, span.start) for span in spans], 2)
+            rows.append(StepAttention(cache, spans, [window])(0, kv.transpose(0, 2)[..., [0, 1, 0, 1, 0, 1], :].flatten(1, 2), kv))
+            done = [at + n for at, n in zip(done, lengths, strict=True)]
+            for held, at in zip(blocks, done, strict=True):  # given back, and by now somebody else's
+                behind = 0 if window is None else max(0, at + 1 - window) // SIZE
+                held[:behind] = [29] * behind
+        return torch.cat(rows)
+
+    assert torch.equal(computed(float("nan")), computed(0.0))
+
+
 def test_padding_only_joins_sequences_of_similar_length() -> None:
     from serve.engine.attention import _grouped
 

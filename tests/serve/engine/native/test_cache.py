@@ -101,6 +101,38 @@ def test_few_sequences_with_many_keys_are_spread_over_threads_without_a_trace() 
         assert torch.equal(texts.step(cache, [(0, 1490, 10)]), one)
 
 
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("block_size", [16, 48])
+def test_what_blocks_held_before_does_not_matter(block_size: int, quantised: bool) -> None:
+    """Not even NaN, which all bits set are: one broken request must not spoil those that get its blocks."""
+    lengths = [1, 37, 130, 200]
+    texts = Texts(3, lengths, 2, 3, 64, block_size)
+
+    def computed(byte: int) -> torch.Tensor:
+        cache, done, rng = texts.cache(quantised), [0] * 4, random.Random(1)
+        cache.data.fill_(byte)
+        rows = []
+        while done != lengths:
+            left = [(i, at, n - at) for i, (at, n) in enumerate(zip(done, lengths, strict=True)) if at < n]
+            spans = [(i, at, min(rng.choice([1, 2, 7, 30, 60]), n)) for i, at, n in left]
+            rows.append(texts.step(cache, spans, window=50))
+            for i, _, n in spans:
+                done[i] += n
+        return torch.cat(rows)
+
+    assert torch.equal(computed(0xFF), computed(0))
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+@pytest.mark.parametrize("soft_cap", [None, 20.0])
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_so(odd: float, soft_cap: float | None, quantised: bool) -> None:
+    texts = Texts(6, [40], 1, 2, 32)
+    texts.kv[0][:, :, 20, 5] = odd
+    out = texts.step(texts.cache(quantised), [(0, 0, 40)], None, Scores(soft_cap=soft_cap))
+    assert not out[20:, 5].isfinite().any()
+
+
 def test_blocks_behind_the_window_are_not_touched() -> None:
     """Not even where they are gone: -1 is no block."""
     texts = Texts(2, [200], 2, 2, 32)
