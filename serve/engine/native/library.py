@@ -50,7 +50,10 @@ def cache_folder() -> Path:
 
 def build(name: str, *, compiler: str = "g++", folder: Path | None = None) -> Path:
     """The compiled `name`.cpp, from the cache or by `compiler`; NativeError if that fails."""
-    folder = folder or cache_folder()
+    try:
+        folder = folder or cache_folder()
+    except RuntimeError as error:  # pathlib's, for a user without an entry and without HOME, as containers may have
+        raise NativeError(f"no folder to keep the compiled kernels in ({error}); set XDG_CACHE_HOME") from None
     target = folder / f"{name}-{_digest(name)}.so"
     try:
         if target.exists():

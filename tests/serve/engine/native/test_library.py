@@ -54,6 +54,16 @@ def test_processes_that_start_together_compile_once(tmp_path: Path) -> None:
     assert (tmp_path / "runs").read_text() == "run\n"
 
 
+def test_a_user_without_a_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(NativeError, match="no folder to keep .* set XDG_CACHE_HOME"):
+        build("linear")
+
+
 def test_another_source_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.cpp").write_text('#include "b.h"\n')
     (tmp_path / "b.h").write_text('#include "c.h"\n#include <cstddef>\n')
