@@ -29,7 +29,7 @@ class VirtualTokenCounter:
     def __init__(self, max_idle: int = MAX_IDLE) -> None:
         self._served: dict[str, float] = {}
         self._waiting: Counter[str] = Counter()
-        self._floor = 0.0  # where a client begins when nobody waits: the counter of the last one that waited
+        self._last = ""  # the last client that waited: where another one begins when nobody waits
         self._max_idle = max_idle
 
     def __len__(self) -> int:
@@ -38,12 +38,13 @@ class VirtualTokenCounter:
 
     def of(self, client: str) -> float:
         """What was served to a client, as far as it counts; the smallest goes first."""
-        return self._served.get(client, self._floor)
+        served = self._served.get(client)
+        return self._least() if served is None else served
 
     def arrive(self, client: str) -> None:
         """One more request of a client waits; one that had none is lifted to the least of those that have."""
         if not self._waiting[client]:
-            least = min((self._served[other] for other, count in self._waiting.items() if count), default=self._floor)
+            least = self._least()
             self._served[client] = max(self._served.get(client, least), least)
         self._waiting[client] += 1
 
@@ -54,15 +55,19 @@ class VirtualTokenCounter:
         if not self._waiting[client]:
             del self._waiting[client]
             if not self._waiting:
-                self._floor = self._served[client]
+                self._last = client
             self._prune()
 
     def serve(self, client: str, *, inputs: int = 0, outputs: int = 0) -> None:
         """A client got tokens."""
         self._served[client] = self.of(client) + INPUT_WEIGHT * inputs + OUTPUT_WEIGHT * outputs
 
+    def _least(self) -> float:
+        """What the least served of those that wait was served; the last one that did, when nobody does."""
+        return min((self._served[client] for client in self._waiting), default=self._served.get(self._last, 0.0))
+
     def _prune(self) -> None:
         if len(self._served) - len(self._waiting) <= self._max_idle:
             return
-        least = min((self._served[client] for client in self._waiting), default=self._floor)
-        self._served = {c: served for c, served in self._served.items() if c in self._waiting or served > least}
+        least, kept = self._least(), {*self._waiting, self._last}
+        self._served = {client: served for client, served in self._served.items() if client in kept or served > least}

@@ -109,7 +109,7 @@ class Scheduler:
 
         That one was scheduled before it, so whoever waits waits for progress, and the first in line for nobody."""
         at, size = sequence.computed // self.block_size, self.block_size
-        if sequence.computed % size or at < len(sequence.blocks):
+        if at < len(sequence.blocks):  # the next token has its block already
             return False
         hashes = sequence.chain((len(sequence.tokens) - 1) // size, size)  # the last token is always computed, for its logits
         for block in self.pool.find(hashes[at:]):

@@ -28,13 +28,37 @@ def test_one_that_was_away_is_lifted_to_the_least_of_those_that_wait() -> None:
     assert counter.of("new") == 550, "what it was served is never forgotten in its favour"
 
 
+def test_absence_earns_nothing() -> None:
+    counter = VirtualTokenCounter()
+    for client in ("early", "steady"):
+        counter.arrive(client)
+    counter.leave("early")
+    counter.serve("steady", inputs=400)
+    counter.arrive("early")
+    assert counter.of("early") == 400, "level with those that waited meanwhile, whatever it had"
+
+
+def test_what_a_forgotten_client_owed_is_not_forgotten() -> None:
+    counter = VirtualTokenCounter(max_idle=1)
+    counter.arrive("steady")
+    for client, served in (("a", 5), ("b", 7), ("c", 0)):
+        counter.arrive(client)
+        counter.leave(client)
+        counter.serve(client, inputs=served)
+    counter.arrive("d")
+    counter.leave("d")  # too many idle ones: those that owe nothing go
+    assert [counter.of(client) for client in ("a", "b", "c")] == [5, 7, 0]
+    assert len(counter) == 3
+
+
 def test_after_a_quiet_time_a_client_begins_where_the_last_one_left() -> None:
     counter = VirtualTokenCounter()
     counter.arrive("a")
     counter.serve("a", inputs=70)
     counter.leave("a")
+    counter.serve("a", outputs=5)  # it runs on
     counter.arrive("b")
-    assert counter.of("b") == 70
+    assert counter.of("b") == 70 + 5 * OUTPUT_WEIGHT
 
 
 def test_clients_with_nothing_to_remember_are_forgotten() -> None:

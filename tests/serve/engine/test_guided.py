@@ -97,6 +97,19 @@ def test_forced_drafts_that_fail_are_given_up_and_tried_again() -> None:
     assert drafter.propose(0.1) != []
 
 
+def test_of_a_long_forced_text_no_more_is_looked_at_than_can_be_drafted() -> None:
+    asked: list[str] = []
+
+    def count(text: str) -> list[int]:
+        asked.append(text)
+        return encode(text)
+
+    drafter = guided(Scripted([]), Line("x" * 100_000, 0), count, 8)  # type: ignore[arg-type]
+    assert drafter is not None
+    assert drafter.propose(0.0) == encode("x" * 8)
+    assert max(map(len, asked)) < 1000
+
+
 def test_the_text_and_what_the_model_thought_are_passed_on() -> None:
     inner = Recycling([])
     drafter = make(inner)

@@ -59,6 +59,18 @@ def test_the_client_served_least_goes_first() -> None:
     assert policy.stats() == {"clients": 2}
 
 
+def test_a_request_cancelled_before_it_started_keeps_no_place_for_its_client() -> None:
+    policy = VirtualTime()
+    gone, other = make_sequence(0, client="gone"), make_sequence(1, client="other")
+    for sequence in (gone, other):
+        policy.arrive(sequence)
+    policy.end(gone)
+    policy.start(other, 100)
+    late = make_sequence(2, client="late")
+    policy.arrive(late)
+    assert policy.key(late) == 100.0, "nobody waits, so it begins where the last one that waited stood"
+
+
 def test_without_a_client_the_tenant_counts() -> None:
     assert make_sequence(0, tenant="t").client == "t"
     assert make_sequence(0, tenant="t", client="c").client == "c"

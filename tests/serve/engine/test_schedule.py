@@ -120,6 +120,18 @@ def test_a_draft_never_passes_the_end_and_never_preempts() -> None:
     assert tight.plan().chunks[0].draft == []
 
 
+def test_an_end_within_a_draft_leaves_nothing_behind_it() -> None:
+    scheduler = make_scheduler(8)
+    sequence = make_sequence(0, [5, 6], 20, draft=7)
+    scheduler.add(sequence)
+    scheduler.commit(scheduler.plan(), [Run([7])])
+    (emission,) = scheduler.commit(scheduler.plan(), [Run([1, 1, 0, 1, 1, 1, 1, 8])])  # all seven held, and the third is the end
+    assert (emission.tokens, emission.finish_reason) == ((1, 1, 0), "stop")
+    assert (emission.num_drafted, emission.num_accepted) == (7, 3)
+    assert scheduler.pool.num_cached == 1, "of tokens 5 6 7 1 1 0 only the first block is full"
+    scheduler.check()
+
+
 def test_expensive_tokens_are_not_drafted() -> None:
     scheduler = make_scheduler(8)
     scheduler.add(make_sequence(0, [5] * 4, 9, draft=3))

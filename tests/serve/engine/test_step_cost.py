@@ -71,6 +71,14 @@ def test_plain_steps_in_a_row_lead_back_to_the_prior() -> None:
     assert cost.verify_cost(1) < 0.1
 
 
+def test_a_hiccup_moves_it_little() -> None:
+    cost = learn(slope)
+    before = cost.verify_cost(1)
+    cost.observe(1, slope(1))
+    cost.observe(9, 1000 * slope(9))
+    assert cost.verify_cost(1) == pytest.approx(before, rel=0.1)
+
+
 @given(st.lists(st.tuples(st.integers(1, 2000), st.floats(0.0, 1e6)), max_size=60), st.integers(0, 600))
 def test_the_cost_never_falls_with_the_width(steps: list[tuple[int, float]], num_sequences: int) -> None:
     cost = StepCost()

@@ -72,6 +72,13 @@ def test_what_may_become_a_stop_string_is_held_back() -> None:
     assert stream.push(ord("x")) == "ENx"
 
 
+def test_nothing_follows_a_stop_string() -> None:
+    stream = TextStream(Bytes(), [], ["abc"])
+    assert "".join(stream.push(byte) for byte in b"xabc") == "x"
+    assert stream.stopped
+    assert stream.push(ord("y")) == stream.finish() == ""
+
+
 def test_an_unfinished_character_is_shown_at_the_end_as_what_it_is() -> None:
     stream = TextStream(Bytes(), [], [])
     assert stream.push("é".encode()[0]) == ""
