@@ -10,6 +10,7 @@ to the number type's rounding). Price: `step` costs the model's pass plus some 5
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -192,7 +193,8 @@ class Engine:
         """Let every sequence that can run advance; what is new."""
         began = time.perf_counter()
         ended, self._ended = self._ended, []
-        batch = self.scheduler.plan(self._verify_cost(), began, self._pace.limit)
+        num_running, verify_cost = len(self.scheduler.running), self._verify_cost()
+        batch = self.scheduler.plan(verify_cost, began, self._pace.limit)
         if not batch.chunks:
             if batch.copies_in:  # of cancelled requests: to be dropped
                 self.runner.run(batch)
@@ -203,8 +205,10 @@ class Engine:
         seconds = time.perf_counter() - began
         self._pace.observe(batch.num_prompt_tokens, seconds)
         if all(chunk.end - chunk.start <= 1 + self.config.draft_max for chunk in batch.chunks):
-            self._step_cost.observe(batch.num_tokens, seconds, len(batch.chunks))
-            self._drafters.thrift.price(len(batch.sampling) / seconds)
+            self._drafters.worth.observe(num_running, sum(len(emission.tokens) for emission in emissions), seconds)
+            if verify_cost < math.inf:
+                self._step_cost.observe(batch.num_tokens, seconds, len(batch.chunks))
+                self._drafters.thrift.price(len(batch.sampling) / seconds)
         for emission in emissions:
             if emission.finish_reason:
                 sequence = self._live.pop(emission.request_id)
@@ -212,8 +216,9 @@ class Engine:
         return ended + emissions
 
     def _verify_cost(self) -> float:
-        """What one more drafted token costs: its share of a step, for each of the sequences that wait for the step."""
-        return self._step_cost.verify_cost(len(self.scheduler.running))
+        """What one more drafted token costs: its share of a step, for each sequence that waits for it; infinite while drafts rest."""
+        num_running = len(self.scheduler.running)
+        return self._step_cost.verify_cost(num_running) if self._drafters.awake(num_running) else math.inf
 
     def generate(
         self,
@@ -226,7 +231,11 @@ class Engine:
         `progress` is called with the number of tokens of each step.
         """
         assert not self.has_work, "generate needs an idle engine: use add and step beside other requests"
+        if isinstance(prompts, str):
+            raise ValueError("prompts: one text is given; write a list of texts")
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+        if len(samplings) != len(prompts):
+            raise ValueError(f"sampling: {len(samplings)} for {len(prompts)} prompts; give one for each, or one for all")
         gathered: list[dict[str, list[Emission]]] = []
         try:
             for i, (prompt, how) in enumerate(zip(prompts, samplings, strict=True)):
@@ -253,9 +262,9 @@ class Engine:
 
     def logits(self, tokens: Series[int]) -> Tensor:
         """Logits [T, vocab] of a text in one teacher-forced pass (row i: what follows tokens[:i+1]), by the same weights and kernels."""
-        if not tokens or len(tokens) > self.max_length:
-            raise ValueError(f"tokens: {len(tokens)} given; score between 1 and {self.max_length} tokens at once")
-        return self.runner.logits(tokens)
+        (given,) = as_tokens([tokens], self.tokenizer.encode, self.shape.vocab_size)
+        check_lengths([len(given)], self.max_length)
+        return self.runner.logits(given)
 
     def embed(
         self,

@@ -149,7 +149,7 @@ def _held(draft: Series[int], drawn: list[int]) -> list[int]:
 def _logprobs(num_top: int, logits: Tensor, tokens: list[int]) -> list[TokenLogprob]:
     scores = torch.log_softmax(logits.double(), -1)
     own = scores.gather(-1, torch.tensor(tokens, device=scores.device)[:, None]).flatten().tolist()
-    top = scores.topk(num_top, dim=-1) if num_top else None
+    top = scores.topk(min(num_top, scores.shape[-1]), dim=-1) if num_top else None
     tops = (
         [tuple(zip(i, v, strict=True)) for i, v in zip(top.indices.tolist(), top.values.tolist(), strict=True)] if top else [()] * len(own)
     )

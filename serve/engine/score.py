@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Series
 from dataclasses import dataclass
 from functools import partial
+from operator import index
 from typing import Any, Literal, Protocol
 
 import torch
@@ -94,6 +95,8 @@ def score(
     progress: Progress | None = None,
 ) -> list[Score]:
     """Each continuation's tokens given its prompt (of one token or more)."""
+    if num_top < 0:
+        raise ValueError(f"num_top: {num_top} is negative; use 0 for no alternatives")
     texts = [[*prompt, *rest][:-1] for prompt, rest in zip(prompts, continuations, strict=True)]
     found: list[list[TokenLogprob]] = [[] for _ in texts]
     greedy = [True] * len(texts)
@@ -109,7 +112,7 @@ def score(
 def _tops(logprobs: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
     if not count:
         return [()] * len(logprobs)
-    values, indices = logprobs.topk(count, -1)
+    values, indices = logprobs.topk(min(count, logprobs.shape[-1]), -1)
     return [tuple(zip(i, v, strict=True)) for i, v in zip(indices.tolist(), values.tolist(), strict=True)]
 
 
@@ -124,6 +127,8 @@ def embed(
     progress: Progress | None = None,
 ) -> Tensor:
     """[n, hidden] in float32 (float64 if the model is): each text's final hidden states, their mean or the last one."""
+    if pooling not in ("mean", "last"):
+        raise ValueError(f"pooling: {pooling!r} is unknown; use mean or last")
     if not texts:
         return torch.empty(0, reader.model.shape.hidden_size)
     sums: list[Tensor | None] = [None] * len(texts)
@@ -138,8 +143,9 @@ def embed(
 
 def as_tokens(texts: Series[str | Series[int]], encode: Callable[[str], list[int]], vocab_size: int, least: int = 1) -> list[list[int]]:
     """Texts or token ids as token ids. ValueError for one with fewer than `least` tokens, or with one that the model has not."""
-    assert not isinstance(texts, str), "a list of texts, not one text"
-    given = [encode(text) if isinstance(text, str) else list(text) for text in texts]
+    if isinstance(texts, str):
+        raise ValueError("texts: one text is given; write a list of texts")
+    given = [encode(text) if isinstance(text, str) else list(map(index, text)) for text in texts]
     for number, tokens in enumerate(given):
         if len(tokens) < least:
             raise ValueError(f"texts: number {number} has {len(tokens)} tokens; give at least {least}")

@@ -41,6 +41,7 @@ class Snapshot:
                 raise ValueError(f"snapshot: version {data['version']}; this engine reads version {VERSION}")
             origin = dict(data["origin"])
             origin["sampling"] = Sampling(**origin["sampling"])
-            return cls(origin=Request(**origin), emitted=tuple(data["emitted"]))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            request = Request(**origin)
+            return cls(origin=request, emitted=replace(request, emitted=data["emitted"]).emitted)  # so checked, too
+        except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
             raise ValueError(f"snapshot: not a snapshot ({type(error).__name__}: {error}); make it with Snapshot.to_json") from None

@@ -186,6 +186,21 @@ def test_a_request_that_no_pool_of_blocks_can_hold_is_refused(tiny_model_dir: Pa
         engine.add(Request(id="a", prompt=(5,) * 20, sampling=Sampling(max_tokens=20)))
 
 
+def test_one_text_is_not_taken_for_its_letters(engine: Engine) -> None:
+    for read in (engine.generate, engine.embed, engine.score):
+        with pytest.raises(ValueError, match="one text is given; write a list"):
+            read("def f():")
+    with pytest.raises(ValueError, match="sampling: 1 for 2 prompts"):
+        engine.generate([[5], [6]], [GREEDY])
+    assert not engine.has_work
+
+
+def test_logits_of_what_the_model_cannot_read_are_refused(engine: Engine) -> None:
+    for bad, complaint in (([-1], "token -1"), ([5, 400], "token 400"), ([], "0 tokens"), ([5] * 600, "600 tokens")):
+        with pytest.raises(ValueError, match=complaint):
+            engine.logits(bad)
+
+
 def test_a_missing_snapshot_is_refused(engine: Engine) -> None:
     with pytest.raises(ValueError, match="no live request 'nobody'"):
         engine.snapshot("nobody")
@@ -216,6 +231,13 @@ def test_sampling_that_makes_no_sense_is_refused(fields: dict[str, Any], complai
         ({"swap_bytes": -1}, "swap_bytes: -1"),
         ({"num_blocks": 3, "kv_bytes": 9}, "set only one"),
         ({"max_tokens_per_step": 4}, "max_tokens_per_step: 4 leaves no token"),
+        *(
+            ({name: "typo"}, f"{name}: 'typo' is unknown")
+            for name in ("dtype", "device", "kernels", "kv_dtype", "policy", "preempt", "draft")
+        ),
+        *(({name: 2.5}, f"{name}: 2.5 is not a whole number") for name in ("block_size", "num_blocks", "max_length", "draft_max")),
+        ({"max_sequences": None}, "max_sequences: None is not a whole number"),
+        ({"max_step_s": float("inf")}, "max_step_s: inf"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(fields: dict[str, Any], complaint: str) -> None:

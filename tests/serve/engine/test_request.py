@@ -105,7 +105,8 @@ def test_what_would_fail_in_the_middle_of_a_step_is_refused_at_once(name: str, b
 
 def test_numbers_of_other_kinds_become_plain_ones() -> None:
     given_: Any = {"seed": np.int64(5), "max_tokens": np.int32(3), "logprobs": True, "temperature": np.float32(0.5), "top_p": 1}
-    sampling = Sampling(**given_, stop_token_ids=np.array([7]), logit_bias={np.int64(4): np.float32(1)})
+    given_ |= {"stop_token_ids": np.array([7]), "logit_bias": {np.int64(4): np.float32(1)}}
+    sampling = Sampling(**given_)
     request = Request(id="a", prompt=np.array([1, 2]), emitted=np.array([3]), choice=np.int64(1), priority=np.int64(2), sampling=sampling)  # type: ignore[arg-type]
     assert sampling == Sampling(seed=5, max_tokens=3, logprobs=1, temperature=0.5, stop_token_ids=(7,), logit_bias=((4, 1.0),))
     assert json.loads(json.dumps(asdict(request)))["prompt"] == [1, 2]

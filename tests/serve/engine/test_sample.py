@@ -142,3 +142,6 @@ def test_logprobs_are_the_models_own() -> None:
     assert run.logprobs[0].logprob == pytest.approx(float(first[1]))
     assert [token for token, _ in run.logprobs[0].top] == [1, 0]
     assert verify([Question(Sampling(temperature=0, logprobs=0), 0, 5, [])], logits[:1])[0].logprobs[0].top == ()
+    (everything,) = verify([Question(Sampling(temperature=0, logprobs=100), 0, 5, [])], logits[:1])
+    assert everything.logprobs is not None
+    assert len(everything.logprobs[0].top) == logits.shape[-1]

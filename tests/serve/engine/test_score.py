@@ -126,6 +126,15 @@ def test_errors_name_the_text(engine: Engine) -> None:
         engine.score([[5], [6]], [[7]])
     with pytest.raises(ValueError, match="adapter: 'none' is not loaded"):
         engine.embed([[5]], adapter="none")
+    with pytest.raises(ValueError, match="pooling: 'max' is unknown"):
+        engine.embed([[5]], pooling="max")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_top: -1 is negative"):
+        engine.score([[5, 6]], num_top=-1)
+
+
+def test_no_more_alternatives_than_there_are_tokens(engine: Engine) -> None:
+    (found,) = engine.score([[5, 6]], num_top=10_000)
+    assert len(found.tokens[0].top) == engine.shape.vocab_size
 
 
 @given(lengths=st.lists(st.integers(1, 40), max_size=30), most=st.integers(1, 50))

@@ -37,10 +37,20 @@ def test_json_round_trip(request: Request, emitted: tuple[int, ...]) -> None:
     assert again.request().sampling == request.sampling
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 1}', '{"version": 1, "origin": {"sampling": {"x": 1}}, "emitted": []}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"version": 1}', '{"version": 1, "origin": {"sampling": {"x": 1}}, "emitted": []}', "[" * 100_000]
+)
 def test_what_is_no_snapshot_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a snapshot"):
         Snapshot.from_json(text)
+
+
+@pytest.mark.parametrize(("fields", "name"), [('"prompt": [1.5]', "prompt"), ('"prompt": [1], "sampling": {"n": "x"}', "n")])
+def test_wrong_values_are_named(fields: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        Snapshot.from_json('{"version": 1, "origin": {"id": "a", "sampling": {}, ' + fields + '}, "emitted": []}')
+    with pytest.raises(ValueError, match=r"^emitted: "):
+        Snapshot.from_json('{"version": 1, "origin": {"id": "a", "sampling": {}, "prompt": [1]}, "emitted": ["x"]}')
 
 
 def test_another_version_is_refused() -> None:
