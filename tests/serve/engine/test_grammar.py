@@ -163,6 +163,7 @@ def test_forced_text_without_an_end_in_sight_is_not_asked_for(tokenizers: dict[s
     [
         {"json_schema": '{"type": "nope"}'},
         {"json_schema": "nothing"},
+        {"json_schema": '{"const": 1e400}'},
         {"json_schema": '{"not": {}}'},
         {"json_schema": '{"$ref": "#/nowhere"}'},
         {"regex": "a(("},

@@ -6,7 +6,13 @@ import random
 
 import pytest
 
+from serve.engine.config import EngineConfig
+from serve.engine.engine import Engine
 from serve.engine.pace import PromptPace
+from serve.engine.request import Request, Sampling
+from serve.engine.toy import ToyRunner, ToyTokenizer
+
+SIZE = 4
 
 
 @pytest.mark.parametrize(("plain_s", "token_s"), [(0.02, 0.001), (0.005, 0.0002), (0.09, 0.004)])
@@ -33,3 +39,17 @@ def test_prompts_advance_even_where_the_goal_is_out_of_reach() -> None:
     pace.observe(0, 0.5)
     pace.observe(16, 0.9)
     assert pace.limit == 16
+
+
+@pytest.mark.parametrize(("max_step_s", "fewest", "most"), [(1e-9, SIZE, SIZE), (1e6, 80, 80)])
+def test_an_engine_keeps_to_what_its_steps_took(max_step_s: float, fewest: int, most: int) -> None:
+    runner = ToyRunner(vocab_size=27, num_blocks=200, block_size=SIZE)
+    config = EngineConfig(block_size=SIZE, num_blocks=200, draft="off", max_step_s=max_step_s)
+    engine = Engine(runner, ToyTokenizer(), config, "toy", 400)  # type: ignore[arg-type]
+    engine.add(Request(id="stream", prompt=(1, 2, 3), sampling=Sampling(max_tokens=200, ignore_eos=True)))
+    for _ in range(3):
+        engine.step()
+    engine.add(Request(id="other", prompt=tuple([4, 5] * 40)))
+    before = engine.stats()["tokens_computed"]
+    engine.step()
+    assert fewest <= engine.stats()["tokens_computed"] - before - 1 <= most
