@@ -90,5 +90,5 @@ class Worth:
 
     def observe(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
         """A step without prompts gave `num_tokens` to `num_sequences` in `seconds`, guessing included."""
-        if seconds > 0.0:
+        if num_tokens and seconds > 0.0:  # a piece of a prompt gives none, and says nothing of drafts
             self._levels[num_sequences.bit_length()].step(num_tokens, seconds)

@@ -61,3 +61,11 @@ def test_the_first_step_of_a_trial_does_not_count():
         worth.observe(8, 8, 0.1 if awake and not was else 0.001 if awake else 0.002)
         was = awake
     assert num_awake > 1900
+
+
+def test_pieces_of_prompts_say_nothing():
+    worth = Worth()
+    for _ in range(100):
+        worth.observe(1, num_tokens=0, seconds=0.001)
+    assert worth.awake(1)
+    assert run(worth, 1, 1.5, 3000) > 0.9
