@@ -3,7 +3,8 @@
 // Promise: every element of y is summed by its own position alone (k ascending, in one chain), so a row's result is bitwise the same
 // whatever the number of rows, the row's place among them and the number of threads. Activations are never rounded to bfloat16:
 // bf16 weights meet float32 activations; int8 and int4 weights meet 16-bit fixed point with one scale per row and 128 columns, whose
-// integer sums are exact, which is closer to the product with float32 activations than bfloat16 activations would be.
+// integer sums are exact, which is closer to the product with float32 activations than bfloat16 activations would be (unless one of the
+// 128 is some 200 times larger than the others).
 // Price: the weights are read once for up to 12 rows, and beyond that from the core's own cache.
 //
 // Why not the processor's bf16 dot product: on a Xeon of the fifth generation it does 16 multiplications a cycle, widening to float32 and

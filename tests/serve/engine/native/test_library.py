@@ -60,7 +60,7 @@ def test_a_user_without_a_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", nowhere)
-    with pytest.raises(NativeError, match="no folder to keep .* set XDG_CACHE_HOME"):
+    with pytest.raises(NativeError, match=r"no folder to keep .* set XDG_CACHE_HOME"):
         build("linear")
 
 

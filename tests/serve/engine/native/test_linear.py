@@ -181,3 +181,17 @@ def test_groups_the_kernels_lack_run_on_torch() -> None:
     assert not isinstance(layer, NativeLinear)
     x = activations(5, 96)
     assert_near(layer(x), x, weight)
+
+
+@pytest.mark.parametrize("scheme", [Scheme(8), Scheme(4, 64)])
+@pytest.mark.parametrize(("outlier", "least", "most"), [(0.0, 0.0, 0.03), (100.0, 0.3, 0.8), (1000.0, 3.0, 8.0)])
+def test_fixed_point_against_activations_in_bfloat16(scheme: Scheme, outlier: float, least: float, most: float) -> None:
+    """The error as a share of bfloat16's, as docs/engine.md has it: one column in 128 that is much larger costs the others their bits."""
+    stored, weight = make(64, 1024, scheme, 1)
+    x = torch.randn(16, 1024, generator=torch.Generator().manual_seed(3))
+    if outlier:
+        x[:, ::128] = outlier
+    exact = x.double() @ weight.T
+    ours, theirs = fuse([stored], native=True)(x).double(), x.bfloat16().double() @ weight.T
+    share = (ours - exact).norm() / (theirs - exact).norm()
+    assert least <= share <= most
