@@ -20,6 +20,7 @@ __all__ = ["FAMILIES", "read_shape", "refusal"]
 Config = dict[str, Any]
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu"}
 FULL, SLIDING = "full_attention", "sliding_attention"
+_NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,12 +184,16 @@ FAMILIES: dict[str, Family] = {
 
 
 def refusal(config: Config) -> str | None:
-    """Why the lean decoder does not run a folder with this config.json, in words that follow 'the folder'; None if it does."""
+    """Why the lean decoder does not run a folder with this config.json, in words that follow 'the folder'; None if it does.
+
+    ValueError for sizes that make no model: guessed ones would load in transformers, with layers that nobody trained.
+    """
     architecture = (config.get("architectures") or ["?"])[0]
     if architecture not in FAMILIES:
         return f"is a {architecture}; the lean decoder runs {', '.join(sorted(FAMILIES))}"
     family = FAMILIES[architecture]
     filled = {"hidden_act": "silu"} | family.defaults | config
+    _check_sizes(filled, architecture)
     activation = filled.get("hidden_activation") or filled["hidden_act"]
     if activation not in _ACTIVATIONS:
         return f"uses the activation {activation!r}; the lean decoder runs {', '.join(sorted(_ACTIVATIONS))}"
@@ -199,6 +204,17 @@ def refusal(config: Config) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def _check_sizes(config: Config, architecture: str) -> None:
+    missing = [name for name in _NEEDED if not config.get(name)]
+    if missing:
+        raise ValueError(f"model: a {architecture} whose config.json does not say {', '.join(missing)}; save the model again")
+    heads, kv_heads = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
+    if heads % kv_heads:
+        raise ValueError(
+            f"model: its config.json has {heads} heads for {kv_heads} key-value heads, which is no multiple; save the model again"
+        )
 
 
 def read_shape(config: Config, where: str) -> Shape:

@@ -127,3 +127,16 @@ def test_what_the_decoder_does_not_do_is_refused(given: dict[str, Any], complain
     assert refusal(given) is not None
     with pytest.raises(ValueError, match=complaint):
         read_shape(given, "the folder")
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"])
+def test_a_config_without_a_size_is_one_line(name: str) -> None:
+    given = config("Llama")
+    del given[name]
+    with pytest.raises(ValueError, match=f"LlamaForCausalLM whose config.json does not say {name}"):
+        refusal(given)
+
+
+def test_heads_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(ValueError, match="6 heads for 4 key-value heads"):
+        refusal(config("Llama", num_key_value_heads=4))
