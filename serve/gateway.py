@@ -28,6 +28,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from cluster.preemption import DrainWatch
 from serve.answers import Answer
 from serve.config import ServeConfig
+from serve.engine.config import LENGTHS, UNLIMITED
 from serve.engine.text import Tokenizer
 from serve.folder import model_folder
 from serve.migrate import Fresh, Record
@@ -261,8 +262,9 @@ def _event(data: dict[str, Any]) -> bytes:
 def _limits(folder: Path, max_length: int | None) -> tuple[int, int]:
     """Longest context and size of the vocabulary, from the model's own config.json."""
     model = json.loads((folder / "config.json").read_text())
-    own = int(model.get("max_position_embeddings") or 2**31)
-    return min(max_length or own, own), int(model["vocab_size"])
+    model |= model.get("text_config") or {}  # of a model that also sees
+    own = next((value for name in LENGTHS if isinstance(value := model.get(name), int)), None)
+    return max_length or own or UNLIMITED, int(model["vocab_size"])
 
 
 Ingress = ray.serve.ingress(api)(Gateway)  # not a decorator: Ray pickles what it wraps, and must find it whole

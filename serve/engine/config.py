@@ -13,7 +13,12 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from cluster.settings import settings
 
-__all__ = ["EngineConfig"]
+__all__ = ["LENGTHS", "UNLIMITED", "EngineConfig"]
+
+LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "context_length")
+"""What architectures call their longest text in config.json."""
+UNLIMITED = 32_768
+"""Longest sequence of an architecture that sets no limit itself (most recurrent ones), unless the settings ask for another."""
 
 
 @settings

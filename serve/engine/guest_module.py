@@ -19,12 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from serve.engine.config import LENGTHS, UNLIMITED
 from serve.engine.guest_state import is_plain_kv, joined, picked, stacked
 
 __all__ = ["Abilities", "GuestModule", "GuestShape", "load_module"]
 
-UNLIMITED = 32_768
-"""Longest sequence of an architecture that sets no limit itself (most recurrent ones), unless the settings ask for another."""
 _MEMORIES = ("past_key_values", "cache_params", "state")
 _OWN_STATES = ("recurrent_states", "conv1d_state")
 """Attributes in which RecurrentGemma's submodules keep what they remember."""
@@ -149,8 +148,7 @@ class GuestModule:
 
 def _max_length(config: Any) -> int | None:
     """The config's own limit, by whichever of its names is there."""
-    names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length", "context_length")
-    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+    return next((value for name in LENGTHS if isinstance(value := getattr(config, name, None), int)), None)
 
 
 # ---- finding out -----------------------------------------------------------------------------------------------------

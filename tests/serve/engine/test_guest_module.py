@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from serve.engine.guest_module import UNLIMITED, Abilities, GuestModule
+from serve.engine.config import UNLIMITED
+from serve.engine.guest_module import Abilities, GuestModule
 
 CPU = torch.device("cpu")
 COMMON = {"vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 2, "initializer_range": 0.2, "eos_token_id": [7, 9], "pad_token_id": 3}
