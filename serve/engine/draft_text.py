@@ -31,7 +31,7 @@ class OwnText:
     __slots__ = ("_latest", "_longest", "_pairs", "_previous", "_usual", "tokens")
 
     def __init__(self, longest: int) -> None:
-        self._longest = longest
+        self._longest = min(longest, REACH - 1)  # so far, and no further, contexts are compared
         self.tokens = list(range(-REACH, 0))  # never equal to a token, so that no comparison needs to ask where the text begins
         self._previous = [-1] * REACH  # per place: the latest earlier one with the same last two tokens
         self._latest: dict[int, int] = {}  # the last two tokens -> latest place

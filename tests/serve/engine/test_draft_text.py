@@ -50,3 +50,11 @@ def test_votes_are_counted_and_the_latest_of_equals_leads() -> None:
     length, places = own.match(own.tail())
     assert length == 2
     assert own.follower(places) == (8, 1, 2)
+
+
+def test_contexts_longer_than_the_reach_are_as_long_as_it() -> None:
+    far, longest = OwnText(longest=1000), OwnText(longest=REACH - 1)
+    for text in (far, longest):
+        text.extend([1, 2, 3, 4] * 50)
+    assert far.match(far.tail()) == longest.match(longest.tail())
+    assert far.match(far.tail())[0] == REACH - 1
