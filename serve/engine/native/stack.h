@@ -1,8 +1,8 @@
 // A whole decoder pass in one parallel region: embedding, layers, final norm, logits of the wanted rows.
 //
 // Promise: weights and KV in their stored types, everything else (stream, norms, rotary embedding, softmax, logits) in float32; each row
-// depends on its own token and KV only, bitwise. Price: the weights once, the visible KV once, six barriers a layer.
-// A single row is prepared for a product by every thread for itself, which costs less than waiting for the one that would do it.
+// depends on its own token and KV only, bitwise. Price: the weights once, the visible KV once, ten barriers a layer, or six for a
+// single row: it is prepared for a product by every thread for itself, which costs less than waiting for the one that would do it.
 #pragma once
 
 #include "gemm.h"
