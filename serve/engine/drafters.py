@@ -62,8 +62,8 @@ class Drafters:
         return ThriftyDrafter(NgramDrafter(self._order, self._max_draft, known.shared, known.odds, known.successors), self.thrift)
 
     def awake(self, num_sequences: int) -> bool:
-        """Whether the next step, of so many sequences, should draft."""
-        self._resting = self._kind == "off" or not self.worth.awake(num_sequences)
+        """Whether the next step, of so many sequences, should draft; ANPD does whatever it costs."""
+        self._resting = self._kind == "off" or (self._kind == "ngram" and not self.worth.awake(num_sequences))
         return not self._resting
 
     def learn(self, tenant: str, tokens: Sequence[int]) -> None:

@@ -51,3 +51,14 @@ def test_recycled_successors_reach_the_tenants_later_requests() -> None:
     first.recycle([2], [5])
     assert guess(drafters.of("one")) == [5]
     assert guess(drafters.of("other")) == []
+
+
+@pytest.mark.parametrize(("kind", "most"), [("ngram", 20), ("anpd", 100), ("off", 0)])
+def test_drafts_that_do_not_pay_rest_but_the_reference_does_not(kind: str, most: int) -> None:
+    drafters, num_awake = Drafters(kind, 5, 7, 0), 0
+    for step in range(2000):
+        awake = drafters.awake(16)
+        num_awake += awake and step >= 1900
+        drafters.worth.observe(16, 16, 0.003 if awake else 0.002)
+    assert num_awake <= most
+    assert num_awake == most or kind == "ngram"
