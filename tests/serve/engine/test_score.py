@@ -81,6 +81,14 @@ def test_what_greedy_decoding_gives_is_said_to_be_greedy(engine: Engine) -> None
     assert [found.is_greedy for found in engine.score([prompt, prompt], [answer, other])] == [True, False]
 
 
+def test_a_text_in_parts_is_greedy_only_if_every_part_is(tiny_model_dir: Path) -> None:
+    engine = load(tiny_model_dir, max_tokens_per_step=16)
+    prompt, odd = [9], make_texts(1)[0][:1] * 15
+    (rest,) = engine.generate([[*prompt, *odd]], Sampling(max_tokens=12, temperature=0.0, ignore_eos=True))
+    assert engine.score([[*prompt, *odd]], [rest.tokens])[0].is_greedy
+    assert not engine.score([prompt], [[*odd, *rest.tokens]])[0].is_greedy, "of two parts, the second is"
+
+
 @pytest.mark.parametrize("max_tokens", [16, 512])
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_embeddings_are_transformers_hidden_states(pooling: str, max_tokens: int, tiny_model_dir: Path, theirs: Any) -> None:
