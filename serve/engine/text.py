@@ -147,9 +147,14 @@ class Tokenizer:
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise ValueError(f"model: {folder} has no tokenizer.json; save the tokenizer beside the weights (save_pretrained)")
-        self._fast = Fast.from_file(str(file))
         settings_file = folder / "tokenizer_config.json"
-        self._settings: dict[str, Any] = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
+        try:
+            self._fast = Fast.from_file(str(file))
+            self._settings: dict[str, Any] = dict(json.loads(settings_file.read_text())) if settings_file.is_file() else {}
+        except Exception as error:  # tokenizers raises bare exceptions
+            raise ValueError(
+                f"model: {folder}: broken tokenizer.json or tokenizer_config.json ({error}); save the tokenizer again"
+            ) from None
         template_file = folder / "chat_template.jinja"
         self._template: str | None = template_file.read_text() if template_file.is_file() else _template(self._settings)
         self._folder = folder

@@ -37,11 +37,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"model: {folder} has no config.json; give a Hugging Face model folder")
     try:
-        config: dict[str, Any] = json.loads(file.read_text())
+        config: dict[str, Any] = dict(json.loads(file.read_text()))
         generation = folder / "generation_config.json"
         if generation.is_file():
-            config |= {k: v for k, v in json.loads(generation.read_text()).items() if k == "eos_token_id" and v is not None}
-    except json.JSONDecodeError as error:
+            config |= {k: v for k, v in dict(json.loads(generation.read_text())).items() if k == "eos_token_id" and v is not None}
+    except (ValueError, TypeError) as error:  # no JSON, no text, or no object
         raise ValueError(f"model: {folder}: broken JSON in config.json or generation_config.json ({error}); save the model again") from None
     return config
 

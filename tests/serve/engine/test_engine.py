@@ -272,6 +272,16 @@ def test_a_broken_folder_is_one_line(tiny_model_dir: Path, tmp_path: Path) -> No
         Engine.load(folder)
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [b"{", b"", b"[5]", b"null", b"\xff\xfe"])
+def test_broken_files_beside_the_weights_are_one_line(tiny_model_dir: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    copy = without(tiny_model_dir, tmp_path / "copy", name)
+    (copy / name).write_bytes(content)
+    with pytest.raises(ValueError, match=r"^model: .*broken") as error:
+        Engine.load(copy)
+    assert "\n" not in str(error.value)
+
+
 def test_a_config_of_another_model_is_noticed(tiny_model_dir: Path, tmp_path: Path) -> None:
     folder = without(tiny_model_dir, tmp_path / "copy")
     config = json.loads((folder / "config.json").read_text())
