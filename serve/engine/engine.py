@@ -5,7 +5,8 @@ computed catch up with known, under a token budget. Prefill, chunked prefill, de
 recompute after preemption and resuming elsewhere are that rule.
 
 Promise: a request's tokens depend on the request and the model, never on its company, on drafts, preemption or a move (exactly, up
-to the number type's rounding). Price: `step` costs the model's pass plus some 50 microseconds. One thread at a time may call an Engine.
+to the number type's rounding). Price: `step` costs the model's pass plus some 50 microseconds. One thread at a time may call an Engine,
+and no fork of the process that loaded it (OpenMP would wait for threads that are not there).
 """
 
 from __future__ import annotations
