@@ -35,7 +35,8 @@ extern "C" double total(const double* data, size_t count, int threads) {
 def _library() -> ctypes.CDLL:
     folder = Path(tempfile.mkdtemp(prefix="sterna-bandwidth-"))
     (folder / "total.cpp").write_text(_SOURCE)
-    flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-mprefer-vector-width=512", "-shared", "-fPIC"]
+    # not -ffast-math: merely loading such a library makes the whole process flush subnormal numbers
+    flags = ["-O3", "-march=native", "-fopenmp", "-mprefer-vector-width=512", "-shared", "-fPIC"]
     subprocess.run(["g++", *flags, "total.cpp", "-o", "total.so"], cwd=folder, check=True)
     library = ctypes.CDLL(str(folder / "total.so"))
     library.total.restype = ctypes.c_double
