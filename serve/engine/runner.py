@@ -7,7 +7,9 @@ alone. Price: one pass of the model; for a text, KV blocks of its own meanwhile.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence as Series
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from serve.engine.model import Model
 from serve.engine.native.cache import NativeCache
 from serve.engine.score import Piece
 
-__all__ = ["HostMemory", "Runner"]
+__all__ = ["BlockReader", "HostMemory", "Runner"]
 
 
 class HostMemory:
@@ -40,10 +42,35 @@ class HostMemory:
                 self._cache.copy_in(blocks, copy[len(copy) - len(blocks) :])
 
 
-class Runner:
-    """A model, operator by operator, and its KV blocks."""
+class BlockReader(ABC):
+    """Reads whole texts into blocks of their own, by the kernels that decode: what every runner over KV blocks has."""
 
     reads_in_parts = True
+    cache: KvCache | NativeCache
+
+    def logits(self, tokens: Series[int]) -> Tensor:
+        """Logits [T, vocab] after every token of a text, in one pass."""
+        return self._whole(tokens, states=False)
+
+    def hidden(self, tokens: Series[int]) -> Tensor:
+        """The last hidden states [T, hidden] of a text, after the final norm."""
+        return self._whole(tokens, states=True)
+
+    def _whole(self, tokens: Series[int], states: bool) -> Tensor:
+        cache = self.scratch(len(tokens))
+        return self.read(cache, [Piece(0, tokens, range(cache.num_blocks), len(tokens))], states=states)
+
+    def scratch(self, num_tokens: int) -> KvCache | NativeCache:
+        """KV blocks for texts that nobody asked to go on."""
+        return self.cache.scratch(num_tokens)
+
+    @abstractmethod
+    def read(self, cache: Any, pieces: Series[Piece], *, states: bool, adapter: str = "") -> Tensor:
+        """As `score.Reader.read`; `cache`: what `scratch` gave."""
+
+
+class Runner(BlockReader):
+    """A model, operator by operator, and its KV blocks."""
 
     def __init__(self, model: Model, cache: KvCache | NativeCache, adapters: AdapterSet, graphs: DecodeGraphs | None = None) -> None:
         """`graphs`: for steps of a fixed form, where there are any."""
@@ -78,22 +105,6 @@ class Runner:
         index = None if len(rows) == len(tokens) and rows == list(range(len(rows))) else torch.tensor(rows, dtype=torch.long, device=device)
         adapters = self.adapters.step((c.sequence.request.adapter, c.end - c.start) for c in sorted_chunks)
         return self.model.forward(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), attend, index, adapters)
-
-    def logits(self, tokens: Series[int]) -> Tensor:
-        """Logits [T, vocab] after every token of a text, in one pass."""
-        return self._whole(tokens, states=False)
-
-    def hidden(self, tokens: Series[int]) -> Tensor:
-        """The last hidden states [T, hidden] of a text, after the final norm."""
-        return self._whole(tokens, states=True)
-
-    def _whole(self, tokens: Series[int], states: bool) -> Tensor:
-        cache = self.scratch(len(tokens))
-        return self.read(cache, [Piece(0, tokens, range(cache.num_blocks), len(tokens))], states=states)
-
-    def scratch(self, num_tokens: int) -> KvCache | NativeCache:
-        """KV blocks for texts that nobody asked to go on."""
-        return self.cache.scratch(num_tokens)
 
     @torch.inference_mode()
     def read(self, cache: KvCache | NativeCache, pieces: Series[Piece], *, states: bool, adapter: str = "") -> Tensor:

@@ -18,6 +18,7 @@ from serve.engine.drafters import Drafters
 from serve.engine.engine import Engine
 from serve.engine.request import Request, Sampling
 from serve.engine.snapshot import Snapshot
+from tests.oracle import Oracle
 
 Outcome = tuple[tuple[int, ...], str, str | None]
 
@@ -95,23 +96,6 @@ def test_company_drafts_chunks_preemption_and_prefixes_change_nothing(engines: d
     assert gained["drafted"]["drafted"] > 0
     assert gained["batched"]["cached_tokens"] > 0
     assert gained["drafted"]["steps"] < gained["plain"]["steps"]
-
-
-class Oracle:
-    """A drafter that knows the answer and errs now and then, so that drafts hold for any number of tokens."""
-
-    def __init__(self, text: tuple[int, ...], rng: random.Random) -> None:
-        self._text, self._rng, self._seen = text, rng, 0
-
-    def observe(self, tokens: list[int]) -> None:
-        self._seen += len(tokens)
-
-    def propose(self, verify_cost: float) -> list[int]:
-        guesses = self._text[self._seen :][: self._rng.randrange(9)]
-        return [guess if self._rng.random() < 0.85 else (guess + 1) % 400 for guess in guesses]
-
-    def judge(self, num_accepted: int) -> None:
-        pass
 
 
 @pytest.mark.parametrize("name", ["drafted", "tiny pool", "chunked"])

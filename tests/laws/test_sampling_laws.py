@@ -29,6 +29,7 @@ from serve.engine.request import Request, Sampling
 from serve.engine.rules import rules
 from serve.engine.sample import Question, verify
 from serve.engine.snapshot import Snapshot
+from tests.oracle import Oracle
 
 Outcome = tuple[tuple[int, ...], str, str | None]
 
@@ -78,23 +79,6 @@ def run(engine: Engine, requests: list[Request]) -> dict[str, Outcome]:
         collect(engine, outcomes)
     assert engine.stats()["held_blocks"] == 0
     return outcomes
-
-
-class Oracle:
-    """A drafter that knows the answer and errs now and then."""
-
-    def __init__(self, text: tuple[int, ...], rng: random.Random) -> None:
-        self._text, self._rng, self._seen = text, rng, 0
-
-    def observe(self, tokens: Sequence[int]) -> None:
-        self._seen += len(tokens)
-
-    def propose(self, verify_cost: float) -> list[int]:
-        guesses = self._text[self._seen :][: self._rng.randrange(7)]
-        return [guess if self._rng.random() < 0.85 else self._rng.randrange(400) for guess in guesses]
-
-    def judge(self, num_accepted: int) -> None:
-        pass
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])

@@ -18,16 +18,14 @@ from serve.engine.batch import Batch, Chunk
 from serve.engine.model import Model
 from serve.engine.native.cache import NativeCache
 from serve.engine.native.decoder import NativeDecoder, Pass
-from serve.engine.runner import HostMemory, Runner
+from serve.engine.runner import BlockReader, HostMemory, Runner
 from serve.engine.score import Piece
 
 __all__ = ["NativeRunner"]
 
 
-class NativeRunner:
+class NativeRunner(BlockReader):
     """A native decoder and its KV blocks."""
-
-    reads_in_parts = True
 
     def __init__(self, decoder: NativeDecoder, cache: NativeCache, adapters: AdapterSet, model: Callable[[], Model]) -> None:
         self.model, self.cache, self.adapters = decoder, cache, adapters
@@ -55,22 +53,6 @@ class NativeRunner:
         for chunk in chunks:
             work.add(chunk.start, chunk.tokens, chunk.sequence.blocks, len(chunk.draft) + 1 if chunk.samples else 0)
         return self.model.run(work, self.cache)
-
-    def logits(self, tokens: Series[int]) -> Tensor:
-        """Logits [T, vocab] after every token of a text, bitwise those of decoding it."""
-        return self._whole(tokens, states=False)
-
-    def hidden(self, tokens: Series[int]) -> Tensor:
-        """The last hidden states [T, hidden] of a text, after the final norm, in float32."""
-        return self._whole(tokens, states=True)
-
-    def _whole(self, tokens: Series[int], states: bool) -> Tensor:
-        cache = self.scratch(len(tokens))
-        return self.read(cache, [Piece(0, tokens, range(cache.num_blocks), len(tokens))], states=states)
-
-    def scratch(self, num_tokens: int) -> NativeCache:
-        """KV blocks for texts that nobody asked to go on."""
-        return self.cache.scratch(num_tokens)
 
     def read(self, cache: NativeCache, pieces: Series[Piece], *, states: bool, adapter: str = "") -> Tensor:
         """As `score.Reader.read`."""

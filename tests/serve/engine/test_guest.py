@@ -16,6 +16,7 @@ from serve.engine.engine import Engine
 from serve.engine.guest import GuestRunner
 from serve.engine.request import Request, Sampling
 from serve.engine.snapshot import Snapshot
+from tests.oracle import Oracle
 
 HYBRID = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
 MAMBA2 = {"mamba_n_heads": 6, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_chunk_size": 16}
@@ -103,23 +104,6 @@ def test_tokens_are_those_of_generate(name: str, folders: dict[str, Path]) -> No
         assert engine.stats()["held_blocks"] == 0
         assert not engine.runner._states, "a finished request left its state behind"
         assert bool(engine.stats()["preemptions"]) == ("num_blocks" in fields)
-
-
-class Oracle:
-    """Knows the answer and errs now and then."""
-
-    def __init__(self, text: tuple[int, ...], rng: random.Random) -> None:
-        self._text, self._rng, self._seen = text, rng, 0
-
-    def observe(self, tokens: list[int]) -> None:
-        self._seen += len(tokens)
-
-    def propose(self, verify_cost: float) -> list[int]:
-        guesses = self._text[self._seen :][: self._rng.randrange(7)]
-        return [guess if self._rng.random() < 0.8 else (guess + 1) % 400 for guess in guesses]
-
-    def judge(self, num_accepted: int) -> None:
-        pass
 
 
 @pytest.mark.parametrize("name", sorted(CASES.keys() - WHOLE_ONLY))
