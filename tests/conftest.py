@@ -57,6 +57,28 @@ def ray_session() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def s3_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """An S3 server of our own over HTTP: what a process needs in its environment to reach it, set in this one."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    values = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    yield values
+    server.stop()
+
+
 TINY_TEXT = [
     "def add(left, right):\n    return left + right\n",
     "The tern flies from pole to pole and back again, every year of its life.",

@@ -294,25 +294,12 @@ def our_workers() -> list[psutil.Process]:
 
 
 @pytest.fixture
-def bucket(monkeypatch):
+def bucket(s3_environment):
     """An S3 bucket on this machine."""
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    names = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "x",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in names.items():
-        monkeypatch.setenv(name, value)
     boto3.client("s3").create_bucket(Bucket="sterna")
-    yield "s3://sterna"
-    server.stop()
+    return "s3://sterna"
 
 
 def test_rows_in_a_bucket_are_answered_and_an_interrupted_run_goes_on(bucket, ray_session, tiny_model_dir, tmp_path, monkeypatch, capsys):

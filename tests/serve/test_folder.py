@@ -3,12 +3,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from cluster.storage import content_digest, copy_tree
 from serve.folder import adapter_folder, model_folder
@@ -26,24 +24,11 @@ Engine.load(model_folder(sys.argv[1]))
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """A bucket on a server of our own, downloads into a folder of the test's."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    values = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "x",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_REGION": "us-east-1",
-    }
-    for name, value in values.items():
-        monkeypatch.setenv(name, value)
+def bucket(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A bucket, and downloads into a folder of the test's."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "cache"))
     boto3.client("s3").create_bucket(Bucket="models")
-    yield "s3://models"
-    server.stop()
+    return "s3://models"
 
 
 def test_a_model_on_s3_is_served_from_a_copy(bucket: str, tiny_model_dir: Path, tmp_path: Path) -> None:

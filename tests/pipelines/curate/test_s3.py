@@ -11,7 +11,6 @@ from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from cluster.artifact import open_artifact
 from cluster.storage import copy_tree
@@ -33,20 +32,8 @@ tokenize(TokenizeConfig(corpus="s3://texts/corpus", output="s3://texts/tokens", 
 
 
 @pytest.fixture
-def environment(monkeypatch):
-    """A bucket with text on a server of our own, and what a process needs to reach it."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    values = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "x",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-    for name, value in values.items():
-        monkeypatch.setenv(name, value)
+def environment(s3_environment):
+    """A bucket with text, and what a process needs to reach it."""
     client = boto3.client("s3")
     client.create_bucket(Bucket="texts")
     sentences = [[" ".join(random.Random(f"{t} {i}").choices(WORDS, k=9)) + ". " for i in range(12)] for t in range(NUM_TEXTS)]
@@ -55,8 +42,7 @@ def environment(monkeypatch):
     client.put_object(Bucket="texts", Key="raw/a.jsonl", Body="\n".join(lines).encode())
     client.put_object(Bucket="texts", Key="more/copy.txt", Body=texts[0].encode())
     client.put_object(Bucket="texts", Key="more/deep/not.txt", Body=b"not matched")
-    yield values
-    server.stop()
+    return s3_environment
 
 
 def test_raw_text_to_tokens_in_a_bucket(environment, tmp_path):
