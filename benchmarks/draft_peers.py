@@ -40,6 +40,9 @@ class PromptLookup:
     def judge(self, num_accepted: int) -> None:
         """Nothing to learn."""
 
+    def recycle(self, tokens: Sequence[int], successors: Sequence[int]) -> None:
+        """Nothing to learn."""
+
 
 class PublishedCounts:
     """n-gram tables as ANPD's public code fills them, from the prompt."""
@@ -105,6 +108,9 @@ class PublishedAnpd:
         return draft
 
     def judge(self, num_accepted: int) -> None:
+        """Nothing to learn."""
+
+    def recycle(self, tokens: Sequence[int], successors: Sequence[int]) -> None:
         """Nothing to learn."""
 
 
@@ -173,4 +179,7 @@ class SuffixDecoding:
         return best[1]
 
     def judge(self, num_accepted: int) -> None:
+        """Nothing to learn."""
+
+    def recycle(self, tokens: Sequence[int], successors: Sequence[int]) -> None:
         """Nothing to learn."""

@@ -21,3 +21,6 @@ class Oracle:
 
     def judge(self, num_accepted: int) -> None:
         pass
+
+    def recycle(self, tokens: Sequence[int], successors: Sequence[int]) -> None:
+        pass

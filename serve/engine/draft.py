@@ -31,6 +31,9 @@ class Drafter(Protocol):
     def judge(self, num_accepted: int) -> None:
         """How many tokens of the last proposal held."""
 
+    def recycle(self, tokens: Sequence[int], successors: Sequence[int]) -> None:
+        """What the model thinks likeliest after each of these tokens, which it had rejected where they were drafted."""
+
 
 class NgramDrafter:
     """Drafts from the longest repeats of the request's own text and from earlier answers, each guess with its calibrated chance.

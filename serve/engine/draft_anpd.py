@@ -7,7 +7,7 @@ Price: four counts a token; it drafts K tokens whatever they cost, as long as a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = ["AnpdDrafter"]
 
@@ -61,3 +61,6 @@ class AnpdDrafter:
 
     def judge(self, num_accepted: int) -> None:
         """Nothing to learn: the text tells it all."""
+
+    def recycle(self, tokens: Sequence[int], successors: Sequence[int]) -> None:
+        """Nothing to learn, as above."""

@@ -59,11 +59,9 @@ class GuidedDrafter:
         for held in range(min(self._num_forced, num_accepted - self._num_inner + 1)):
             self._odds = self._FADE * self._odds + (1 - self._FADE) * (held < num_accepted - self._num_inner)
 
-    def recycle(self, tokens: Sequence[int], likeliest: Sequence[int]) -> None:
-        """Pass on what the model thought likeliest, if the inner drafter wants to know."""
-        learn = getattr(self._inner, "recycle", None)
-        if learn is not None:
-            learn(tokens, likeliest)
+    def recycle(self, tokens: Sequence[int], successors: Sequence[int]) -> None:
+        """Pass on what the model thought likeliest."""
+        self._inner.recycle(tokens, successors)
 
 
 def guided(drafter: Drafter | None, guide: Guide | None, encode: Callable[[str], list[int]], max_draft: int) -> Drafter | None:

@@ -300,8 +300,8 @@ class Scheduler:
         if num_drafted:
             assert sequence.drafter is not None, "only a drafter drafts"
             sequence.drafter.judge(num_accepted)
-            if num_accepted < num_drafted and (recycle := getattr(sequence.drafter, "recycle", None)):
-                recycle(sequence.draft[num_accepted:], run.likeliest[num_accepted + 1 :])  # what the model said to the rejected ones
+            if num_accepted < num_drafted:
+                sequence.drafter.recycle(sequence.draft[num_accepted:], run.likeliest[num_accepted + 1 :])
             sequence.draft = []
         sequence.computed = chunk.end - num_drafted + num_accepted  # the KV of accepted drafts is that of known tokens
         shown = ""

@@ -29,6 +29,9 @@ class Fixed:
     def judge(self, num_accepted: int) -> None:
         self.judged.append(num_accepted)
 
+    def recycle(self, tokens: list[int], successors: list[int]) -> None:
+        raise AssertionError("a replay has no model that could say what follows")
+
 
 def test_every_step_counts_and_the_drafter_hears_what_the_engine_would_tell_it() -> None:
     drafter = Fixed([1, 2])

@@ -6,6 +6,7 @@ Whatever the policy, the way of preempting, the window, the pool and the order o
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,6 +71,9 @@ class Seer:
         return [token if at % 7 else token % 26 + 1 for at, token in enumerate(self._text)][self._seen : self._seen + 5]
 
     def judge(self, num_accepted: int) -> None:
+        pass
+
+    def recycle(self, tokens: Sequence[int], successors: Sequence[int]) -> None:
         pass
 
 

@@ -68,3 +68,11 @@ def test_drafts_are_cut_at_the_longest_and_where_nothing_can_pay() -> None:
     drafter.observe([1, 2, 3, 4] * 10)
     assert drafter.propose(0.5) == [1, 2, 3, 4, 1, 2, 3]
     assert drafter.propose(1.0) == []
+
+
+def test_what_the_model_said_of_rejected_tokens_teaches_it_nothing() -> None:
+    drafter = AnpdDrafter()
+    drafter.observe([1, 2])
+    drafter.judge(0)
+    drafter.recycle([2], [5])
+    assert drafter.propose(0.0) == []

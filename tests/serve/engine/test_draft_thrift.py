@@ -11,6 +11,7 @@ class Inner:
     def __init__(self) -> None:
         self.seen: list[int] = []
         self.judged: list[int] = []
+        self.recycled: list[tuple[list[int], list[int]]] = []
         self.num_proposed = 0
 
     def observe(self, tokens: list[int]) -> None:
@@ -22,6 +23,9 @@ class Inner:
 
     def judge(self, num_accepted: int) -> None:
         self.judged.append(num_accepted)
+
+    def recycle(self, tokens: list[int], successors: list[int]) -> None:
+        self.recycled.append((tokens, successors))
 
 
 def live(steps: int, num_accepted: int, verify_cost: float, tokens_per_s: float = 0.0) -> tuple[Inner, ThriftyDrafter]:
@@ -79,3 +83,10 @@ def test_the_price_follows_the_steps() -> None:
     for _ in range(100):
         thrift.price(500.0)
     assert 499.0 < thrift.tokens_per_s <= 500.0
+
+
+def test_what_the_model_said_reaches_the_inner_drafter_even_while_it_sleeps() -> None:
+    inner, drafter = live(200, num_accepted=0, verify_cost=0.5)
+    assert not drafter.propose(0.5)
+    drafter.recycle([1], [2])
+    assert inner.recycled == [([1], [2])]

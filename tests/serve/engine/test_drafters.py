@@ -20,6 +20,12 @@ def test_the_kind_is_the_configured_one(kind: str, expected: type) -> None:
     assert isinstance(Drafters(kind, 8, 16, 1000).of(""), expected)
 
 
+@pytest.mark.parametrize("kind", ["ngram", "anpd"])
+def test_every_drafter_keeps_the_whole_protocol(kind: str) -> None:
+    drafter = Drafters(kind, 8, 16, 1000).of("")
+    assert [name for name in vars(Drafter) if not name.startswith("_") and not callable(getattr(drafter, name, None))] == []
+
+
 def test_answers_teach_their_own_tenant_only() -> None:
     drafters = Drafters("ngram", 8, 16, 1000)
     drafters.learn("one", [1, 2, 3] * 4)

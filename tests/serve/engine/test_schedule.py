@@ -30,6 +30,7 @@ class Parrot:
 
     def __init__(self, length: int) -> None:
         self.length, self.judged = length, 0
+        self.recycled: list[tuple[list[int], list[int]]] = []
 
     def observe(self, tokens: Series[int]) -> None:
         pass
@@ -39,6 +40,9 @@ class Parrot:
 
     def judge(self, num_accepted: int) -> None:
         self.judged += 1
+
+    def recycle(self, tokens: Series[int], successors: Series[int]) -> None:
+        self.recycled.append((list(tokens), list(successors)))
 
 
 def make_sequence(arrival: int, prompt: Series[int], max_tokens: int, draft: int = 0) -> Sequence:
@@ -118,6 +122,18 @@ def test_a_draft_never_passes_the_end_and_never_preempts() -> None:
     tight.add(make_sequence(0, [5, 5], 2, draft=9))
     tight.commit(tight.plan(), [Run([7])])
     assert tight.plan().chunks[0].draft == []
+
+
+def test_what_the_model_said_to_rejected_drafts_is_recycled() -> None:
+    scheduler = make_scheduler(8)
+    sequence = make_sequence(0, [5], 9, draft=3)
+    scheduler.add(sequence)
+    scheduler.commit(scheduler.plan(), [Run([7])])
+    scheduler.commit(scheduler.plan(), [Run([1, 4], likeliest=[1, 4, 5, 6])])  # of three drafted tokens the first held
+    assert isinstance(sequence.drafter, Parrot)
+    assert sequence.drafter.recycled == [([1, 1], [5, 6])]
+    scheduler.commit(scheduler.plan(), [Run([1, 1, 1, 4], likeliest=[1, 1, 1, 4])])  # all held: nothing to learn
+    assert len(sequence.drafter.recycled) == 1
 
 
 def test_an_end_within_a_draft_leaves_nothing_behind_it() -> None:
