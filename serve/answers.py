@@ -12,9 +12,10 @@ from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
+from serve.chat import ChatRequest
+from serve.completion import CompletionRequest
 from serve.engine.request import TokenLogprob
 from serve.migrate import Fresh, Record
-from serve.protocol import ChatRequest, CompletionRequest
 
 __all__ = ["Answer"]
 

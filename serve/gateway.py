@@ -13,71 +13,34 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
 from contextvars import Context
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray.serve
-from fastapi import FastAPI, Request
+from fastapi import Request
 from ray.serve.handle import DeploymentHandle
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from cluster.preemption import DrainWatch
 from serve.answers import Answer
+from serve.chat import ChatRequest
+from serve.completion import CompletionRequest
 from serve.config import ServeConfig
 from serve.engine.config import LENGTHS, UNLIMITED
 from serve.engine.text import Tokenizer
+from serve.events import Run, events, next_news, whole
 from serve.folder import model_folder
 from serve.migrate import Fresh, Record
-from serve.protocol import ApiError, ChatRequest, CompletionRequest, check_model, engine_requests, read_body, token_prompts
+from serve.protocol import ApiError, check_model, read_body
 from serve.relay import Journal, Source, follow
+from serve.requests import engine_requests, token_prompts
 from serve.router import BOARD, Place
+from serve.web import api, raw_body
 
 __all__ = ["Gateway", "Ingress"]
 
-KEEP_ALIVE_S = 5.0
-"""A stream with nothing to say sends a comment this often, so that no proxy on the way gives it up."""
 _log = logging.getLogger(__name__)
-api = FastAPI(title="Sterna", docs_url=None, redoc_url=None)
-
-
-@api.exception_handler(ApiError)
-async def _on_api_error(_: Request, error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body(), status_code=error.status)
-
-
-@api.exception_handler(HTTPException)
-async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse:
-    what = {404: f"there is no {request.url.path} here", 405: f"{request.method} is not allowed for {request.url.path}"}
-    refusal = ApiError(error.status_code, what.get(error.status_code, str(error.detail)))
-    return JSONResponse(refusal.body(), status_code=refusal.status, headers=error.headers)
-
-
-@api.exception_handler(Exception)
-async def _on_failure(_: Request, error: Exception) -> JSONResponse:
-    _log.error("a request failed", exc_info=error)
-    return JSONResponse(ApiError(500, "the server failed; its log has the reason").body(), status_code=500)
-
-
-News = tuple[int, Fresh | ApiError | None]
-"""A choice's index with what is new in it, why it failed, or None at its end."""
-
-
-@dataclass(slots=True)
-class Run:
-    """An answer in the making: one task per choice, their news in one queue."""
-
-    answer: Answer
-    news: asyncio.Queue[News] = field(default_factory=asyncio.Queue)
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
-
-    def cancel(self) -> None:
-        """Stop every choice that has not ended."""
-        for task in self.tasks:
-            task.cancel()
 
 
 class Gateway:
@@ -118,7 +81,7 @@ class Gateway:
     @api.post("/v1/completions")
     async def completions(self, request: Request) -> Response:
         """Go on from a prompt."""
-        body = read_body(await self._raw(request), CompletionRequest, models=self._adapters)
+        body = read_body(await raw_body(request, self._config.max_body_bytes), CompletionRequest, models=self._adapters)
         for prompt in body.prompts:
             if isinstance(prompt, str):
                 self._check_length(len(prompt), "prompt")
@@ -128,7 +91,7 @@ class Gateway:
     @api.post("/v1/chat/completions")
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
-        body = read_body(await self._raw(request), ChatRequest, models=self._adapters)
+        body = read_body(await raw_body(request, self._config.max_body_bytes), ChatRequest, models=self._adapters)
         self._check_length(sum(len(str(turn.get("content") or "")) for turn in body.turns), "messages")
         try:
             prompt = await asyncio.to_thread(self._tokenizer.encode_chat, body.turns)
@@ -139,17 +102,6 @@ class Gateway:
     def journal(self) -> list[dict[str, Any]]:
         """Where the latest streams stayed and stay (serve.relay.Stay as plain data); for operators, through a Serve handle."""
         return self._journal.rows()
-
-    async def _raw(self, request: Request) -> bytes:
-        """The body, given up as soon as it is larger than the limit: one client's megabytes are not to be everyone's wait."""
-        raw = bytearray()
-        async for chunk in request.stream():
-            raw += chunk
-            if len(raw) > self._config.max_body_bytes:
-                raise ApiError(
-                    413, f"the request is larger than {self._config.max_body_bytes:,} bytes; send less", code="request_too_large"
-                )
-        return bytes(raw)
 
     def _check_length(self, num_characters: int, param: str) -> None:
         """Refuse what cannot fit into the context before it is tokenised, which takes a while."""
@@ -174,13 +126,13 @@ class Gateway:
         handed_on = False
         try:
             if body.stream:
-                first = await _next(run)  # what fails at once fails with its HTTP status
+                first = await next_news(run)  # what fails at once fails with its HTTP status
                 response: Response = StreamingResponse(
-                    _events(run, first), media_type="text/event-stream", headers={"cache-control": "no-cache"}
+                    events(run, first), media_type="text/event-stream", headers={"cache-control": "no-cache"}
                 )
                 handed_on = True
                 return response
-            return JSONResponse(await _whole(run))
+            return JSONResponse(await whole(run))
         finally:
             if not handed_on:
                 run.cancel()
@@ -202,61 +154,6 @@ class Gateway:
     def _open(self, place: Place, request: Any, num_chars: int) -> Source:
         source: Source = self._replicas[place.deployment].remote(request, num_chars, replica_id=place.replica_id)
         return source
-
-
-async def _next(run: Run) -> News | None:
-    """The next piece of news, None if there is none for a while; raises an error that comes before any token."""
-    try:
-        async with asyncio.timeout(KEEP_ALIVE_S):
-            news = await run.news.get()
-    except TimeoutError:
-        return None
-    if isinstance(news[1], ApiError):
-        raise news[1]
-    return news
-
-
-async def _whole(run: Run) -> dict[str, Any]:
-    ended = 0
-    while ended < len(run.tasks):
-        index, what = await run.news.get()
-        if isinstance(what, ApiError):
-            raise what
-        if what is None:
-            ended += 1
-        else:
-            run.answer.add(index, what)
-    return run.answer.whole()
-
-
-async def _events(run: Run, news: News | None) -> AsyncIterator[bytes]:
-    """The answer as server-sent events, from its first piece of news on."""
-    ended = 0
-    try:
-        for chunk in run.answer.opening():
-            yield _event(chunk)
-        while True:
-            if news is None:
-                yield b": waiting for a machine\n\n"
-            elif news[1] is None:
-                ended += 1
-                yield _event(run.answer.closing(news[0]))
-            elif (new := run.answer.add(news[0], news[1])) is not None:  # type: ignore[arg-type]
-                yield _event(new)
-            if ended == len(run.tasks):
-                break
-            news = await _next(run)
-        if run.answer.body.include_usage:
-            yield _event(run.answer.usage_chunk())
-    except ApiError as error:
-        yield _event(error.body())
-    finally:
-        run.cancel()
-    yield b"data: [DONE]\n\n"
-
-
-def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 def _limits(folder: Path, max_length: int | None) -> tuple[int, int]:

@@ -3,9 +3,11 @@
 import json
 
 from serve.answers import Answer
+from serve.chat import ChatRequest
+from serve.completion import CompletionRequest
 from serve.engine.request import Request, Sampling, TokenLogprob
 from serve.migrate import Done, Fresh, Record, Tokens
-from serve.protocol import ChatRequest, CompletionRequest, read_body
+from serve.protocol import read_body
 
 PIECES = [
     Fresh((5, 6), "ab", (TokenLogprob(5, -0.5, ((5, -0.5), (7, -1.0))), TokenLogprob(6, -0.25))),

@@ -1,0 +1,47 @@
+"""The HTTP application around the routes: whatever goes wrong is an OpenAI error body, and a body is read up to its limit only.
+
+Promise: no traceback and no page of HTML reaches a client, whatever it asks for and however. Price: none.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from serve.protocol import ApiError
+
+__all__ = ["api", "raw_body"]
+
+_log = logging.getLogger(__name__)
+api = FastAPI(title="Sterna", docs_url=None, redoc_url=None)
+
+
+@api.exception_handler(ApiError)
+async def _on_api_error(_: Request, error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), status_code=error.status)
+
+
+@api.exception_handler(HTTPException)
+async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    what = {404: f"there is no {request.url.path} here", 405: f"{request.method} is not allowed for {request.url.path}"}
+    refusal = ApiError(error.status_code, what.get(error.status_code, str(error.detail)))
+    return JSONResponse(refusal.body(), status_code=refusal.status, headers=error.headers)
+
+
+@api.exception_handler(Exception)
+async def _on_failure(_: Request, error: Exception) -> JSONResponse:
+    _log.error("a request failed", exc_info=error)
+    return JSONResponse(ApiError(500, "the server failed; its log has the reason").body(), status_code=500)
+
+
+async def raw_body(request: Request, max_bytes: int) -> bytes:
+    """The body, given up as soon as it is larger than the limit: one client's megabytes are not to be everyone's wait."""
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > max_bytes:
+            raise ApiError(413, f"the request is larger than {max_bytes:,} bytes; send less", code="request_too_large")
+    return bytes(raw)

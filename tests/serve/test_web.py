@@ -1,0 +1,44 @@
+"""Whatever goes wrong around the routes is an OpenAI error body."""
+
+import asyncio
+
+import httpx
+import pytest
+from starlette.requests import Request
+
+from serve.protocol import ApiError
+from serve.web import api, raw_body
+
+
+def asked(method: str, path: str) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(api, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await client.request(method, path)
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("POST", "/nothing", 404)])
+def test_what_is_not_there(method: str, path: str, status: int) -> None:
+    response = asked(method, path)
+    assert response.status_code == status
+    assert response.json()["error"]["message"] == f"there is no {path} here"
+    assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_body_is_read_up_to_its_limit() -> None:
+    chunks, taken = [b"ab", b"cd", b"ef"], 0
+
+    async def receive() -> dict[str, object]:
+        nonlocal taken
+        taken += 1
+        return {"type": "http.request", "body": chunks[taken - 1], "more_body": taken < len(chunks)}
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    assert asyncio.run(raw_body(request, 6)) == b"abcdef"
+    taken, request = 0, Request({"type": "http", "method": "POST", "headers": []}, receive)
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(raw_body(request, 3))
+    assert (caught.value.status, caught.value.code) == (413, "request_too_large")
+    assert taken == 2, "what comes after the limit is not waited for"
