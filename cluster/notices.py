@@ -1,20 +1,21 @@
 """The cloud's interruption notice -> a drain of this machine's Ray node: the watcher that runs on every spot machine.
 
-Promise: a notice (cluster/metadata.py: AWS, Google Cloud, a file) becomes a Ray drain with its deadline within `interval_s`; a metadata
-service that fails is reported once and asked again for ever; a drain that Ray does not take is tried again. Price: one or two HTTP
-requests per interval, one small process. The drain is the only channel: replicas, routers and training read it from Ray.
+Promise: a notice (cluster/metadata.py: AWS, Google Cloud, Azure, a file) becomes a Ray drain with its deadline within `interval_s`; a
+metadata service that fails is reported once and asked again for ever; a drain that Ray does not take is tried again. Price: one or two
+HTTP requests per interval, one small process. The drain is the only channel: replicas, routers and training read it from Ray.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Literal
 
 import httpx
 
 from cluster.console import say
-from cluster.metadata import AwsMetadata, GcpMetadata, Notice, NoticeFile, Source
+from cluster.metadata import AwsMetadata, AzureMetadata, GcpMetadata, Notice, NoticeFile, Source
 from cluster.settings import settings
 
 __all__ = ["WatchConfig", "watch"]
@@ -24,19 +25,21 @@ __all__ = ["WatchConfig", "watch"]
 class WatchConfig:
     """`sterna cluster watch`: drains this machine's Ray node when its cloud says that the machine will be taken away."""
 
-    cloud: Literal["auto", "aws", "gcp", "file"] = "auto"
-    """Who gives notice: aws, gcp, file, or auto: whichever metadata service answers on this machine."""
+    cloud: Literal["auto", "aws", "gcp", "azure", "file"] = "auto"
+    """Who gives notice: aws, gcp, azure, file, or auto: whichever metadata service answers on this machine."""
     file: str | None = None
     """A file whose appearance is a notice (watched beside the cloud, too). Empty: the machine goes in 120 s; or JSON with `seconds` or
     an ISO 8601 `time`, and a `reason`."""
     metadata_url: str | None = None
     """Base URL of the metadata service, instead of the cloud's own."""
     interval_s: float = 2.0
-    """Seconds between two looks. AWS gives notice 120 s ahead, Google Cloud 30 s."""
+    """Seconds between two looks. AWS gives notice 120 s ahead, Google Cloud and Azure 30 s."""
     grace_s: float = 2.0
     """Seconds by which the deadline is brought forward, for the shutdown itself."""
     rebalance: bool = True
     """Whether AWS's rebalance recommendation (an elevated risk, no deadline) drains the node already."""
+    acknowledge: bool = False
+    """Whether to tell Azure, once the node has left Ray, that the machine may go before its deadline (other clouds do not ask)."""
     node: str | None = None
     """Id (hexadecimal) of the Ray node to drain; by default every Ray node at this machine's address."""
     address: str = "auto"
@@ -70,6 +73,7 @@ def watch(config: WatchConfig, stop: threading.Event | None = None) -> Notice | 
                 refusal = _act(config, notice)
                 acted, problem = (acted, refusal) if refusal else (notice, problem)
             if acted is not None and acted.final:
+                _acknowledge(config, sources, acted, stop)
                 return acted
             if problem and problem != trouble:
                 say(f"{problem}; trying again every {config.interval_s:g} s")
@@ -104,6 +108,22 @@ def _act(config: WatchConfig, notice: Notice) -> str:
     return ""
 
 
+def _acknowledge(config: WatchConfig, sources: list[Source], notice: Notice, stop: threading.Event) -> None:
+    """Where the cloud asks for it and the settings allow it: say that the machine may go, as soon as Ray has nothing here any more."""
+    azure = next((source for source in sources if isinstance(source, AzureMetadata)), None)
+    if not (config.acknowledge and azure and notice.event):
+        return
+    while not stop.is_set() and time.time() < notice.deadline:
+        try:
+            if not _nodes(config):
+                azure.acknowledge(notice)
+                say("the node has left Ray; Azure may take the machine")
+                return
+        except Exception as error:  # as in `_act`; at the deadline Azure acts without our word
+            say(f"not acknowledged yet: {str(error).partition(chr(10))[0]}")
+        stop.wait(config.interval_s)
+
+
 def _sources(config: WatchConfig, client: httpx.Client) -> list[Source]:
     sources: list[Source] = [NoticeFile(config.file)] if config.file else []
     cloud = _detect(config, client) if config.cloud == "auto" else config.cloud
@@ -111,19 +131,27 @@ def _sources(config: WatchConfig, client: httpx.Client) -> list[Source]:
         sources.append(AwsMetadata(client, config.metadata_url, rebalance=config.rebalance))
     elif cloud == "gcp":
         sources.append(GcpMetadata(client, config.metadata_url))
+    elif cloud == "azure":
+        sources.append(AzureMetadata(client, config.metadata_url))
     return sources
 
 
-def _detect(config: WatchConfig, client: httpx.Client) -> Literal["aws", "gcp"]:
+def _detect(config: WatchConfig, client: httpx.Client) -> str:
     """Which cloud's metadata service answers here; asked three times, since a machine that boots may not be ready."""
+    url = config.metadata_url
+    ask: dict[str, Callable[[], object]] = {
+        "aws": AwsMetadata(client, url).renew, "gcp": GcpMetadata(client, url).check, "azure": AzureMetadata(client, url).identify,
+    }  # fmt: skip
     for _ in range(3):
-        for cloud, source in (("aws", AwsMetadata(client, config.metadata_url)), ("gcp", GcpMetadata(client, config.metadata_url))):
+        for cloud, question in ask.items():
             try:
-                source.renew() if isinstance(source, AwsMetadata) else source.check()
+                question()
             except (httpx.HTTPError, ValueError):
                 continue
-            return cloud  # type: ignore[return-value]  # one of the two literals above
-    raise ValueError("cloud: no metadata service of AWS or Google Cloud answers on this machine; use --cloud file --file PATH elsewhere")
+            return cloud
+    raise ValueError(
+        "cloud: no metadata service of AWS, Google Cloud or Azure answers on this machine; use --cloud file --file PATH elsewhere"
+    )
 
 
 def _gcs_address(config: WatchConfig) -> str:

@@ -140,8 +140,47 @@ def test_auto_finds_the_cloud_that_answers(service, drains, capsys):
         until(lambda: "watching GcpMetadata" in capsys.readouterr().err)
 
 
-def test_auto_on_a_machine_of_no_cloud_is_one_clear_line(service, drains):
+def test_auto_finds_azure(service, drains, capsys):
     service.aws = service.gcp = False
+    service.schedule("Preempt", 30)
+    with Running(cloud="auto", metadata_url=service.url) as running:
+        assert running.join().final
+    assert "watching AzureMetadata" in capsys.readouterr().err
+    ((_, reason, left_s),) = drains
+    assert "Preempt" in reason
+    assert 25 < left_s <= 28
+
+
+def test_azure_is_told_that_the_machine_may_go_once_ray_has_left_it(service, drains):
+    identity = service.schedule("Preempt", 30)
+    with Running(cloud="azure", metadata_url=service.url, acknowledge=True) as running:
+        until(lambda: drains)
+        assert service.started == []
+        drains.nodes = {}
+        running.join()
+    assert service.started == [identity]
+
+
+def test_azure_is_told_nothing_unless_that_is_wanted(service, drains):
+    service.schedule("Preempt", 30)
+    with Running(cloud="azure", metadata_url=service.url) as running:
+        running.join()
+    assert service.started == []
+
+
+def test_a_metadata_service_that_never_answers_is_survived(service, drains, capsys):
+    service.silent.add(service.ACTION)
+    with Running(cloud="aws", metadata_url=service.url):
+        until(lambda: service.ACTION in service.asked)
+        service.silent.clear()
+        service.over.set()  # that one request ends without an answer
+        service.paths[service.ACTION] = in_seconds(60)
+        until(lambda: drains)
+    assert "trying again" in capsys.readouterr().err
+
+
+def test_auto_on_a_machine_of_no_cloud_is_one_clear_line(service, drains):
+    service.aws = service.gcp = service.azure = False
     with pytest.raises(ValueError, match="use --cloud file"):
         watch(WatchConfig(cloud="auto", metadata_url=service.url))
 
@@ -178,7 +217,7 @@ def test_a_node_that_does_not_exist_is_one_clear_line(drains, tmp_path):
         ({"cloud": "file"}, "say which file"),
         ({"interval_s": 0}, "above 0"),
         ({"grace_s": -1}, "not be negative"),
-        ({"cloud": "azure"}, "cloud"),
+        ({"cloud": "oracle"}, "cloud"),
     ],
 )
 def test_mistaken_settings(settings, message):
