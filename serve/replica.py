@@ -27,6 +27,7 @@ from serve.engine.request import Emission, Request
 from serve.engine.snapshot import Snapshot
 from serve.folder import adapter_folder, model_folder
 from serve.migrate import Begun, Done, Frame, Moved, Refused, Tokens
+from serve.stopping import on_stop
 
 __all__ = ["EngineReplica", "EngineThread", "Outbox"]
 
@@ -206,6 +207,7 @@ class EngineReplica:
         self._thread = EngineThread(self._engine, self._deliver, self._fail)
         self._watch = DrainWatch()
         self._watch.add_callback(lambda _: self._thread.leave())
+        on_stop(lambda grace_s: self._thread.leave())  # scaled down or replaced: the same as a drain, with Serve's grace as the deadline
 
     async def stream(self, request: Request, num_chars: int, *, replica_id: str = "") -> AsyncIterator[Frame]:
         """Frames of the answer from where `request` stands (`num_chars` characters of it are out), the last one Done, Moved or Refused.
