@@ -105,6 +105,8 @@ class Draft:
     headline: str = ""
     scratch: list[str] = field(default_factory=list)
     """Paths inside the folder that are working state (checkpoints of the stage itself) and are not published."""
+    disposable: list[str] = field(default_factory=list)
+    """Paths inside the folder that a refused run need not keep: a copy of its input, say."""
 
 
 def fingerprint(stage: str, inputs: Mapping[str, str], config: Any) -> str:
@@ -180,7 +182,7 @@ def publish(output: str, *, stage: str, inputs: Mapping[str, str], config: Any) 
         try:
             yield draft
         except ValueError:
-            _forget_if_empty(draft)
+            _forget_if_worthless(draft)
             raise
         manifest = Manifest(
             stage=stage, inputs=dict(inputs), config=as_dict(config), counts=draft.counts, metrics=draft.metrics,
@@ -272,13 +274,12 @@ def _begin(partial: str, print_: str) -> Draft:
     return Draft(uri=path if local else partial, dir=folder, resumed=resumed)
 
 
-def _forget_if_empty(draft: Draft) -> None:
+def _forget_if_worthless(draft: Draft) -> None:
     """A refused run leaves nothing, unless there is work to go on with."""
     filesystem, path = resolve(draft.uri)
-    if filesystem.get_file_info(path).type != arrow_fs.FileType.Directory:
-        return  # the stage has tidied up itself
     here = {str(entry.relative_to(draft.dir)) for entry in draft.dir.rglob("*") if entry.is_file()}
-    if {*list_files(filesystem, path), *here} <= {PARTIAL_STATE}:
+    disposable = (PARTIAL_STATE, *(f"{name}/" for name in draft.disposable))
+    if all(name.startswith(disposable) for name in {*list_files(filesystem, path), *here}):
         filesystem.delete_dir(path)
 
 

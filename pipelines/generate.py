@@ -59,29 +59,16 @@ def generate(config: GenerateConfig) -> Artifact:
         say(f"{config.output}: already done")
         return done
     with publish(config.output, stage="generate", inputs=inputs, config=same_work) as draft:
-        work = f"{draft.uri}/work"
-        with _leaving_nothing(draft, work):
-            staged = stage(config.input, f"{work}/input")
-            column = _prompt_column(config, staged, folder)
-            batches = _batches(staged.num_rows, config.batch_size)
-            started = time.monotonic()
-            curve = _run(config, work, column, batches) if not _gathered(draft, staged) else []
-            seconds = time.monotonic() - started
+        work, draft.disposable = f"{draft.uri}/work", ["work/input"]
+        staged = stage(config.input, f"{work}/input")
+        column = _prompt_column(config, staged, folder)
+        batches = _batches(staged.num_rows, config.batch_size)
+        started = time.monotonic()
+        curve = _run(config, work, column, batches) if not _gathered(draft, staged) else []
+        seconds = time.monotonic() - started
         _gather(draft, work, batches, staged)
         _fill(draft, staged, curve, seconds)
     return open_artifact(config.output, made_by="generate")
-
-
-@contextmanager
-def _leaving_nothing(draft: Draft, work: str) -> Iterator[None]:
-    """A user's mistake leaves nothing behind, unless answers of an earlier run would go with it."""
-    try:
-        yield
-    except ValueError:
-        filesystem, path = resolve(draft.uri)
-        if not _answered(work) and not _parts(draft):
-            filesystem.delete_dir(path)
-        raise
 
 
 def _answered(work: str) -> set[str]:

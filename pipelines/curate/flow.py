@@ -88,8 +88,7 @@ def refuse_if_nothing_left(staged: pa.Table, draft: Draft) -> None:
     """ValueError, and no trace of the attempt, when no document passed."""
     if not any(staged["row"].to_pylist()):
         reasons, unreadable = (list(chain.from_iterable(staged[name].to_pylist())) for name in ("reasons", "unreadable"))
-        filesystem, path = resolve(draft.uri)
-        filesystem.delete_dir(path)
+        draft.disposable = [_STAGED]
         raise ValueError(nothing_left(reasons, unreadable))
 
 

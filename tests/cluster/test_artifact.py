@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -318,6 +317,19 @@ def test_a_refused_run_leaves_nothing_but_work_is_kept(tmp_path):
         assert (draft.dir / "work.bin").read_bytes() == b"an hour's"
 
 
+@pytest.mark.parametrize("work", ["", "work.bin", "staged.bin", "work/answers/0"])
+def test_what_a_stage_calls_disposable_does_not_keep_a_refused_run(tmp_path, work):
+    config = MadeConfig(output=str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="refused"), publish(config.output, stage="curate", inputs={}, config=config) as draft:  # noqa: PT012
+        draft.disposable = ["staged", "work/input"]
+        for name in ("staged/0", "work/input/0", *filter(None, [work])):
+            (draft.dir / name).parent.mkdir(parents=True, exist_ok=True)
+            (draft.dir / name).write_text("a copy")
+        raise ValueError("refused")
+    left = [str(path.relative_to(tmp_path / "out.partial")) for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(left) == (sorted([".sterna-partial.json", "staged/0", "work/input/0", work]) if work else [])
+
+
 def test_a_rerun_with_other_settings_says_which(tmp_path, capsys):
     output = str(tmp_path / "out")
     make(output, size=1)
@@ -327,11 +339,3 @@ def test_a_rerun_with_other_settings_says_which(tmp_path, capsys):
     assert "other inputs" in capsys.readouterr().err
     assert done(output, size=1) is not None
     assert capsys.readouterr().err == ""
-
-
-def test_a_stage_may_tidy_up_a_refused_run_itself(tmp_path):
-    config = MadeConfig(output=str(tmp_path / "out"))
-    with pytest.raises(ValueError, match="refused"), publish(config.output, stage="curate", inputs={}, config=config) as draft:  # noqa: PT012
-        shutil.rmtree(draft.dir)
-        raise ValueError("refused")
-    assert list(tmp_path.iterdir()) == []

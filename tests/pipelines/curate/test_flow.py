@@ -205,7 +205,7 @@ def test_input_that_leaves_nothing_is_one_line(tmp_path, ray_session, content, m
     with pytest.raises(ValueError, match=message) as caught:
         curate(CurateConfig(input=(str(tmp_path / "in.jsonl"),), output=str(tmp_path / "corpus")))
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "corpus").exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 @pytest.mark.parametrize("values", [{"threshold": 0}, {"bands": 0}, {"max_bytes": 0}, {"num_partitions": -1}, {"text_field": ""}])
