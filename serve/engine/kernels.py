@@ -17,14 +17,14 @@ from serve.engine.cuda import DecodeGraphs
 from serve.engine.model import Model
 from serve.engine.native import cache as native_cache
 from serve.engine.native import decoder as native_decoder
-from serve.engine.native.library import native
+from serve.engine.native import library
 from serve.engine.native.runner import NativeRunner
 from serve.engine.parts import parts_of, sizes_of
 from serve.engine.runner import Runner
 from serve.engine.shape import Shape
 from serve.engine.weights import Weights
 
-__all__ = ["make_cache", "make_runner", "runs_native"]
+__all__ = ["make_runner", "runs_native"]
 
 DEFAULT_KV_BYTES = 1 << 30
 
@@ -32,7 +32,7 @@ DEFAULT_KV_BYTES = 1 << 30
 def runs_native(config: EngineConfig, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the matrices run on our own kernels. ValueError if the settings insist on what cannot be."""
     if dtype == torch.bfloat16 and device.type == "cpu":
-        return native(config.kernels)
+        return library.native(config.kernels)
     if config.kernels == "native":
         raise ValueError(f"kernels: native kernels run bfloat16 on a CPU, not {dtype} on {device.type}; use auto or torch")
     return False
@@ -41,10 +41,10 @@ def runs_native(config: EngineConfig, dtype: torch.dtype, device: torch.device) 
 def make_runner(
     config: EngineConfig, shape: Shape, weights: Weights, adapters: AdapterSet, dtype: torch.dtype, device: torch.device, max_length: int
 ) -> Runner | NativeRunner:
-    """The runner for weights that were read as `runs_native` says. ValueError if they are not of the shape's sizes."""
+    """The runner for weights that were read as `runs_native` said. ValueError if they are not of the shape's sizes."""
     weights.check(sizes_of(shape, parts_of(shape, weights)))
     model = partial(Model, shape, weights, dtype, device, max_length)
-    cache = make_cache(config, shape, dtype, device, max_length)
+    cache = _make_cache(config, shape, dtype, device, max_length, native=weights.native)
     if isinstance(cache, native_cache.NativeCache) and native_decoder.supported(shape) and weights.all_native:
         return NativeRunner(native_decoder.NativeDecoder(shape, weights, max_length), cache, adapters, model)
     whole = model()
@@ -53,13 +53,13 @@ def make_runner(
     return Runner(whole, cache, adapters)
 
 
-def make_cache(
-    config: EngineConfig, shape: Shape, dtype: torch.dtype, device: torch.device, max_length: int
+def _make_cache(
+    config: EngineConfig, shape: Shape, dtype: torch.dtype, device: torch.device, max_length: int, *, native: bool
 ) -> KvCache | native_cache.NativeCache:
     """KV blocks, as many as the settings say."""
     sizes = (shape.num_layers, shape.num_kv_heads, shape.head_dim)
     quantised, size = config.kv_dtype == "int8", config.block_size
-    if runs_native(config, dtype, device) and native_cache.fits(shape.num_heads, shape.num_kv_heads, shape.head_dim, size):
+    if native and native_cache.fits(shape.num_heads, shape.num_kv_heads, shape.head_dim, size):
         each = native_cache.block_bytes(*sizes, size, quantised)
         return native_cache.NativeCache(*sizes, _num_blocks(config, each, max_length), size, quantised)
     each = block_bytes(*sizes, size, dtype, quantised)

@@ -78,7 +78,7 @@ class Weights:
     """The tensors of a folder by name, as `dtype` on `device`; `native`: matrices on our own kernels (see native/library.py)."""
 
     def __init__(self, folder: Path, config: dict[str, Any], dtype: torch.dtype, device: torch.device, *, native: bool = False) -> None:
-        self._folder, self._dtype, self._device, self._native = folder, dtype, device, native
+        self._folder, self._dtype, self._device, self.native = folder, dtype, device, native
         self._made: dict[tuple[str, ...], Linear] = {}
         self._quantisation = Quantisation.of(config.get("quantization_config"), str(folder))
         try:
@@ -93,7 +93,7 @@ class Weights:
     @property
     def all_native(self) -> bool:
         """Whether every matrix runs on our own kernels."""
-        return self._native and all(fits(scheme) for _, scheme in self._quantisation.schemes)
+        return self.native and all(fits(scheme) for _, scheme in self._quantisation.schemes)
 
     def raw(self, name: str) -> Tensor:
         """A tensor as stored; NAME[i] is part i of it, and the only part that is read."""
@@ -146,8 +146,8 @@ class Weights:
         if modules in self._made:
             return self._made[modules]
         stored = [self._projection(module) for module in modules]
-        made = fuse(stored, native=self._native)
-        if self._native:  # our own kernels have copied them
+        made = fuse(stored, native=self.native)
+        if self.native:  # our own kernels have copied them
             self._made[modules] = made
             for module in modules:
                 _let_go(self.raw(_matrix(module) if f"{module}.weight_packed" not in self else f"{module}.weight_packed"))
@@ -155,7 +155,7 @@ class Weights:
 
     def side_by_side(self, make: Callable[[int, Part], Made], parts: Sequence[Part]) -> list[Made]:
         """[make(0, parts[0]), make(1, parts[1]), …], on all cores where our own kernels pack (torch's bring their own threads)."""
-        if not self._native:
+        if not self.native:
             return list(map(make, range(len(parts)), parts))
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
             return list(threads.map(make, range(len(parts)), parts))
@@ -173,4 +173,4 @@ class Weights:
         columns = int(self.raw(f"{module}.weight_shape")[1])
         packed = self.raw(f"{module}.weight_packed").view(torch.uint8)[:, : -(-columns * scheme.bits // 8)]
         scale = f"{module}.weight_scale"
-        return Stored(packed.to(self._device), bias, scheme, columns, self.raw(scale) if self._native else self.tensor(scale))
+        return Stored(packed.to(self._device), bias, scheme, columns, self.raw(scale) if self.native else self.tensor(scale))

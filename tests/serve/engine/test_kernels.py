@@ -63,3 +63,15 @@ def test_as_many_blocks_as_the_settings_say(tiny_model_dir: Path, monkeypatch: p
     assert count(max_sequences=3, max_length=200) == 13, "one sequence of the greatest length always fits"
     with pytest.raises(ValueError, match=f"kv_bytes: 100 holds no block of {each} bytes"):
         count(kv_bytes=100)
+
+
+def test_whether_kernels_are_native_is_asked_once(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def native(kernels: str) -> bool:
+        asked.append(kernels)
+        return False
+
+    monkeypatch.setattr(kernels.library, "native", native)
+    Engine.load(tiny_model_dir, EngineConfig(dtype="bfloat16"))
+    assert asked == ["auto"]
