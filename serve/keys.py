@@ -17,6 +17,7 @@ Instead of `key`, `sha256` may hold its digest in hexadecimal (`printf %s "$KEY"
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import re
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ApiKey", "bearer", "digest", "find", "parse_keys", "read_keys"]
+__all__ = ["ApiKey", "digest", "find", "parse_keys", "presented", "read_keys"]
 
 MIN_CHARS = 16
 """A shorter key could be guessed from its digest."""
@@ -54,19 +55,26 @@ def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode(errors="surrogatepass")).digest()
 
 
-def bearer(authorization: str | None) -> str | None:
-    """The key in an Authorization header; None where there is none.
+def presented(authorization: str | None) -> str | None:
+    """The key in an Authorization header: the bearer's, or the password of a browser's or a scraper's Basic; None where there is none.
 
-    >>> bearer("Bearer sk-1234")
-    'sk-1234'
+    >>> presented("Bearer sk-1234"), presented("Basic " + base64.b64encode(b"me:sk-1234").decode())
+    ('sk-1234', 'sk-1234')
     """
-    scheme, _, key = (authorization or "").strip().partition(" ")
-    return key.strip() or None if scheme.lower() == "bearer" else None
+    scheme, _, rest = (authorization or "").strip().partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            rest = base64.b64decode(rest, validate=True).decode(errors="replace").partition(":")[2]
+        except ValueError:
+            return None
+    elif scheme.lower() != "bearer":
+        return None
+    return rest.strip() or None
 
 
-def find(keys: Sequence[ApiKey], presented: str | None) -> ApiKey | None:
-    """The key that was presented, or None; every key is compared, whichever it is."""
-    mine = digest(presented or "")
+def find(keys: Sequence[ApiKey], secret: str | None) -> ApiKey | None:
+    """The key that `secret` is, or None; every key is compared, whichever it is."""
+    mine = digest(secret or "")
     found = None
     for key in keys:
         if hmac.compare_digest(key.digest, mine):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve import keys
-from serve.keys import ApiKey, bearer, digest, find, parse_keys, read_keys
+from serve.keys import ApiKey, digest, find, parse_keys, presented, read_keys
 
 SECRET, OTHER = "sk-this-is-a-secret", "sk-this-is-another-one"
 TOML = f"""
@@ -39,22 +39,22 @@ def test_keys_alone_from_the_environment_and_from_a_file(tmp_path: Path) -> None
 
 
 @given(st.text(min_size=1), st.integers(0, 3))
-def test_only_the_very_key_is_found(presented: str, number: int) -> None:
+def test_only_the_very_key_is_found(guess: str, number: int) -> None:
     secrets = [f"sk-number-{n}-of-the-keys" for n in range(4)]
     ring = parse_keys(" ".join(secrets), where="here")
     assert find(ring, secrets[number]) is ring[number]
-    assert (find(ring, presented) is None) == (presented not in secrets)
+    assert (find(ring, guess) is None) == (guess not in secrets)
     assert find(ring, None) is None
-    assert find((), presented) is None
+    assert find((), guess) is None
 
 
-@pytest.mark.parametrize("presented", [None, "", "sk-wrong", SECRET, OTHER, SECRET[:-1]])
-def test_every_key_is_compared_whatever_is_presented(presented: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("guess", [None, "", "sk-wrong", SECRET, OTHER, SECRET[:-1]])
+def test_every_key_is_compared_whatever_is_presented(guess: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which key it is, and whether it is one, shows in no number of comparisons, nor in where they stop."""
     compared = []
     compare = keys.hmac.compare_digest
     monkeypatch.setattr(keys.hmac, "compare_digest", lambda a, b: compared.append(len(a)) or compare(a, b))
-    find(parse_keys(TOML, where="keys.toml"), presented)
+    find(parse_keys(TOML, where="keys.toml"), guess)
     assert compared == [32, 32]
 
 
@@ -106,10 +106,13 @@ def test_a_source_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("header", "key"),
-    [(None, None), ("", None), ("Bearer", None), ("Bearer  ", None), ("bearer x", "x"), ("Basic x", None), ("Bearer a b", "a b")],
+    [
+        *[(None, None), ("", None), ("Bearer", None), ("Bearer  ", None), ("bearer x", "x"), ("Digest x", None), ("Bearer a b", "a b")],
+        *[("Basic dXNlcjpzay0x", "sk-1"), ("basic c2stMQ==", None), ("Basic ===", None), ("Basic \xff", None), ("Basic /////w==", None)],
+    ],
 )
-def test_the_bearer_of_a_header(header: str | None, key: str | None) -> None:
-    assert bearer(header) == key
+def test_the_key_in_a_header(header: str | None, key: str | None) -> None:
+    assert presented(header) == key
 
 
 def test_a_key_is_a_value() -> None:
