@@ -118,7 +118,7 @@ class Engine:
             arrival=self._num_arrived,
             limit=min(len(request.prompt) + sampling.max_tokens, self.max_length),
             stop_ids=stops,
-            text=TextStream(self.tokenizer, request.prompt, sampling.stop),
+            text=TextStream(self.tokenizer.reader(sampling.skip_special_tokens), request.prompt, sampling.stop),
             rules=rules(sampling, request.prompt, stops, self.shape.vocab_size, guide),
             drafter=guided(self._drafter(request), guide, self.tokenizer.encode_plain, self.config.draft_max),
             root=root_hash(self.model_id, self.runner.cache.kv_kind, request.tenant, self.adapters.digest(request.adapter)),

@@ -1,4 +1,4 @@
-"""Texts held to a grammar: JSON schemas, regular expressions and EBNF, as sets of tokens that may come next.
+"""Texts held to a grammar: JSON schemas, regular expressions, EBNF and structural tags, as sets of tokens that may come next.
 
 Promise: the text is always a beginning of something the grammar allows; the end token is drawn only where the grammar may end, and
 where nothing may follow the request ends ("stop"). A guide is a function of the tokens: it follows them as they become known, is
@@ -9,6 +9,7 @@ After: XGrammar (arXiv 2411.15100), by its package.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from serve.engine.request import Sampling
 from serve.engine.schema import checked_schema
@@ -112,7 +114,7 @@ class Grammars:
 
         ValueError, in one line, for a schema, expression or grammar that cannot be read, supported or matched by any text.
         """
-        kind = next((name for name in ("json_schema", "regex", "grammar") if getattr(sampling, name) is not None), None)
+        kind = next((name for name in ("json_schema", "regex", "grammar", "structural_tag") if getattr(sampling, name) is not None), None)
         if kind is None:
             return None
         xgrammar = _xgrammar(kind)
@@ -126,14 +128,12 @@ class Grammars:
         return guide
 
     def _compiled(self, kind: str, text: str) -> Any:
-        if kind == "json_schema":
-            checked_schema(text)
         if self._compiler is None:
             self._compiler, self._special = _compiler(self._tokenizer, self._vocab_size)
         try:
             if kind == "regex":
                 return self._compiler.compile_regex(text)
-            return self._compiler.compile_grammar(_json_grammar(text) if kind == "json_schema" else text)
+            return self._compiler.compile_grammar(_ebnf(kind, text))
         except RuntimeError as error:
             reason = re.sub(r"^(\[[\d:]+\] )?\S+:\d+: ", "", str(error).strip()).partition("\n")[0] or "it is not valid"
             raise ValueError(f"{kind}: cannot be used: {reason}") from None
@@ -153,13 +153,43 @@ def _forces(kind: str, text: str) -> bool:
     import xgrammar
 
     read = xgrammar.Grammar.from_regex if kind == "regex" else xgrammar.Grammar.from_ebnf
-    return longest_shortest(read(_json_grammar(text) if kind == "json_schema" else text)) <= _MAX_FORCED
+    return longest_shortest(read(_ebnf(kind, text))) <= _MAX_FORCED
+
+
+def _ebnf(kind: str, text: str) -> str:
+    """A grammar, schema or structural tag as EBNF (a regular expression as it is)."""
+    if kind == "json_schema":
+        return _json_grammar(text)
+    return _tags(text) if kind == "structural_tag" else text
+
+
+def _tags(text: str) -> str:
+    """Structural tags as EBNF, each schema in them by the same rules as a schema alone."""
+    import xgrammar
+
+    try:
+        return str(xgrammar.Grammar.from_structural_tag(_with_grammars(json.loads(text))))
+    except (ValidationError, json.JSONDecodeError, TypeError, RecursionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"structural_tag: cannot be read ({reason}); give one as XGrammar's documentation has them") from None
+
+
+def _with_grammars(part: Any) -> Any:
+    """A part of a structural tag, each schema in it replaced by the schema's grammar."""
+    if isinstance(part, list):
+        return [_with_grammars(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") == "json_schema":
+        return {"type": "grammar", "grammar": _json_grammar(json.dumps(part.get("json_schema"), ensure_ascii=False))}
+    return {key: _with_grammars(value) for key, value in part.items()}
 
 
 def _json_grammar(schema: str) -> str:
     """A schema as EBNF. xgrammar lets raw control characters into strings whose length is bounded; JSON does not."""
     import xgrammar
 
+    checked_schema(schema)
     rules = str(xgrammar.Grammar.from_json_schema(schema, max_whitespace_cnt=_MAX_WHITESPACE))
     return rules.replace(r"[^\"\\\r\n]", r"[^\0-\x1f\"\\]")
 

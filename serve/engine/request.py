@@ -28,7 +28,7 @@ PENALTIES = 1e-3, 1e3
 _WHOLE = ("max_tokens", "top_k", "min_tokens", "n")
 _WHOLE_OR_NONE = ("seed", "logprobs", "best_of")
 _REAL = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-_GRAMMARS = ("json_schema", "regex", "grammar")
+_GRAMMARS = ("json_schema", "regex", "grammar", "structural_tag")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,10 @@ class Sampling:
     """The whole text matches this regular expression."""
     grammar: str | None = None
     """The text is a sentence of this EBNF grammar (llama.cpp's notation), whose first rule is called root."""
+    structural_tag: str | None = None
+    """Which parts of the text are held to what, where they begin and end (XGrammar's structural tags, as JSON): tool calls, for one."""
+    skip_special_tokens: bool = True
+    """Leave special tokens out of the text; off where they say something, as where tool calls begin. Stop tokens are never shown."""
     logprobs: int | None = None
     """None: off. k: each token's log-probability under the model (before any option), with the k likeliest alternatives."""
     n: int = 1
@@ -134,6 +138,8 @@ class Sampling:
         given = [name for name in _GRAMMARS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{given[1]}: given together with {given[0]}; use only one of them")
+        if not isinstance(self.skip_special_tokens, bool):
+            raise ValueError(f"skip_special_tokens: {self.skip_special_tokens!r} is neither true nor false")
         if given and not isinstance(getattr(self, given[0]), str):
             raise ValueError(f"{given[0]}: {getattr(self, given[0])!r} is no text; write it as a string")
         if given and len(getattr(self, given[0])) > MAX_GRAMMAR:

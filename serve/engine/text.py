@@ -214,6 +214,10 @@ class Tokenizer:
         """The text of tokens, special ones left out."""
         return str(self._fast.decode(list(tokens), skip_special_tokens=True))
 
+    def reader(self, skip_special_tokens: bool) -> Decoder:
+        """What turns its tokens into text: itself, or one that shows special tokens too."""
+        return self if skip_special_tokens else _Everything(self._fast)
+
     def token_text(self, token: int) -> str:
         """One token's own text, special tokens included."""
         return str(self._fast.decode([token], skip_special_tokens=False))
@@ -259,6 +263,17 @@ class Tokenizer:
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
         return environment.from_string(self._template or "")
+
+
+class _Everything:
+    """A decoder that leaves nothing out."""
+
+    def __init__(self, fast: Any) -> None:
+        self._fast = fast
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, special ones included."""
+        return str(self._fast.decode(list(tokens), skip_special_tokens=False))
 
 
 def _one_by_one(decoding: Sequence[Mapping[str, Any]]) -> bool:

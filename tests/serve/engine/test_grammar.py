@@ -36,6 +36,8 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
 }
 
+TAGGED = {"type": "tag", "begin": "<call>", "content": {"type": "json_schema", "json_schema": SCHEMA}, "end": "</call>"}
+
 
 def matches_schema(text: str) -> bool:
     jsonschema.validate(json.loads(text), SCHEMA)
@@ -48,6 +50,10 @@ CASES: dict[str, tuple[Sampling, Callable[[str], Any]]] = {
     "grammar": (
         Sampling(grammar='root ::= ("yes" | "no") " " tail\ntail ::= [a-z] | [a-z] tail'),
         lambda text: re.fullmatch("(yes|no) [a-z]+", text),
+    ),
+    "structural tag": (
+        Sampling(structural_tag=json.dumps({"type": "structural_tag", "format": TAGGED})),
+        lambda text: matches_schema(text.removeprefix("<call>").removesuffix("</call>")),
     ),
 }
 
@@ -172,6 +178,10 @@ def test_forced_text_without_an_end_in_sight_is_not_asked_for(tokenizers: dict[s
         {"grammar": "root ::= (("},
         {"grammar": 'stem ::= "a"'},
         {"grammar": 'root ::= ""'},
+        {"structural_tag": "nothing"},
+        {"structural_tag": "[]"},
+        {"structural_tag": '{"type": "structural_tag"}'},
+        {"structural_tag": '{"type": "structural_tag", "format": {"type": "grammar", "grammar": "root ::= nowhere"}}'},
     ],
 )
 def test_what_cannot_be_a_grammar_is_refused_in_one_line(tokenizers: dict[str, Tokenizer], fields: dict[str, str]) -> None:
@@ -180,6 +190,25 @@ def test_what_cannot_be_a_grammar_is_refused_in_one_line(tokenizers: dict[str, T
         guide_of(tokenizers["byte-level"], Sampling(**fields))
     assert "\n" not in str(error.value)
     assert ".cc" not in str(error.value)
+
+
+def test_a_schema_in_a_structural_tag_keeps_the_rules_of_schemas(tokenizers: dict[str, Tokenizer]) -> None:
+    tag = {"type": "sequence", "elements": [{"type": "json_schema", "json_schema": {"not": {}}}]}
+    with pytest.raises(ValueError, match=r"^json_schema: 'not' is not supported"):
+        guide_of(tokenizers["byte-level"], Sampling(structural_tag=json.dumps({"type": "structural_tag", "format": tag})))
+
+
+def test_text_between_tags_is_free(tokenizers: dict[str, Tokenizer]) -> None:
+    tags = {"type": "triggered_tags", "triggers": ["<call>"], "tags": [TAGGED]}
+    sampling = Sampling(structural_tag=json.dumps({"type": "structural_tag", "format": tags}))
+    call = '<call>{"name": "a", "count": 1, "tags": []}</call>'
+    for text, held in ((f"well, {call} and {call} or", True), ("<call>well", False), ("<cal well", True)):
+        guide, _ = guide_of(tokenizers["byte-level"], sampling)
+        try:
+            ended = [guide.append(token) for token in tokenizers["byte-level"].encode(text)]
+        except ValueError:
+            ended = [True]
+        assert any(ended) != held, text
 
 
 def test_a_tokenizer_without_bytes_cannot_be_held_to_a_grammar(tmp_path: Path) -> None:

@@ -261,3 +261,11 @@ def test_messages_that_a_template_trips_over_are_refused(message: dict[str, obje
     with pytest.raises(ValueError, match="messages: refused by the chat template") as error:
         broken.chat([message])
     assert "\n" not in str(error.value)
+
+
+def test_special_tokens_are_shown_where_asked_for(tiny_model_dir: Path) -> None:
+    tokenizer = Tokenizer(tiny_model_dir)
+    tokens = tokenizer.encode("a<|pad|>b")
+    shown = {skip: TextStream(tokenizer.reader(skip), tokenizer.encode("x")) for skip in (True, False)}
+    texts = {skip: "".join(map(stream.push, tokens)) + stream.finish() for skip, stream in shown.items()}
+    assert texts == {True: "ab", False: "a<|pad|>b"}
