@@ -19,19 +19,22 @@ __all__ = ["choose", "completion", "expand"]
 def expand(name: str, prompt: tuple[int, ...], sampling: Sampling) -> list[Request]:
     """One request for each choice to compute, all with one seed: `name` if it is the only one, else name-0, name-1, …
 
-    With `best_of`, each token's log-probability is asked for, to compare the choices by.
+    With more than n to choose from, each token's log-probability is asked for, to compare the choices by.
     """
     seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
-    logprobs = 0 if sampling.best_of is not None and sampling.logprobs is None else sampling.logprobs
-    sampling = replace(sampling, seed=seed, logprobs=logprobs)
     count = sampling.best_of or sampling.n
+    logprobs = 0 if count > sampling.n and sampling.logprobs is None else sampling.logprobs
+    sampling = replace(sampling, seed=seed, logprobs=logprobs)
     return [Request(id=name if count == 1 else f"{name}-{c}", prompt=prompt, sampling=sampling, choice=c) for c in range(count)]
 
 
 def choose(sampling: Sampling, completions: Series[Completion]) -> Completion:
-    """The n completions that were asked for as one, the first with the `others`: in order, or the best first with `best_of`."""
+    """The n completions that were asked for as one, the first with the `others`: in order, or the best first if there are more than n.
+
+    (A stream cannot know the best of all n before their end; so where there is nothing to choose, theirs is the order of their numbers.)
+    """
     found = list(completions)
-    if sampling.best_of is not None:
+    if len(found) > sampling.n:
         found.sort(key=lambda c: -fmean(entry.logprob for entry in c.logprobs or ()))  # stable: of equals the lower number first
         if sampling.logprobs is None:
             found = [replace(c, logprobs=None) for c in found]

@@ -229,9 +229,10 @@ class Engine:
     ) -> list[Completion]:
         """Complete all prompts (texts or token ids), in their order; with n above 1 a completion has `others`.
 
-        `progress` is called with the number of tokens of each step.
+        `progress` is called with the number of tokens of each step. ValueError while other requests are under way.
         """
-        assert not self.has_work, "generate needs an idle engine: use add and step beside other requests"
+        if self.has_work:
+            raise ValueError("generate: other requests are under way; step until they have ended, or add these beside them with `add`")
         if isinstance(prompts, str):
             raise ValueError("prompts: one text is given; write a list of texts")
         samplings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)

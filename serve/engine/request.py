@@ -273,7 +273,7 @@ class Completion:
 
     @property
     def choices(self) -> tuple[Completion, ...]:
-        """All n completions of the prompt: in the order of their numbers, with best_of the best first."""
+        """All n completions of the prompt: in the order of their numbers, or the best first where best_of is above n."""
         return (self, *self.others)
 
     @property

@@ -226,7 +226,8 @@ def test_a_grammar_that_cannot_be_read_is_the_clients_mistake(client: OpenAI) ->
         client.completions.create(model="tern", prompt=PROMPT, logit_bias={"400": 1})
 
 
-def test_the_best_of_several_is_the_engines_own(client: OpenAI, tiny_model_dir: Path) -> None:
-    (want,) = Engine.load(tiny_model_dir, FAST).generate([PROMPT], Sampling(max_tokens=10, seed=3, n=2, best_of=4))
-    response = client.completions.create(model="tern", prompt=PROMPT, max_tokens=10, seed=3, n=2, best_of=4)
+@pytest.mark.parametrize("best_of", [4, 2])
+def test_the_best_of_several_is_the_engines_own(client: OpenAI, tiny_model_dir: Path, best_of: int) -> None:
+    (want,) = Engine.load(tiny_model_dir, FAST).generate([PROMPT], Sampling(max_tokens=10, seed=3, n=2, best_of=best_of))
+    response = client.completions.create(model="tern", prompt=PROMPT, max_tokens=10, seed=3, n=2, best_of=best_of)
     assert [choice.text for choice in response.choices] == [each.text for each in want.choices]

@@ -47,6 +47,8 @@ class CompressConfig:
             raise ValueError(f"method: {self.method!r} is not one of {', '.join(METHODS)}")
         if bool(self.prompts) == bool(self.tokens):
             raise ValueError("prompts: give either --prompts FILE.jsonl or --tokens FOLDER, and not both, to judge the compressed model on")
+        if self.engine.kernels == "native":
+            raise ValueError("engine.kernels: native kernels run bfloat16 only, and the judging needs float32 too; use auto or torch")
         for name in ("num_prompts", "prompt_tokens", "completion_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, not {getattr(self, name)}")

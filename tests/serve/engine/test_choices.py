@@ -41,6 +41,12 @@ def test_best_of_ranks_by_the_mean_and_of_equals_takes_the_first() -> None:
     assert [c.text for c in choose(Sampling(n=2), found[:2]).choices] == ["long", "short"]
 
 
+def test_where_there_is_nothing_to_choose_choices_keep_their_order() -> None:
+    found = [made("worse", -2.0), made("better", -1.0)]
+    assert [c.text for c in choose(Sampling(n=2, best_of=2), found).choices] == ["worse", "better"]
+    assert expand("x", (1,), Sampling(n=2, best_of=2))[0].sampling.logprobs is None, "nothing is compared"
+
+
 def test_each_choice_is_as_if_it_were_alone(engine: Engine) -> None:
     sampling = Sampling(n=3, seed=5, max_tokens=12, temperature=1.0, ignore_eos=True)
     (together,) = engine.generate([[5, 6, 7]], sampling)

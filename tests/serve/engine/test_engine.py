@@ -56,6 +56,18 @@ def test_generate_keeps_the_order_and_counts(engine: Engine) -> None:
     assert not engine.has_work
 
 
+def test_generate_beside_other_requests_is_refused(engine: Engine) -> None:
+    engine.add(Request(id="a", prompt=(5, 6), sampling=GREEDY))
+    with pytest.raises(ValueError, match="generate: other requests are under way; step until they have ended"):
+        engine.generate([PROMPT], GREEDY)
+    engine.step()
+    engine.cancel("a")
+    with pytest.raises(ValueError, match="under way"):  # its end is still to be told
+        engine.generate([PROMPT], GREEDY)
+    assert [e.finish_reason for e in engine.step()] == ["cancelled"]
+    assert len(engine.generate([PROMPT], GREEDY)) == 1
+
+
 def test_logits_agree_with_what_generate_emits(engine: Engine) -> None:
     (completion,) = engine.generate([[9, 8, 7]], GREEDY)
     logits = engine.logits([9, 8, 7, *completion.tokens])
