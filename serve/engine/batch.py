@@ -76,5 +76,11 @@ class Counters:
     accepted: int = 0
     cached_tokens: int = 0
     """Prompt tokens that were found computed, or computed by another request meanwhile."""
+    prefill_tokens: int = 0
+    """Tokens computed that requests came with (prompt, and what was emitted elsewhere), again after a preemption too."""
+    kv_blocks_out: int = 0
+    """Blocks given to other engines."""
+    kv_blocks_in: int = 0
+    """Blocks taken from other engines."""
     queue_wait_s: float = 0.0
     """Seconds between coming and starting, summed over requests."""

@@ -33,6 +33,7 @@ from serve.engine.grammar import Grammars
 from serve.engine.guest import GuestRunner, load_guest
 from serve.engine.guided import guided
 from serve.engine.kernels import make_runner, runs_native
+from serve.engine.kv_blocks import KvBlocks
 from serve.engine.lora import places
 from serve.engine.native.runner import NativeRunner
 from serve.engine.pace import PromptPace
@@ -45,9 +46,11 @@ from serve.engine.sample import Question, verify
 from serve.engine.schedule import Scheduler
 from serve.engine.score import Pooling, Score, as_pairs, as_tokens, check_lengths, embed, score
 from serve.engine.sequence import Sequence
+from serve.engine.shape import Shape
 from serve.engine.snapshot import Snapshot
 from serve.engine.step_cost import StepCost
 from serve.engine.text import TextStream, Tokenizer
+from serve.engine.transfer import KvTransfer
 from serve.engine.weights import Weights, read_config
 
 __all__ = ["Engine"]
@@ -72,6 +75,7 @@ class Engine:
             swap_blocks=_swap_blocks(runner, config),
             window=self.shape.window,
         )
+        self._transfer = KvTransfer(self.scheduler, None if isinstance(runner, GuestRunner) else runner.cache)
         self._live: dict[str, Sequence] = {}
         self._ended: list[Emission] = []  # to be told at the next step
         self._step_cost = StepCost()
@@ -101,7 +105,7 @@ class Engine:
         for name, where in config.adapter_folders.items():
             adapters.load(name, where)
         runner = make_runner(config, shape, weights, adapters, dtype, device, max_length)
-        return cls(runner, tokenizer, config, folder.resolve().name, max_length)
+        return cls(runner, tokenizer, config, _model_id(weights, shape, max_length), max_length)
 
     # ---- requests ------------------------------------------------------------------------------------------------
 
@@ -147,6 +151,28 @@ class Engine:
         if sequence is None:
             raise ValueError(f"snapshot: no live request {request_id!r}; it has finished or was never added")
         return Snapshot(origin=replace(sequence.request, emitted=()), emitted=sequence.emitted)
+
+    # ---- moves: see transfer.py, and call between steps ------------------------------------------------------------
+
+    def kv_chain(self, request_id: str) -> tuple[bytes, ...]:
+        """Hashes of a request's full computed blocks, first to last; none if it waits, or its model keeps no blocks."""
+        return self._transfer.chain(self._live.get(request_id))
+
+    def kv_out(self, request_id: str, first: int = 0, last: int | None = None) -> KvBlocks:
+        """The bytes of blocks [first, last) of its chain, as far as there are such; see `kv_blocks.slices` for how many at once."""
+        return self._transfer.out(self._live.get(request_id), first, last)
+
+    def kv_missing(self, hashes: Series[bytes], ticket: str | None = None) -> tuple[int, ...]:
+        """Indices of the blocks that are not here and would have to come; with a ticket, those that are here are pinned."""
+        return self._transfer.missing(hashes, ticket, time.perf_counter())
+
+    def kv_in(self, ticket: str, blocks: KvBlocks) -> int:
+        """Put blocks in for a request that will be added, pinned; how many, from the first, are here now. Never more than there is room."""
+        return self._transfer.take_in(ticket, blocks, time.perf_counter())
+
+    def kv_release(self, ticket: str) -> None:
+        """Unpin: the request it was for has told its first tokens (so it holds them itself), or will not come."""
+        self.scheduler.pins.release(ticket)
 
     @property
     def has_work(self) -> bool:
@@ -316,6 +342,7 @@ class Engine:
             "free_blocks": pool.num_free,
             "cached_blocks": pool.num_cached,
             "held_blocks": pool.num_held,
+            "pinned_blocks": scheduler.pins.num_blocks,
             "swapped_blocks": scheduler.host.num_blocks,
         }
         return now | asdict(scheduler.counters) | scheduler.policy.stats()
@@ -325,13 +352,19 @@ class Engine:
         self.scheduler.check()
         line = [*self.scheduler.running, *self.scheduler.waiting]
         assert {id(s) for s in line} == {id(s) for s in self._live.values()}, "the engine and its scheduler know different requests"
-        assert line or not (self.scheduler.pool.num_held or self.scheduler.host.num_blocks), "an idle engine holds blocks"
+        held = self.scheduler.pool.num_held - self.scheduler.pins.num_blocks
+        assert line or not (held or self.scheduler.host.num_blocks), "an idle engine holds blocks"
 
 
 def _swap_blocks(runner: Runner | NativeRunner | GuestRunner, config: EngineConfig) -> int:
     """How many blocks may be in host memory; none where a sequence's state is not in blocks."""
     each = runner.cache.bytes_per_block if config.preempt == "swap" else 0
     return config.swap_bytes // each if each else 0
+
+
+def _model_id(weights: Weights, shape: Shape, max_length: int) -> str:
+    """All that KV depends on besides its kind, tokens and adapter: LongRoPE's angles are chosen by the longest text."""
+    return weights.digest() + (f"-{max_length}" if any(rope.kind == "longrope" for rope in shape.ropes) else "")
 
 
 def _device(config: EngineConfig) -> torch.device:

@@ -250,6 +250,8 @@ class Emission:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     """Prompt tokens whose KV was found in the prefix cache when the request was first admitted."""
+    num_computed_tokens: int = 0
+    """Of the tokens the request came with (prompt, and what was emitted elsewhere), those computed here so far."""
     num_drafted: int = 0
     """Tokens drafted for this request so far."""
     num_accepted: int = 0

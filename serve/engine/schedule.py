@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from serve.engine.batch import Batch, Chunk, Counters
 from serve.engine.blocks import BlockPool
+from serve.engine.pins import Pins
 from serve.engine.policy import FirstCome, Policy
 from serve.engine.request import Emission, Run
 from serve.engine.sequence import Sequence
@@ -38,7 +39,7 @@ class Scheduler:
         window: int | None = None,
         forget: Callable[[Sequence], None] | None = None,
     ) -> None:
-        self.pool = pool
+        self.pool, self.pins = pool, Pins(pool)
         self.block_size, self.max_sequences, self.max_tokens = block_size, max_sequences, max_tokens_per_step
         self.prefix_cache = prefix_cache
         self.policy: Policy = policy or FirstCome()
@@ -58,6 +59,7 @@ class Scheduler:
         `max_prompt_tokens`: at most so many tokens of prompts beside streams that emit."""
         chunks: dict[int, Chunk] = {}
         self._underway.clear()
+        self.pins.expire(now_s)
         budget = self.max_tokens
         decoding: list[Sequence] = []
         behind: list[Sequence] = []
@@ -91,6 +93,7 @@ class Scheduler:
         if end == start:
             return 0
         missing = -(-end // size) - len(sequence.blocks)
+        self.pins.give_way(missing)
         while missing > 0 and missing > self.pool.num_available:
             victim = self.running[-1]
             self._preempt(victim, chunks)
@@ -217,7 +220,8 @@ class Scheduler:
     def _hold_known(self, sequence: Sequence) -> int:
         """Hold what is known of its prefix, from the cache before its own host copy; returns the blocks to be copied in."""
         size, copy = self.block_size, sequence.host_copy
-        most = (len(sequence.tokens) - 1) // size if self.prefix_cache else 0  # the last token is computed, for its logits
+        may_share = self.prefix_cache or len(self.pins) > 0  # what came from another engine is for use, whatever is kept here
+        most = (len(sequence.tokens) - 1) // size if may_share else 0  # the last token is computed, for its logits
         hashes = sequence.chain(most, size)
         windowed = self._window is not None
         found = self.pool.find_tail(hashes, lambda end: self._num_behind(end * size)) if windowed else self.pool.find(hashes)
@@ -238,6 +242,8 @@ class Scheduler:
         num_staying = len(self.running) - len(lower)
         if num_staying >= self.max_sequences:
             return False
+        if lower or not self.running:  # others wait for the requests that pins are for, or for their tickets to end
+            self.pins.give_way(missing + len(self.running))
         available = self.pool.num_available
         if missing + len(self.running) > available:
             available += sum(len(s.blocks) - s.num_behind for s in lower)
@@ -287,6 +293,7 @@ class Scheduler:
         runs = iter(chosen)
         emissions = []
         for chunk in batch.chunks:
+            self._count_prefill(chunk)
             if chunk.samples:
                 emissions.append(self._advance(chunk, next(runs)))
             else:
@@ -330,6 +337,11 @@ class Scheduler:
             counters.drafted += num_drafted
             counters.accepted += num_accepted
 
+    def _count_prefill(self, chunk: Chunk) -> None:
+        num_prefill = max(0, min(chunk.end, chunk.sequence.num_given) - chunk.start)
+        chunk.sequence.num_computed_tokens += num_prefill
+        self.counters.prefill_tokens += num_prefill
+
     def _count_cached(self, sequence: Sequence, num_tokens: int) -> None:
         """Count prompt tokens that need not be computed, in a sequence's first life only."""
         if not sequence.num_preempted:
@@ -358,6 +370,8 @@ class Scheduler:
             assert -(-sequence.computed // self.block_size) <= len(sequence.blocks), "computed beyond its blocks"
             for block in sequence.blocks[sequence.num_behind :]:
                 readers[block] += 1
+        for block, count in self.pins.readers().items():
+            readers[block] += count
         assert all(not s.blocks and not s.running and not s.computed for s in self.waiting), "a waiting sequence holds something"
         assert readers == [self.pool.num_readers(block) for block in range(self.pool.total)], "a block's readers are not its holders"
         self.pool.check()

@@ -69,6 +69,8 @@ class Sequence:
     """Tokens the drafter has seen."""
     num_cached_tokens: int = 0
     """Prompt tokens that were found in the prefix cache and not computed (before any preemption)."""
+    num_computed_tokens: int = 0
+    """Of the tokens it came with, those computed here, again after a preemption too."""
     num_drafted: int = 0
     num_accepted: int = 0
     finish_reason: FinishReason | None = None
@@ -88,6 +90,11 @@ class Sequence:
     def num_prompt_tokens(self) -> int:
         """Length of the prompt in tokens."""
         return len(self.request.prompt)
+
+    @property
+    def num_given(self) -> int:
+        """Tokens it came with: the prompt, and what was emitted elsewhere."""
+        return len(self.request.prompt) + len(self.request.emitted)
 
     @property
     def emitted(self) -> tuple[int, ...]:
@@ -134,6 +141,7 @@ class Sequence:
             finish_reason=self.finish_reason,
             num_prompt_tokens=self.num_prompt_tokens,
             num_cached_tokens=self.num_cached_tokens,
+            num_computed_tokens=self.num_computed_tokens,
             num_drafted=self.num_drafted,
             num_accepted=self.num_accepted,
         )

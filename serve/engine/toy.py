@@ -20,7 +20,6 @@ from serve.engine.batch import Batch
 __all__ = ["ToyRunner", "ToyTokenizer"]
 
 Slot = tuple[int, int]
-_EMPTY: Slot = (-1, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +40,23 @@ class ToyModel:
     dtype: torch.dtype = torch.float64
 
 
-@dataclass(frozen=True, slots=True)
 class ToyCache:
     """What the engine asks of a cache."""
 
-    num_blocks: int
-    block_size: int
-    bytes_per_block: int = 1
-    kv_kind: str = "toy"
+    kv_kind = "toy"
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks, self.block_size, self.bytes_per_block = num_blocks, block_size, block_size * 2 * 8
+        self.slots = torch.full((num_blocks, block_size, 2), -1)
+        """(position, token), of which an empty slot has neither."""
+
+    def copy_out(self, blocks: Series[int]) -> Tensor:
+        """uint8 [len(blocks), bytes_per_block]."""
+        return self.slots[list(blocks)].view(torch.uint8).view(len(blocks), -1)
+
+    def copy_in(self, blocks: Series[int], data: Tensor) -> None:
+        """What `copy_out` gave, into these blocks."""
+        self.slots[list(blocks)] = data.clone().view(torch.int64).view(len(blocks), self.block_size, 2)
 
 
 class ToyRunner:
@@ -58,8 +66,7 @@ class ToyRunner:
         self.model = ToyModel(ToyShape(vocab_size, window))
         self.cache = ToyCache(num_blocks, block_size)
         self.adapters = AdapterSet()
-        self._blocks = [[_EMPTY] * block_size for _ in range(num_blocks)]
-        self.host: dict[int, list[list[Slot]]] = {}
+        self.host: dict[int, Tensor] = {}
         """Copies by key, as the batches asked for."""
 
     def run(self, batch: Batch) -> Tensor:
@@ -68,10 +75,10 @@ class ToyRunner:
         size = self.cache.block_size
         for chunk in batch.chunks:  # a pass writes all KV of a layer before it reads any
             for position, token in zip(range(chunk.start, chunk.end), chunk.tokens, strict=True):
-                self._blocks[chunk.sequence.blocks[position // size]][position % size] = (position, token)
+                self.cache.slots[chunk.sequence.blocks[position // size], position % size] = torch.tensor((position, token))
         rows = []
         for chunk in batch.sampling:
-            held = [slot for block in chunk.sequence.blocks for slot in self._blocks[block]]
+            held = [(position, token) for position, token in self.cache.slots[chunk.sequence.blocks].flatten(0, 1).tolist()]
             rows += [self._row(held, last) for last in range(chunk.end - len(chunk.draft) - 1, chunk.end)]
         return torch.tensor(rows, dtype=torch.float64).view(len(rows), self.model.shape.vocab_size)
 
@@ -90,11 +97,10 @@ class ToyRunner:
     def _copy(self, batch: Batch) -> None:
         for key, blocks in batch.copies_out:
             assert key not in self.host, f"key {key} went out twice"
-            self.host[key] = [list(self._blocks[block]) for block in blocks]
+            self.host[key] = self.cache.copy_out(blocks)
         for key, blocks in batch.copies_in:
             copies = self.host.pop(key)
-            for block, copy in zip(blocks, copies[len(copies) - len(blocks) :], strict=True):
-                self._blocks[block] = copy
+            self.cache.copy_in(blocks, copies[len(copies) - len(blocks) :])
 
 
 class ToyTokenizer:
@@ -107,6 +113,10 @@ class ToyTokenizer:
     def encode_plain(self, text: str) -> list[int]:
         """The same: nothing goes around a text."""
         return self.encode(text)
+
+    def reader(self, skip_special_tokens: bool) -> ToyTokenizer:
+        """Itself: the end token has no letter to show."""
+        return self
 
     def decode(self, tokens: Series[int]) -> str:
         """Tokens to letters."""

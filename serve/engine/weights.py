@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from serve.engine.digest import model_digest
 from serve.engine.linear import Linear, Stored, fuse
 from serve.engine.native.linear import fits
 from serve.engine.quantised import Quantisation
@@ -82,7 +83,8 @@ class Weights:
         self._made: dict[tuple[str, ...], Linear] = {}
         self._quantisation = Quantisation.of(config.get("quantization_config"), str(folder))
         try:
-            opened = [safe_open(str(file), framework="pt") for file in _shards(folder)]
+            self._shards = _shards(folder)
+            opened = [safe_open(str(file), framework="pt") for file in self._shards]
         except Exception as error:  # safetensors raises a bare exception type of its own for a broken file
             raise ValueError(f"model: {folder}: cannot read the safetensors ({error}); save the weights again") from None
         self._file_of = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
@@ -94,6 +96,10 @@ class Weights:
     def all_native(self) -> bool:
         """Whether every matrix runs on our own kernels."""
         return self.native and all(fits(scheme) for _, scheme in self._quantisation.schemes)
+
+    def digest(self) -> str:
+        """What the model is, whatever its folder is called; quick once the weights have been read."""
+        return model_digest(self._folder, self._shards)
 
     def raw(self, name: str) -> Tensor:
         """A tensor as stored; NAME[i] is part i of it, and the only part that is read."""

@@ -24,6 +24,7 @@ from serve.engine.snapshot import Snapshot
 from serve.engine.toy import ToyRunner, ToyTokenizer
 
 SIZE, LONGEST = 4, 48
+BLOCK_BYTES = SIZE * 16
 Outcome = tuple[tuple[int, ...], str, str | None]
 
 
@@ -101,7 +102,7 @@ class Life(RuleBasedStateMachine):
         window=st.sampled_from([None, None, 7]),
         num_blocks=st.integers(11, 18),
         policy=st.sampled_from(["fcfs", "fair", "shortest"]),
-        swap=st.sampled_from([0, 5, 1000]),
+        swap=st.sampled_from([0, 5, 1000]),  # blocks
         draft=st.booleans(),
         prefix_cache=st.booleans(),
         max_sequences=st.integers(1, 6),
@@ -112,7 +113,7 @@ class Life(RuleBasedStateMachine):
         self.engine = make_engine(
             window=window,
             preempt="swap" if swap else "recompute",
-            swap_bytes=swap,
+            swap_bytes=swap * BLOCK_BYTES,
             max_tokens_per_step=max_tokens,
             draft="off",
             **fields,
@@ -240,7 +241,7 @@ def test_a_long_request_among_endless_short_ones_is_served(policy: str) -> None:
 
 
 def test_the_higher_priority_goes_first_and_takes_the_place_of_the_lower() -> None:
-    engine = make_engine(16, max_sequences=2, draft="off", preempt="swap", swap_bytes=100)
+    engine = make_engine(16, max_sequences=2, draft="off", preempt="swap", swap_bytes=100 * BLOCK_BYTES)
     sampling = Sampling(max_tokens=12, temperature=0, ignore_eos=True)
     low = [Request(id=f"low{i}", prompt=(i + 1,) * 9, sampling=sampling) for i in range(3)]
     high = [Request(id=f"high{i}", prompt=(i + 5,) * 9, sampling=sampling, priority=1) for i in range(2)]
