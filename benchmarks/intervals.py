@@ -47,8 +47,12 @@ def ratio_of_rounds(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     return interval(len(ratios), lambda i: float(np.median(ratios[i])))
 
 
-def ratio_of_rates(ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]]) -> Interval:
+def ratio_of_rates(
+    ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]], clusters: Sequence[int] | None = None
+) -> Interval:
     """(Σ amount ÷ Σ seconds) of ours ÷ that of theirs, over pairs of (amount, seconds), drawing pairs: a paired bootstrap.
+
+    With `clusters` (which one each pair belongs to, say whose processes made it), clusters are drawn first and pairs within them.
 
     >>> ratio_of_rates([(30, 1.0), (10, 1.0)], [(30, 2.0), (10, 2.0)]).value
     2.0
@@ -59,7 +63,16 @@ def ratio_of_rates(ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[f
         (made, seconds), (their_made, their_seconds) = a[i].sum(0), b[i].sum(0)
         return float(made / seconds / (their_made / their_seconds))
 
-    return interval(len(a), ratio)
+    if clusters is None:
+        return interval(len(a), ratio)
+    rng = np.random.default_rng(1)
+    members = [np.flatnonzero(np.asarray(clusters) == name) for name in sorted(set(clusters))]
+
+    def ratio_of_clusters(drawn: np.ndarray) -> float:
+        return ratio(np.concatenate([rng.choice(members[i], len(members[i])) for i in drawn]))
+
+    found = interval(len(members), ratio_of_clusters)
+    return Interval(ratio(np.arange(len(a))), found.low, found.high)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -31,6 +31,15 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert covered >= 25  # 28 or 29 expected
 
 
+def test_processes_that_differ_for_as_long_as_they_live_make_the_interval_wider():
+    rng = np.random.default_rng(3)
+    luck = np.repeat(rng.normal(1, 0.1, 5), 10)  # five processes, ten rounds each
+    ours, theirs = [(x, 1.0) for x in luck * rng.normal(1, 0.01, 50)], [(1.0, 1.0)] * 50
+    plain, drawn = ratio_of_rates(ours, theirs), ratio_of_rates(ours, theirs, [i // 10 for i in range(50)])
+    assert drawn.value == plain.value
+    assert drawn.high - drawn.low > 1.5 * (plain.high - plain.low)
+
+
 def test_more_rounds_are_surer():
     rng = np.random.default_rng(2)
     noisy = lambda n: [(x, 1.0) for x in rng.normal(2, 0.3, n)]  # noqa: E731
