@@ -170,6 +170,16 @@ class Engine:
         """Put blocks in for a request that will be added, pinned; how many, from the first, are here now. Never more than there is room."""
         return self._transfer.take_in(ticket, blocks, time.perf_counter())
 
+    @property
+    def kv_block_bytes(self) -> int:
+        """What a block of `kv_out` weighs; 0 for a model whose state is not in blocks."""
+        return 0 if isinstance(self.runner, GuestRunner) else self.runner.cache.bytes_per_block
+
+    @property
+    def prompt_tokens_per_s(self) -> float:
+        """Prompt tokens that a second computes, as the latest steps did; a guess before the first."""
+        return self._pace.tokens_per_s
+
     def kv_release(self, ticket: str) -> None:
         """Unpin: the request it was for has told its first tokens (so it holds them itself), or will not come."""
         self.scheduler.pins.release(ticket)

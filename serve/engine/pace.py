@@ -34,6 +34,16 @@ class PromptPace:
             self._token_s = _moved(self._token_s, max(seconds - (self._plain_s or 0.0), 0.0) / num_prompt_tokens)
 
     @property
+    def tokens_per_s(self) -> float:
+        """Prompt tokens that a second computes beside the rest of a step; 1000 before any was seen.
+
+        >>> pace = PromptPace(max_step_s=None, least=16)
+        >>> pace.observe(100, 0.05); round(pace.tokens_per_s)
+        2000
+        """
+        return 1.0 / max(self._token_s, 1e-9) if self._token_s is not None else 1000.0
+
+    @property
     def limit(self) -> int | None:
         """The most prompt tokens for a step in which answers stream; None for no limit."""
         if self._max_step_s is None:
