@@ -99,6 +99,12 @@ VERBS: dict[str, Verb] = {
     "cluster watch": Verb("cluster.notices:WatchConfig", "cluster.notices:watch",
                           "on a spot node: turn the cloud's interruption notice into a Ray drain", "",
                           "sterna cluster watch --cloud aws"),
+    "cluster prices": Verb("cluster.prices:PricesConfig", "cluster.prices:prices",
+                           "what machines cost: AWS's spot history by zone beside on demand", "types",
+                           "sterna cluster prices m7i.4xlarge c7i.4xlarge --region us-west-2"),
+    "cluster ledger": Verb("cluster.ledger_file:LedgerConfig", "cluster.ledger_file:ledger",
+                           "what a service cost per million tokens, against all on demand", "path",
+                           "sterna cluster ledger costs.jsonl"),
 }  # fmt: skip
 
 
