@@ -221,12 +221,13 @@ def observe(ledger: Ledger, machines: Sequence[Present], tokens: int, now_s: flo
     A machine that is not shown any more, nor when it ended, was there for certain only until the ledger's last moment.
     """
     shown, here = {machine.machine_id: machine for machine in machines}, ledger.here
+    last_s = now_s if ledger.seen_s is None else ledger.seen_s
     entries: list[Entry] = []
     for name in here:
         machine = shown.get(name)
         if machine is None or machine.end_s is not None:
             known = None if machine is None else machine.end_s
-            entries.append(Left(name, known if known is not None else ledger.seen_s or now_s))
+            entries.append(Left(name, last_s if known is None else known))
     for machine in machines:
         if machine.end_s is None and machine.machine_id not in here:
             entries.append(Joined(machine.machine_id, machine.pool, machine.market, machine.start_s))
