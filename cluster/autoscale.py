@@ -26,8 +26,8 @@ class AutoscaleSettings:
     """Streams a replica runs at once."""
     utilization: float = 0.8
     """Share of a replica's rate that is planned for; the rest absorbs bursts."""
-    ttft_s: float = 10.0
-    """A queue is to be gone within this time: half of what a patient client gives the first token."""
+    drain_queue_s: float = 60.0
+    """A queue that forms although every replica asked for serves is to be gone within this time."""
     min_replicas: int = 0
     """Never fewer; 0 scales to nothing when nobody asks."""
     max_replicas: int = 1000
@@ -38,8 +38,8 @@ class AutoscaleSettings:
     def __post_init__(self) -> None:
         if not self.replica_tokens_per_s > 0 or not 0 < self.utilization <= 1:
             raise ValueError("replica_tokens_per_s must be above 0, and utilization above 0 and at most 1")
-        if self.replica_streams < 1 or not self.ttft_s > 0 or self.scale_down_after_s < 0:
-            raise ValueError("replica_streams must be at least 1, ttft_s above 0, scale_down_after_s not negative")
+        if self.replica_streams < 1 or not self.drain_queue_s > 0 or self.scale_down_after_s < 0:
+            raise ValueError("replica_streams must be at least 1, drain_queue_s above 0, scale_down_after_s not negative")
         if not 0 <= self.min_replicas <= self.max_replicas:
             raise ValueError(f"min_replicas: is {self.min_replicas}; must lie between 0 and max_replicas ({self.max_replicas})")
 
@@ -56,6 +56,8 @@ class Load:
     """Requests waiting for a replica."""
     queued_tokens: float = 0.0
     """Output tokens that they are expected to need."""
+    ready: int | None = None
+    """Replicas that serve; while they are fewer than the target, a queue says nothing about the target. None: all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,8 @@ def target_replicas(load: Load, before: Target, settings: AutoscaleSettings, now
     5
     """
     rate = settings.replica_tokens_per_s * settings.utilization
-    steady, backlog = load.tokens_per_s / rate, load.queued_tokens / (rate * settings.ttft_s)
+    steady, complete = load.tokens_per_s / rate, load.ready is None or load.ready >= before.num_replicas
+    backlog = load.queued_tokens / (rate * settings.drain_queue_s) if complete else 0.0
     need = min(max(math.ceil(steady + backlog - 1e-9), settings.min_replicas), settings.max_replicas)
     why = f"{load.tokens_per_s:.0f} tokens/s at {rate:.0f} a replica" + (f", and {load.queued:.0f} waiting" if load.queued else "")
     if need >= before.num_replicas:

@@ -4,7 +4,7 @@ import pytest
 
 from cluster.autoscale import AutoscaleSettings, Load, Target, target_replicas
 
-RATE = AutoscaleSettings(replica_tokens_per_s=1000, utilization=0.8, scale_down_after_s=300)
+RATE = AutoscaleSettings(replica_tokens_per_s=1000, utilization=0.8, scale_down_after_s=300, drain_queue_s=10)
 
 
 def test_up_at_once():
@@ -21,6 +21,10 @@ def test_down_only_after_a_while_and_to_the_highest_need_meanwhile():
 
 def test_a_queue_asks_for_more():
     assert target_replicas(Load(4000, queued=50, queued_tokens=16000), Target(5), RATE, 0.0).num_replicas == 7
+
+
+def test_a_queue_for_want_of_machines_does_not():
+    assert target_replicas(Load(4000, queued=50, queued_tokens=16000, ready=4), Target(5), RATE, 0.0).num_replicas == 5
 
 
 def test_nobody_asks_nothing_runs():
