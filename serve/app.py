@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import signal
 import socket
@@ -34,6 +35,7 @@ from cluster.storage import absolute
 from serve.config import ServeConfig
 from serve.folder import adapter_folder, model_folder
 from serve.gateway import Ingress
+from serve.keys import read_keys
 from serve.replica import EngineReplica
 from serve.request_router import ChosenReplica
 
@@ -75,6 +77,7 @@ def build(args: dict[str, Any]) -> ray.serve.Application:
 def application(config: ServeConfig) -> ray.serve.Application:
     """The Serve application. ValueError if `config.model` is no model folder, or an adapter's no adapter's."""
     config = deployed(config)
+    keys = read_keys(config.api_keys, os.environ) if config.api_keys else ()  # from here on their digests only
     kinds = {"spot": (config.spot_replicas, "!on-demand"), "on_demand": (config.on_demand_replicas, "!spot")}
     replicas = {name: _replicas(config, name, count, market) for name, (count, market) in kinds.items() if count}
     gateway = ray.serve.deployment(Ingress).options(
@@ -86,7 +89,7 @@ def application(config: ServeConfig) -> ray.serve.Application:
         graceful_shutdown_wait_loop_s=0.2,
         logging_config={"enable_access_log": False},
     )
-    return gateway.bind(config, replicas)
+    return gateway.bind(config, replicas, keys)
 
 
 def deployed(config: ServeConfig) -> ServeConfig:

@@ -38,6 +38,16 @@ class ServeConfig:
     """Streams a replica takes at once; the engine runs max_sequences of them and the others wait their turn."""
     max_body_bytes: int = 4_000_000
     """Largest request body in bytes; a larger one is refused with status 413 before it is read to its end."""
+    api_keys: str | None = None
+    """Where the API keys are: a file, or env:NAME for an environment variable (serve/keys.py says in which form). By default everyone who
+    can reach the address may ask."""
+    max_queue: int = 1024
+    """Streams that may wait for their first token at a gateway; more are refused with status 429."""
+    max_ttft_s: float | None = None
+    """A request whose first token is expected later than this is refused with status 429 at once, so that those let in are served in time.
+    By default it waits as long as it must: as one who sends a batch wants it."""
+    max_request_s: float = 600.0
+    """How long a request may take in all; then it ends with an error. As long as OpenAI's own clients wait by default."""
     max_wait_s: float = 120.0
     """How long a stream waits for a replica when there is none, as when every machine was taken at once."""
     frame_s: float = 0.02
@@ -56,9 +66,13 @@ class ServeConfig:
             raise ValueError(f"port: {self.port} is not a port; use 1 to 65535")
         if self.spot_replicas < 0 or self.on_demand_replicas < 0 or self.spot_replicas + self.on_demand_replicas < 1:
             raise ValueError("on_demand_replicas: there is no replica at all; ask for at least one, spot or on demand")
-        for name in ("max_streams", "gateways", "max_body_bytes"):
+        for name in ("max_streams", "gateways", "max_body_bytes", "max_queue"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is too few; use at least 1")
         for name in ("max_wait_s", "frame_s", "cpus_per_replica", "gpus_per_replica", "grace_s", "start_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative")
+        for name in ("max_ttft_s", "max_request_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}: {value} leaves no time; use some seconds")

@@ -23,6 +23,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from cluster.preemption import DrainWatch
+from serve.admission import Admission, Limits, Visit
 from serve.answers import Answer
 from serve.chat import ChatRequest
 from serve.completion import CompletionRequest
@@ -31,6 +32,9 @@ from serve.engine.config import LENGTHS, UNLIMITED
 from serve.engine.text import Tokenizer
 from serve.events import Run, events, next_news, whole
 from serve.folder import model_folder
+from serve.guard import Guard, visit_of
+from serve.keys import ApiKey
+from serve.metrics import PATIENCE_S, GatewayMetrics, answers, page
 from serve.migrate import Fresh, Record
 from serve.protocol import ApiError, check_model, read_body
 from serve.relay import Journal, Source, follow
@@ -46,8 +50,8 @@ _log = logging.getLogger(__name__)
 class Gateway:
     """One gateway process."""
 
-    def __init__(self, config: ServeConfig, replicas: dict[str, DeploymentHandle[Any]]) -> None:
-        """`replicas` maps the name of each deployment of engines to its handle, the cheaper first."""
+    def __init__(self, config: ServeConfig, replicas: dict[str, DeploymentHandle[Any]], keys: tuple[ApiKey, ...] = ()) -> None:
+        """`replicas` maps the name of each deployment of engines to its handle, the cheaper first. Without `keys` everyone may ask."""
         self._config = config
         self._name = config.name or Path(config.model).name
         self._adapters = {self._name: "", **{adapter: adapter for adapter in config.engine.adapter_folders}}  # by a client's `model`
@@ -59,6 +63,11 @@ class Gateway:
         self._watch = DrainWatch()
         BOARD.draining = lambda: self._watch.nodes
         self._journal = Journal()
+        self._engines = list(replicas.values())
+        self.metrics = GatewayMetrics()
+        limits = Limits(max_queue=config.max_queue, max_ttft_s=config.max_ttft_s, num_gateways=config.gateways)
+        self.admission = Admission(keys, limits, slots=self._num_slots, clock=time.monotonic, observer=self.metrics)
+        self.metrics.watch(self.admission)
 
     @api.get("/health")
     async def health(self) -> Response:
@@ -66,6 +75,21 @@ class Gateway:
         if BOARD.choose() is None:
             raise ApiError(503, "no replica is ready", code="no_capacity")
         return JSONResponse({"status": "ok"})
+
+    @api.get("/metrics")
+    async def all_metrics(self) -> Response:
+        """Every gateway's and every replica's figures, as Prometheus reads them."""
+        context = ray.serve.get_replica_context()
+        peers = ray.serve.get_deployment_handle(context.deployment, context.app_name)
+        gateways, replicas = await asyncio.gather(
+            answers([peers.broadcast("figures").results_async(timeout_s=PATIENCE_S, return_exceptions=True)]),
+            answers(h.broadcast("stats").results_async(timeout_s=PATIENCE_S, return_exceptions=True) for h in self._engines),
+        )
+        return Response(page(gateways, replicas), media_type="text/plain; version=0.0.4")
+
+    def figures(self) -> tuple[str, list[Any]]:
+        """This gateway's name and figures, for the one that was asked."""
+        return ray.serve.get_replica_context().replica_id.unique_id, self.metrics.families()
 
     @api.get("/v1/models")
     async def models(self) -> Response:
@@ -86,7 +110,7 @@ class Gateway:
             if isinstance(prompt, str):
                 self._check_length(len(prompt), "prompt")
         prompts = await asyncio.to_thread(token_prompts, body.prompts, self._tokenizer.encode, self._vocab_size)
-        return await self._respond(body, prompts, "cmpl")
+        return await self._respond(body, prompts, "cmpl", visit_of(request))
 
     @api.post("/v1/chat/completions")
     async def chat(self, request: Request) -> Response:
@@ -97,7 +121,7 @@ class Gateway:
             prompt = await asyncio.to_thread(self._tokenizer.encode_chat, body.turns)
         except ValueError as error:
             raise ApiError(400, str(error), param="messages") from None
-        return await self._respond(body, token_prompts([prompt], self._tokenizer.encode, self._vocab_size), "chatcmpl")
+        return await self._respond(body, token_prompts([prompt], self._tokenizer.encode, self._vocab_size), "chatcmpl", visit_of(request))
 
     def journal(self) -> list[dict[str, Any]]:
         """Where the latest streams stayed and stay (serve.relay.Stay as plain data); for operators, through a Serve handle."""
@@ -115,14 +139,14 @@ class Gateway:
         card = {"id": name, "object": "model", "created": self._created, "owned_by": "sterna", "max_model_len": self._max_length}
         return {**card, "parent": self._name} if self._adapters[name] else card
 
-    async def _respond(self, body: CompletionRequest | ChatRequest, prompts: list[tuple[int, ...]], kind: str) -> Response:
+    async def _respond(self, body: CompletionRequest | ChatRequest, prompts: list[tuple[int, ...]], kind: str, visit: Visit) -> Response:
         name = f"{kind}-{secrets.token_hex(12)}"
         adapter, seed = self._adapters[body.model], secrets.randbits(63)
         requests = engine_requests(body, prompts, request_id=name, seed=seed, max_length=self._max_length, adapter=adapter)
-        records = [Record(request) for request in requests]
+        records = [Record(request) for request in visit.admit(requests)]
         run = Run(Answer(body, name, int(time.time()), self._tokenizer.token_text, records))
         # Each choice in a context of its own: within one HTTP request's context Serve gives all calls the same id, and mixes them up.
-        run.tasks = [asyncio.create_task(self._drive(run, index), context=Context()) for index in range(len(records))]
+        run.tasks = [asyncio.create_task(self._drive(run, index, visit), context=Context()) for index in range(len(records))]
         handed_on = False
         try:
             if body.stream:
@@ -137,19 +161,32 @@ class Gateway:
             if not handed_on:
                 run.cancel()
 
-    async def _drive(self, run: Run, index: int) -> None:
+    async def _drive(self, run: Run, index: int, visit: Visit) -> None:
         def send(fresh: Fresh) -> None:
             run.news.put_nowait((index, fresh))
+            if fresh.tokens:
+                visit.heard(index, len(fresh.tokens))
 
+        config = self._config
         try:
-            await follow(run.answer.records[index], BOARD, self._open, send, journal=self._journal, max_wait_s=self._config.max_wait_s)
+            async with asyncio.timeout(config.max_request_s):
+                await follow(run.answer.records[index], BOARD, self._open, send, journal=self._journal, max_wait_s=config.max_wait_s)
         except ApiError as error:
             run.news.put_nowait((index, error))
+        except TimeoutError:
+            refusal = ApiError(504, f"the answer was not complete within {config.max_request_s:g} s; ask for less", code="request_timeout")
+            run.news.put_nowait((index, refusal))
         except Exception:
             _log.exception("choice %d of %s failed", index, run.answer.id)
             run.news.put_nowait((index, ApiError(500, "the server failed; its log has the reason")))
         else:
+            visit.ended(index)
             run.news.put_nowait((index, None))
+
+    def _num_slots(self) -> int:
+        """Streams that the replicas on staying nodes run at once."""
+        draining = BOARD.draining()
+        return self._config.engine.max_sequences * sum(place.node_id not in draining for place in BOARD.places())
 
     def _open(self, place: Place, request: Any, num_chars: int) -> Source:
         source: Source = self._replicas[place.deployment].remote(request, num_chars, replica_id=place.replica_id)
@@ -164,4 +201,10 @@ def _limits(folder: Path, max_length: int | None) -> tuple[int, int]:
     return max_length or own or UNLIMITED, int(model["vocab_size"])
 
 
+def _door() -> tuple[Admission, GatewayMetrics]:
+    gateway = ray.serve.get_replica_context().servable_object
+    return gateway.admission, gateway.metrics
+
+
+api.add_middleware(Guard, door=_door)
 Ingress = ray.serve.ingress(api)(Gateway)  # not a decorator: Ray pickles what it wraps, and must find it whole

@@ -91,11 +91,12 @@ def read_keys(source: str, environment: Mapping[str, str]) -> tuple[ApiKey, ...]
             raise ValueError(f"api_keys: the environment variable {name} is not set; put the keys there, or name a file")
         return parse_keys(text, where=f"environment variable {name}")
     try:
-        return parse_keys(Path(source).read_text(), where=source)
+        text = Path(source).read_text()
+    except (FileNotFoundError, ValueError):  # what is no file may be a key: it is not repeated
+        raise ValueError("api_keys: there is no such file of text; name the file of the keys, or env:NAME, not a key itself") from None
     except OSError as error:
         raise ValueError(f"api_keys: {source}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"api_keys: {source}: is not text") from None
+    return parse_keys(text, where=source)
 
 
 def parse_keys(text: str, *, where: str) -> tuple[ApiKey, ...]:

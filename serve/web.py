@@ -21,7 +21,7 @@ api = FastAPI(title="Sterna", docs_url=None, redoc_url=None)
 
 @api.exception_handler(ApiError)
 async def _on_api_error(_: Request, error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body(), status_code=error.status)
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
 
 
 @api.exception_handler(HTTPException)

@@ -97,11 +97,13 @@ def test_mistakes_are_one_line_without_a_key(text: str, complaint: str) -> None:
 def test_a_source_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="environment variable KEYS is not set"):
         read_keys("env:KEYS", {})
-    with pytest.raises(ValueError, match="nowhere: cannot be read"):
-        read_keys(str(tmp_path / "nowhere"), {})
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="binary: is not text"):
-        read_keys(str(tmp_path / "binary"), {})
+    for source in (SECRET, str(tmp_path / "binary"), "\0"):
+        with pytest.raises(ValueError, match="api_keys: there is no such file of text") as caught:
+            read_keys(source, {})
+        assert source not in str(caught.value)  # for it may be a key
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_keys(str(tmp_path), {})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,71 @@
+"""In front of every route: no request is looked at before its key is known, and none is forgotten before its last byte.
+
+Promise: whatever the path, without a known key there is only /health (where keys are asked for); what is not let in is answered without
+its body being read; a visit ends when its response does, however that ends, and is counted. Price: one ASGI layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.admission import Admission, Visit
+from serve.metrics import GatewayMetrics
+from serve.protocol import ApiError
+
+__all__ = ["Guard", "visit_of"]
+
+OPEN = ("/health",)
+"""Paths that need no key: what a load balancer asks."""
+
+
+class Guard:
+    """The ASGI layer."""
+
+    def __init__(self, app: ASGIApp, door: Callable[[], tuple[Admission, GatewayMetrics]]) -> None:
+        """`door` gives this process's gateway's own, once there is one."""
+        self._app, self._door = app, door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection's request."""
+        if scope["type"] != "http" or scope["path"] in OPEN:
+            await self._app(scope, receive, send)
+            return
+        admission, metrics = self._door()
+        status: int | None = None
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            visit = admission.enter(Request(scope).headers.get("authorization"), counts=scope["method"] == "POST")
+        except ApiError as refusal:
+            response = JSONResponse(refusal.body(), refusal.status, refusal.headers)
+            await response(scope, receive, note)
+        else:
+            scope.setdefault("state", {})["visit"] = visit
+            try:
+                await self._app(scope, receive, note)
+            finally:
+                visit.leave()
+        finally:
+            metrics.answered(_route(scope), status)
+
+
+def visit_of(request: Request) -> Visit:
+    """The visit that this request is."""
+    visit: Visit = request.state.visit
+    return visit
+
+
+def _route(scope: Scope) -> str:
+    """The route's own path, of which there are few, rather than whatever a client wrote."""
+    route: Any = scope.get("route")
+    return str(getattr(route, "path", "other"))
