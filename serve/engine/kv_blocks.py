@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 __all__ = ["NOTHING", "SLICE_BYTES", "KvBlocks", "slices"]
 
-SLICE_BYTES = 16 << 20
+SLICE_BYTES = 8 << 20
 """What one call should carry: copying it holds an engine up for a few milliseconds, less than a step, and large enough for any network."""
 
 

@@ -87,7 +87,10 @@ class KvTransfer:
             else:
                 break
             num_here += 1
-        cache.copy_in(list(fresh.values()), _tensor(given.data if len(fresh) == len(given.data) else given.data[list(fresh)]))
+        if fresh:
+            data = _tensor(given.data)
+            rows = data if len(fresh) == len(data) else data.index_select(0, torch.tensor(list(fresh)))
+            cache.copy_in(list(fresh.values()), rows)
         for row, block in fresh.items():  # not before they hold what the hashes say
             self._pool.register(block, given.hashes[row])
         self._scheduler.counters.kv_blocks_in += len(fresh)
@@ -105,8 +108,6 @@ class KvTransfer:
 
 
 def _tensor(data: NDArray[np.uint8]) -> Tensor:
-    """The same memory, to be read only: what comes out of Ray's object store may not be written, and torch knows no such tensors."""
-    if not data.size:
-        return torch.empty(data.shape, dtype=torch.uint8)
+    """The same memory, while `data` lives, to be read: what comes from Ray's object store may not be written; torch has no such tensors."""
     memory = (ctypes.c_uint8 * data.size).from_address(data.ctypes.data)
     return torch.frombuffer(memory, dtype=torch.uint8).view(data.shape)
