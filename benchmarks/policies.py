@@ -70,10 +70,9 @@ class Unread:
 class Oracle(ShortestPredicted):
     """Shortest first by the true lengths, with the same ageing."""
 
-    def key(self, sequence: Sequence) -> float:
+    def expected(self, sequence: Sequence) -> float:
         """Look at the answer."""
-        sequence.predicted, sequence.predicted_by = float(sequence.limit - sequence.num_prompt_tokens), self.version
-        return super().key(sequence)
+        return float(sequence.limit - sequence.num_prompt_tokens)
 
 
 def read_trace(file: Path, count: int, load: float, seed: int) -> list[Job]:

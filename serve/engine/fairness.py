@@ -2,12 +2,14 @@
 
 Promise: between any two clients that both have requests waiting, the weighted tokens served differ by at most twice what one request
 or one full batch weighs, however much either asks for; a client that was away does not collect a claim. Price: one number per
-client, forgotten when it says no more than the rule does. After: VTC (arXiv 2401.00588), algorithm 2 and theorem 4.4.
+client, forgotten when it says no more than the rule does; the logarithm of the clients that wait per event. After: VTC (arXiv
+2401.00588), algorithm 2 and theorem 4.4.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from heapq import heapify, heappop, heappush, heapreplace
 
 __all__ = ["VirtualTokenCounter"]
 
@@ -15,6 +17,8 @@ INPUT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
 """What a prompt token and an emitted token count: the paper's weights, in the ratio of common price lists."""
 MAX_IDLE = 10_000
 """Clients without waiting requests that are remembered before those that the rule would lift anyway are forgotten."""
+_SPARE = 64
+"""Entries of clients that wait no more that the heap may have, besides as many as wait."""
 
 
 class VirtualTokenCounter:
@@ -29,8 +33,9 @@ class VirtualTokenCounter:
     def __init__(self, max_idle: int = MAX_IDLE) -> None:
         self._served: dict[str, float] = {}
         self._waiting: Counter[str] = Counter()
+        self._heap: list[tuple[float, str]] = []  # of each client that waits: what it was served at some time, since when that only grew
         self._last = ""  # the last client that waited: where another one begins when nobody waits
-        self._max_idle = max_idle
+        self._max_idle = self._room = max_idle
 
     def __len__(self) -> int:
         """Clients that have a counter."""
@@ -43,10 +48,13 @@ class VirtualTokenCounter:
 
     def arrive(self, client: str) -> None:
         """One more request of a client waits; one that had none is lifted to the least of those that have."""
-        if not self._waiting[client]:
-            least = self._least()
-            self._served[client] = max(self._served.get(client, least), least)
-        self._waiting[client] += 1
+        if client in self._waiting:
+            self._waiting[client] += 1
+            return
+        least = self._least()
+        self._served[client] = max(self._served.get(client, least), least)
+        self._waiting[client] = 1
+        self._push(client)
 
     def leave(self, client: str) -> None:
         """One of a client's requests waits no more."""
@@ -64,10 +72,26 @@ class VirtualTokenCounter:
 
     def _least(self) -> float:
         """What the least served of those that wait was served; the last one that did, when nobody does."""
-        return min((self._served[client] for client in self._waiting), default=self._served.get(self._last, 0.0))
+        heap = self._heap
+        while heap:
+            served, client = heap[0]
+            if client not in self._waiting:
+                heappop(heap)
+            elif served != self._served[client]:
+                heapreplace(heap, (self._served[client], client))
+            else:
+                return served
+        return self._served.get(self._last, 0.0)
+
+    def _push(self, client: str) -> None:
+        heappush(self._heap, (self._served[client], client))
+        if len(self._heap) > 2 * len(self._waiting) + _SPARE:
+            self._heap = [(self._served[waiting], waiting) for waiting in self._waiting]
+            heapify(self._heap)
 
     def _prune(self) -> None:
-        if len(self._served) - len(self._waiting) <= self._max_idle:
+        if len(self._served) - len(self._waiting) <= self._room:
             return
         least, kept = self._least(), {*self._waiting, self._last}
         self._served = {client: served for client, served in self._served.items() if client in kept or served > least}
+        self._room = len(self._served) - len(self._waiting) + self._max_idle  # those that stay are not looked at each time

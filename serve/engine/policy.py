@@ -3,11 +3,14 @@
 Promise: a policy says who goes first among requests of one priority that have not started, and nothing else; under each of them
 everyone starts: *fcfs* in order of arrival; *fair* by its client's virtual token counter (see fairness.py); *shortest* by the work
 predicted (see predict.py), where each token of it counts as much as 2 places in order of arrival, so that a request is overtaken by
-at most twice as many later ones as it may have tokens. Price: a key per waiting request whenever keys change.
+at most twice as many later ones as it may have tokens. Price: one key per group that waits, asked for where it is looked at
+(see waiting.py), and a few predictions per request that starts.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Protocol
 
 from serve.engine.fairness import VirtualTokenCounter
@@ -20,16 +23,21 @@ ARRIVALS_PER_TOKEN = 2
 """How far one token of predicted work puts a request behind later ones: more gains on average, less spares the longest."""
 INPUT_COST = 1 / 16
 """The work of a prompt token, in emitted tokens: many are computed in one step."""
+PREDICTED_AT_ONCE = 16
+"""Waiting requests that are predicted anew before one starts: together they take less than a millisecond."""
 
 
 class Policy(Protocol):
     """Told what happens to sequences; asked for their order."""
 
-    version: int
-    """Grows when keys of waiting sequences change."""
+    def group(self, sequence: Sequence) -> Hashable:
+        """Sequences of one group have one key, and start in order of arrival."""
 
     def key(self, sequence: Sequence) -> float:
-        """The smallest starts first; equals in order of arrival."""
+        """The smallest starts first; equals in order of arrival. While a sequence waits, its key grows at most, unless `moved` names it."""
+
+    def moved(self) -> Iterable[Sequence]:
+        """Waiting sequences whose keys change now; asked before one starts."""
 
     def arrive(self, sequence: Sequence) -> None:
         """A sequence begins to wait."""
@@ -50,11 +58,17 @@ class Policy(Protocol):
 class FirstCome:
     """First come, first served."""
 
-    version = 0
+    def group(self, sequence: Sequence) -> Hashable:
+        """All alike: the order of arrival decides."""
+        return None
 
     def key(self, sequence: Sequence) -> float:
-        """All alike: the order of arrival decides."""
+        """All alike."""
         return 0.0
+
+    def moved(self) -> Iterable[Sequence]:
+        """None, ever."""
+        return ()
 
     def arrive(self, sequence: Sequence) -> None:
         """Nothing to note."""
@@ -77,12 +91,19 @@ class VirtualTime:
     """The client that was served least goes first."""
 
     def __init__(self) -> None:
-        self.version = 0
         self.counter = VirtualTokenCounter()
 
+    def group(self, sequence: Sequence) -> Hashable:
+        """Its client."""
+        return sequence.client
+
     def key(self, sequence: Sequence) -> float:
-        """What its client was served."""
+        """What its client was served, which only grows."""
         return self.counter.of(sequence.client)
+
+    def moved(self) -> Iterable[Sequence]:
+        """None, ever."""
+        return ()
 
     def arrive(self, sequence: Sequence) -> None:
         """Its client has a claim from now on, not from before."""
@@ -92,12 +113,10 @@ class VirtualTime:
         """Its client pays for the prompt, as far as it must be computed."""
         self.counter.leave(sequence.client)
         self.counter.serve(sequence.client, inputs=num_inputs)
-        self.version += 1
 
     def serve(self, sequence: Sequence, num_outputs: int) -> None:
         """Its client pays for the answer."""
         self.counter.serve(sequence.client, outputs=num_outputs)
-        self.version += 1
 
     def end(self, sequence: Sequence) -> None:
         """One that never started waits no more."""
@@ -110,39 +129,65 @@ class VirtualTime:
 
 
 class ShortestPredicted:
-    """The shortest predicted answer goes first, the longer it has waited the more."""
+    """The shortest predicted answer goes first, the longer it has waited the more.
+
+    Predictions are made on arrival; with a tenth more to learn from, those who wait are predicted anew, a few before each start.
+    """
 
     def __init__(self) -> None:
-        self.version = 0
         self.predictor = LengthPredictor()
+        self._waiting: OrderedDict[int, Sequence] = OrderedDict()  # by arrival; the prediction made longest ago first
+        self._edition = 0
         self._num_learnt = 0
-        self._num_known = 0  # of them, when `version` last grew
+        self._num_known = 0  # of them, when the edition last changed
         self._error = 0.0  # sum of |predicted - emitted|
+
+    def group(self, sequence: Sequence) -> Hashable:
+        """Each by itself."""
+        return sequence.arrival
 
     def key(self, sequence: Sequence) -> float:
         """Its arrival, put off by its predicted work."""
-        if sequence.predicted_by != self.version:
-            sequence.predicted = self.predictor.predict(sequence.request) - len(sequence.request.emitted)
-            sequence.predicted_by = self.version
         return sequence.arrival + ARRIVALS_PER_TOKEN * (sequence.predicted + INPUT_COST * sequence.num_prompt_tokens)
 
+    def moved(self) -> Iterator[Sequence]:
+        """Of the waiting, those predicted longest ago, while there are old predictions among them."""
+        for _ in range(min(PREDICTED_AT_ONCE, len(self._waiting))):
+            sequence = next(iter(self._waiting.values()))
+            if sequence.predicted_by == self._edition:
+                return
+            self._waiting.move_to_end(sequence.arrival)
+            self._predict(sequence)
+            yield sequence
+
+    def _predict(self, sequence: Sequence) -> None:
+        sequence.predicted, sequence.predicted_by = self.expected(sequence), self._edition
+
+    def expected(self, sequence: Sequence) -> float:
+        """Tokens it is still to emit."""
+        return self.predictor.predict(sequence.request) - len(sequence.request.emitted)
+
     def arrive(self, sequence: Sequence) -> None:
-        """Nothing to note."""
+        """Predict it."""
+        self._predict(sequence)
+        self._waiting[sequence.arrival] = sequence
 
     def start(self, sequence: Sequence, num_inputs: int) -> None:
-        """Nothing to note."""
+        """It waits no more."""
+        del self._waiting[sequence.arrival]
 
     def serve(self, sequence: Sequence, num_outputs: int) -> None:
         """Nothing to note."""
 
     def end(self, sequence: Sequence) -> None:
-        """Learn from those that ended of themselves or at their limit; with a tenth more to learn from, all are predicted anew."""
+        """Learn from those that ended of themselves or at their limit."""
+        self._waiting.pop(sequence.arrival, None)
         if sequence.finish_reason is not None:
             num_emitted = len(sequence.tokens) - sequence.num_prompt_tokens
             self.predictor.learn(sequence.request, num_emitted)
             self._num_learnt += 1
             if self._num_learnt > 1.1 * self._num_known:
-                self.version, self._num_known = self.version + 1, self._num_learnt
+                self._edition, self._num_known = self._edition + 1, self._num_learnt
             self._error += abs(num_emitted - len(sequence.request.emitted) - sequence.predicted)
 
     def stats(self) -> dict[str, float]:

@@ -19,6 +19,7 @@ from serve.engine.policy import FirstCome, Policy
 from serve.engine.request import Emission, Run
 from serve.engine.sequence import Sequence
 from serve.engine.swap import HostCopies
+from serve.engine.waiting import WaitingLine, rank
 
 __all__ = ["Batch", "Chunk", "Counters", "Scheduler"]
 
@@ -47,8 +48,7 @@ class Scheduler:
         self._window = window  # the widest of all layers'; None where a layer sees everything
         self._forget = forget  # told when a sequence gives up its state
         self.running: list[Sequence] = []  # by priority, then by first admission
-        self.waiting: list[Sequence] = []  # by priority; those that started before, then by policy
-        self._sorted_by = self.policy.version  # the version of the policy that `waiting` is sorted by
+        self.waiting = WaitingLine(self.policy)
         self.counters = Counters()
         self._underway: set[bytes] = set()  # hashes of the prompt blocks that this step's chunks fill
 
@@ -155,7 +155,7 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; the caller has checked that it fits alone (`blocks_needed`)."""
         self.policy.arrive(sequence)
-        insort(self.waiting, sequence, key=self._place)
+        self.waiting.add(sequence)
 
     def drop(self, sequence: Sequence) -> None:
         """Forget a live sequence and free what it holds."""
@@ -176,22 +176,14 @@ class Scheduler:
             return needed
         return min(needed, -(-(self._window + self.max_tokens) // self.block_size) + 1)
 
-    def _place(self, sequence: Sequence) -> tuple[int, int, float, int]:
-        """Where in line a sequence is; of those that started, the policy is not asked again."""
-        priority = -sequence.request.priority
-        if sequence.started is not None:
-            return priority, 0, 0.0, sequence.started
-        return priority, 1, self.policy.key(sequence), sequence.arrival
-
     def _admit(self, chunks: dict[int, Chunk], now_s: float) -> Sequence | None:
         """Let the first in line run, if there is room for all it knows; it may push out those of lower priority."""
-        priority = self.waiting[0].request.priority
+        priority = self.waiting.first().request.priority
         if len(self.running) >= self.max_sequences and self.running[-1].request.priority >= priority:
             return None
-        if self._sorted_by != self.policy.version:
-            self.waiting.sort(key=self._place)
-            self._sorted_by = self.policy.version
-        sequence = self.waiting[0]
+        for moved in self.policy.moved():
+            self.waiting.move(moved)
+        sequence = self.waiting.first()
         copied = self._hold_known(sequence)
         missing = self.blocks_needed(len(sequence.tokens)) - len(sequence.blocks) + sequence.num_behind
         if not self._make_room(priority, missing, chunks):
@@ -202,11 +194,11 @@ class Scheduler:
             sequence.blocks += blocks
             self.host.use(sequence.host_copy, blocks)
             sequence.host_copy = None
-        self.waiting.pop(0)  # still this one: whom it pushed out has a lower priority
+        self.waiting.remove(sequence)
         sequence.running = True
         if sequence.started is None:
             self._start(sequence, now_s)
-        insort(self.running, sequence, key=self._place)
+        insort(self.running, sequence, key=rank)
         return sequence
 
     def _start(self, sequence: Sequence, now_s: float) -> None:
@@ -265,7 +257,7 @@ class Scheduler:
         sequence.num_preempted += 1
         self.counters.preemptions += 1
         self.counters.swapped += sequence.host_copy is not None
-        insort(self.waiting, sequence, key=self._place)
+        self.waiting.add(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         """The sequence leaves the batch, with nothing computed."""
@@ -376,5 +368,5 @@ class Scheduler:
         assert readers == [self.pool.num_readers(block) for block in range(self.pool.total)], "a block's readers are not its holders"
         self.pool.check()
         self.host.check([s.host_copy for s in self.waiting if s.host_copy is not None])
-        for line in (self.running, self.waiting if self._sorted_by == self.policy.version else []):
-            assert line == sorted(line, key=self._place), "out of line"
+        self.waiting.check()
+        assert self.running == sorted(self.running, key=rank), "out of line"

@@ -58,7 +58,7 @@ class Sequence:
     predicted: float = 0.0
     """Tokens it is expected to emit here, where the policy asks."""
     predicted_by: int = -1
-    """The version of the policy that predicted it."""
+    """How much the policy had learnt when it predicted that."""
     arrived_s: float = 0.0
     """When it came, by the engine's clock."""
     hashes: list[bytes] = field(default_factory=list)

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.engine.blocks import root_hash
-from serve.engine.policy import ARRIVALS_PER_TOKEN, INPUT_COST, FirstCome, Policy, ShortestPredicted, VirtualTime, policy_named
+from serve.engine.policy import (
+    ARRIVALS_PER_TOKEN,
+    INPUT_COST,
+    PREDICTED_AT_ONCE,
+    FirstCome,
+    Policy,
+    ShortestPredicted,
+    VirtualTime,
+    policy_named,
+)
 from serve.engine.request import Request, Sampling
 from serve.engine.sequence import Sequence
 from serve.engine.text import TextStream
@@ -81,7 +90,7 @@ def test_the_shortest_answer_goes_first_once_lengths_are_known() -> None:
     for arrival in range(40):
         for client, length in (("long", 300), ("short", 10)):
             sequence = make_sequence(arrival, client=client)
-            policy.key(sequence)
+            policy.arrive(sequence)
             finish(policy, sequence, length)
     long, short = make_sequence(100, client="long"), make_sequence(101, client="short")
     for sequence in (long, short):
@@ -115,12 +124,27 @@ def test_those_that_wait_are_predicted_anew_when_much_was_learnt() -> None:
     policy = ShortestPredicted()
     waiting = make_sequence(0)
     policy.arrive(waiting)
-    before, version = policy.key(waiting), policy.version
+    before, num_moved = policy.key(waiting), 0
     for arrival in range(1, 100):
         finish(policy, make_sequence(arrival), 9)
-    assert policy.version > version
+        num_moved += len(list(policy.moved()))
     assert policy.key(waiting) < before / 4
-    assert policy.version < 50, "not after each: all that wait are sorted anew"
+    assert 10 < num_moved < 50, "not after each answer"
+    assert not list(policy.moved())
+
+
+def test_a_long_line_is_predicted_anew_a_few_at_a_time() -> None:
+    policy = ShortestPredicted()
+    waiting = [make_sequence(arrival) for arrival in range(3 * PREDICTED_AT_ONCE - 1)]
+    for sequence in waiting:
+        policy.arrive(sequence)
+    policy.end(waiting.pop(1))  # cancelled
+    for arrival in range(100, 110):
+        finish(policy, make_sequence(arrival), 9)
+    policy.start(waiting.pop(0), 2)
+    moved = [list(policy.moved()) for _ in range(4)]
+    assert [s.arrival for batch in moved for s in batch] == [s.arrival for s in waiting], "those predicted longest ago first"
+    assert [len(batch) for batch in moved] == [PREDICTED_AT_ONCE, PREDICTED_AT_ONCE, PREDICTED_AT_ONCE - 3, 0]
 
 
 @given(st.lists(st.tuples(st.integers(1, 400), st.booleans()), min_size=2, max_size=80))

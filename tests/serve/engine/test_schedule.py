@@ -317,7 +317,7 @@ def test_the_state_of_a_sequence_that_gives_it_up_is_forgotten() -> None:
     scheduler = make_scheduler(5, prefix_cache=False, forget=lambda sequence: forgotten.append(sequence.arrival))
     for arrival in range(3):
         scheduler.add(make_sequence(arrival, [5 + arrival] * (7 + arrival % 2), 5))
-    scheduler.drop(scheduler.waiting[2])
+    scheduler.drop(list(scheduler.waiting)[2])
     prompts_to_end(scheduler)
     assert forgotten == [1, 0, 1], "when preempted, and when finished; one that never ran has no state"
 
@@ -326,7 +326,7 @@ def test_counters_tell_of_the_queue() -> None:
     scheduler = make_scheduler(8, max_sequences=1)
     for arrival in range(2):
         scheduler.add(make_sequence(arrival, [5, 6], 1))
-    scheduler.waiting[1].arrived_s = 3.0
+    list(scheduler.waiting)[1].arrived_s = 3.0
     for now_s in (1.0, 5.0):
         scheduler.commit(scheduler.plan(now_s=now_s), [Run([7])])
     assert (scheduler.counters.started, scheduler.counters.finished, scheduler.counters.queue_wait_s) == (2, 2, 1.0 + 2.0)
@@ -360,7 +360,7 @@ def test_everyone_finishes_and_nothing_is_lost(seed: int, num_blocks: int, max_t
             if emission.finish_reason:
                 finished.add(emission.request_id)
         scheduler.check()
-        ages = [s.arrival for s in scheduler.running + scheduler.waiting]
+        ages = [s.arrival for s in [*scheduler.running, *scheduler.waiting]]
         assert ages == sorted(ages)
     assert finished == set(limits)
     assert scheduler.pool.num_held == 0
