@@ -49,7 +49,6 @@ class Drafters:
         self._num_answers = 0
         self.thrift = Thrift()  # what thinking costs now: the engine's to tell
         self.worth = Worth()
-        self._resting = kind == "off"
         self._known: OrderedDict[str, Learnt] = OrderedDict()  # the tenant not heard of for longest first
 
     def of(self, tenant: str) -> Drafter | None:
@@ -59,17 +58,19 @@ class Drafters:
         if self._kind == "anpd":
             return AnpdDrafter(self._order, self._max_draft)
         known = self._learnt(tenant)
-        return ThriftyDrafter(NgramDrafter(self._order, self._max_draft, known.shared, known.odds, known.successors), self.thrift)
+        return ThriftyDrafter(
+            NgramDrafter(self._order, self._max_draft, known.shared, known.odds, known.successors), self.thrift, self._max_draft
+        )
 
     def awake(self, num_sequences: int) -> bool:
         """Whether the next step, of so many sequences, should draft; ANPD does whatever it costs."""
-        self._resting = self._kind == "off" or (self._kind == "ngram" and not self.worth.awake(num_sequences))
-        return not self._resting
+        self.thrift.resting = self._kind == "ngram" and not self.worth.awake(num_sequences)
+        return self._kind != "off" and not self.thrift.resting
 
     def learn(self, tenant: str, tokens: Sequence[int]) -> None:
         """A request of the tenant was answered with these tokens; while drafts do not pay, only every sixteenth answer is learnt."""
         self._num_answers += 1
-        if (self._resting or self.thrift.gain <= 0.0) and self._num_answers % 16:
+        if (self.thrift.resting or self.thrift.gain <= 0.0) and self._num_answers % 16:
             return
         if self._kind == "ngram" and (shared := self._learnt(tenant).shared) is not None:
             shared.learn(tokens)

@@ -230,8 +230,9 @@ class Engine:
         """Let every sequence that can run advance; what is new."""
         began = time.perf_counter()
         ended, self._ended = self._ended, []
-        num_running, verify_cost = len(self.scheduler.running), self._verify_cost()
-        batch = self.scheduler.plan(verify_cost, began, self._pace.limit)
+        num_running = len(self.scheduler.running)
+        resting = not self._drafters.awake(num_running)
+        batch = self.scheduler.plan(self._verify_cost(), began, self._pace.limit)
         if not batch.chunks:
             if batch.copies_in:  # of cancelled requests: to be dropped
                 self.runner.run(batch)
@@ -243,7 +244,7 @@ class Engine:
         self._pace.observe(batch.num_prompt_tokens, seconds)
         if all(chunk.end - chunk.start <= 1 + self.config.draft_max for chunk in batch.chunks):
             self._drafters.worth.observe(num_running, sum(len(emission.tokens) for emission in emissions), seconds)
-            if verify_cost < math.inf:
+            if not resting or batch.num_tokens > len(batch.chunks):
                 self._step_cost.observe(batch.num_tokens, seconds, len(batch.chunks))
                 self._drafters.thrift.price(len(batch.sampling) / seconds)
         for emission in emissions:
@@ -253,9 +254,8 @@ class Engine:
         return ended + emissions
 
     def _verify_cost(self) -> float:
-        """What one more drafted token costs: its share of a step, for each sequence that waits for it; infinite while drafts rest."""
-        num_running = len(self.scheduler.running)
-        return self._step_cost.verify_cost(num_running) if self._drafters.awake(num_running) else math.inf
+        """What one more drafted token costs: its share of a step, for each sequence that waits for it; infinite with drafts off."""
+        return math.inf if self.config.draft == "off" else self._step_cost.verify_cost(len(self.scheduler.running))
 
     def generate(
         self,

@@ -90,3 +90,48 @@ def test_what_the_model_said_reaches_the_inner_drafter_even_while_it_sleeps() ->
     assert not drafter.propose(0.5)
     drafter.recycle([1], [2])
     assert inner.recycled == [([1], [2])]
+
+
+def resting(verify_cost: float, thrift: Thrift) -> list[list[int]]:
+    """What is drafted for a text that goes round, while nobody thinks."""
+    inner = Inner()
+    drafter, drafts = ThriftyDrafter(inner, thrift), []
+    drafter.observe([1, 2, 3, 4, 5])
+    for i in range(40):
+        drafter.observe([i % 5 + 1])
+        drafts.append(drafter.propose(verify_cost))
+        if drafts[-1]:
+            drafter.judge(len(drafts[-1]))
+    assert inner.num_proposed == 0
+    return drafts
+
+
+def test_a_long_repeat_is_followed_while_nobody_thinks() -> None:
+    drafts = resting(0.1, Thrift(resting=True))
+    assert drafts[:9] == [[]] * 9
+    assert len(drafts[-1]) == 16
+    assert drafts[-1][:6] == [1, 2, 3, 4, 5, 1]
+    assert not any(resting(0.95, Thrift(resting=True)))  # it would have to be surer than that
+
+
+def test_a_repeat_that_deceives_is_believed_less() -> None:
+    thrift = Thrift(resting=True)
+    for _ in range(20):
+        drafter = ThriftyDrafter(Inner(), thrift)
+        drafter.observe([1, 2, 3, 4] * 5)
+        if drafter.propose(0.1):
+            drafter.judge(0)
+    assert thrift.echoes.chance(13) < 0.6
+
+
+def test_the_inner_drafter_sees_what_came_while_it_slept_when_it_wakes() -> None:
+    thrift = Thrift(resting=True)
+    inner = Inner()
+    drafter = ThriftyDrafter(inner, thrift)
+    for token in range(50):
+        drafter.observe([token])
+        drafter.propose(0.1)
+    assert inner.seen == []
+    thrift.resting = False
+    assert drafter.propose(0.1) == [1, 2]
+    assert inner.seen == list(range(50))
