@@ -15,7 +15,9 @@ from typing import Any
 from serve.chat import ChatRequest
 from serve.completion import CompletionRequest
 from serve.engine.request import TokenLogprob
+from serve.message import Message
 from serve.migrate import Fresh, Record
+from serve.tools import Toolbox
 
 __all__ = ["Answer"]
 
@@ -32,14 +34,19 @@ class Answer:
     """A token's own text."""
     records: Sequence[Record]
     """One per choice, in order."""
+    box: Toolbox | None = None
+    """The tools that a chat's answer may call."""
     parts: list[list[Fresh]] = field(default_factory=list)
     """What has been added to each choice."""
     _offsets: list[int] = field(default_factory=list)
     """Where each choice's next chunk begins in the text of its tokens, as logprobs count it."""
+    _messages: list[Message] = field(default_factory=list)
+    """What each choice of a chat says and calls."""
 
     def __post_init__(self) -> None:
         self.parts = [[] for _ in self.records]
         self._offsets = [0 for _ in self.records]
+        self._messages = [Message(None if self.box is None else self.box.reader()) for _ in self.records]
 
     @property
     def chat(self) -> bool:
@@ -53,19 +60,23 @@ class Answer:
     def add(self, index: int, fresh: Fresh) -> dict[str, Any] | None:
         """Take what is new in choice `index`; its chunk, or None while there is nothing to show."""
         self.parts[index].append(fresh)
-        if not (fresh.text or fresh.logprobs or (self.body.return_token_ids and fresh.tokens)):
+        delta = self._messages[index].add(fresh.text) if self.chat else {"content": fresh.text} if fresh.text else {}
+        if not (delta or fresh.logprobs or (self.body.return_token_ids and fresh.tokens)):
             return None
         logprobs = self._logprobs([fresh], self._offsets[index])
         self._offsets[index] += sum(len(self.token_text(entry.token)) for entry in fresh.logprobs or ())
         extra = {"token_ids": list(fresh.tokens)} if self.body.return_token_ids else {}
         if self.chat:
-            return self._chunk(index, delta={"content": fresh.text}, logprobs=logprobs, extra=extra)
+            return self._chunk(index, delta=delta or {"content": ""}, logprobs=logprobs, extra=extra)
         return self._chunk(index, text=fresh.text, logprobs=logprobs, extra=extra)
 
-    def closing(self, index: int) -> dict[str, Any]:
-        """The chunk that says why choice `index` ended."""
-        reason = self._reason(index)
-        return self._chunk(index, delta={}, finish=reason) if self.chat else self._chunk(index, text="", finish=reason)
+    def closing(self, index: int) -> list[dict[str, Any]]:
+        """The chunks of what was held back of choice `index`, and of why it ended."""
+        if not self.chat:
+            return [self._chunk(index, text="", finish=self._reason(index))]
+        rest = self._messages[index].finish()
+        last = self._chunk(index, delta={}, finish=self._reason(index))
+        return [self._chunk(index, delta=rest), last] if rest else [last]
 
     def usage_chunk(self) -> dict[str, Any]:
         """The last chunk of a stream that asked for usage."""
@@ -113,7 +124,8 @@ class Answer:
 
     def _choice(self, index: int) -> dict[str, Any]:
         text = "".join(part.text for part in self.parts[index])
-        content = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
+        self._messages[index].finish()
+        content = {"message": self._messages[index].whole()} if self.chat else {"text": text}
         extra = {"token_ids": list(self.records[index].tokens)} if self.body.return_token_ids else {}
         logprobs = self._logprobs(self.parts[index], 0)
         return {**content, "logprobs": logprobs, "finish_reason": self._reason(index), **extra}
@@ -121,7 +133,8 @@ class Answer:
     def _reason(self, index: int) -> str:
         finish = self.records[index].finish
         assert finish is not None, f"choice {index} has not ended"
-        return finish.finish_reason
+        called = self.box is not None and self._messages[index].calls and self.box.mode != "named"  # OpenAI says "stop" of a named one
+        return "tool_calls" if called and finish.finish_reason == "stop" else finish.finish_reason
 
     def _logprobs(self, parts: Sequence[Fresh], offset: int) -> dict[str, Any] | None:
         if self.body.num_logprobs is None:

@@ -74,7 +74,8 @@ async def events(run: Run, news: News | None) -> AsyncIterator[bytes]:
                 yield b": waiting for a machine\n\n"
             elif news[1] is None:
                 ended += 1
-                yield _event(run.answer.closing(news[0]))
+                for chunk in run.answer.closing(news[0]):
+                    yield _event(chunk)
             elif (new := run.answer.add(news[0], news[1])) is not None:  # type: ignore[arg-type]
                 yield _event(new)
             if ended == len(run.tasks):

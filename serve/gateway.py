@@ -28,6 +28,7 @@ from serve.answers import Answer
 from serve.chat import ChatRequest
 from serve.completion import CompletionRequest
 from serve.config import ServeConfig
+from serve.convention import convention_of
 from serve.engine.config import LENGTHS, UNLIMITED
 from serve.engine.text import Tokenizer
 from serve.events import Run, events, next_news, whole
@@ -40,6 +41,7 @@ from serve.protocol import ApiError, check_model, read_body
 from serve.relay import Journal, Source, follow
 from serve.requests import engine_requests, token_prompts
 from serve.router import BOARD, Place
+from serve.tools import Toolbox
 from serve.web import api, raw_body
 
 __all__ = ["Gateway", "Ingress"]
@@ -58,6 +60,7 @@ class Gateway:
         self._created = int(time.time())
         folder = model_folder(config.model)
         self._tokenizer = Tokenizer(folder)
+        self._convention = convention_of(self._tokenizer.template, self._tokenizer.is_special)
         self._max_length, self._vocab_size = _limits(folder, config.engine.max_length)
         self._replicas = {name: handle.options(method_name="stream", stream=True) for name, handle in replicas.items()}
         self._watch = DrainWatch()
@@ -117,11 +120,13 @@ class Gateway:
         """Answer a conversation."""
         body = read_body(await raw_body(request, self._config.max_body_bytes), ChatRequest, models=self._adapters)
         self._check_length(sum(len(str(turn.get("content") or "")) for turn in body.turns), "messages")
+        box = body.toolbox(self._convention)
         try:
-            prompt = await asyncio.to_thread(self._tokenizer.encode_chat, body.turns)
+            prompt = await asyncio.to_thread(self._tokenizer.encode_chat, body.turns, **body.template_variables)
         except ValueError as error:
             raise ApiError(400, str(error), param="messages") from None
-        return await self._respond(body, token_prompts([prompt], self._tokenizer.encode, self._vocab_size), "chatcmpl", visit_of(request))
+        prompts = token_prompts([prompt], self._tokenizer.encode, self._vocab_size)
+        return await self._respond(body, prompts, "chatcmpl", visit_of(request), box)
 
     def journal(self) -> list[dict[str, Any]]:
         """Where the latest streams stayed and stay (serve.relay.Stay as plain data); for operators, through a Serve handle."""
@@ -139,12 +144,15 @@ class Gateway:
         card = {"id": name, "object": "model", "created": self._created, "owned_by": "sterna", "max_model_len": self._max_length}
         return {**card, "parent": self._name} if self._adapters[name] else card
 
-    async def _respond(self, body: CompletionRequest | ChatRequest, prompts: list[tuple[int, ...]], kind: str, visit: Visit) -> Response:
+    async def _respond(
+        self, body: CompletionRequest | ChatRequest, prompts: list[tuple[int, ...]], kind: str, visit: Visit, box: Toolbox | None = None
+    ) -> Response:
         name = f"{kind}-{secrets.token_hex(12)}"
         adapter, seed = self._adapters[body.model], secrets.randbits(63)
-        requests = engine_requests(body, prompts, request_id=name, seed=seed, max_length=self._max_length, adapter=adapter)
+        held = body.held(box) if isinstance(body, ChatRequest) else None
+        requests = engine_requests(body, prompts, request_id=name, seed=seed, max_length=self._max_length, adapter=adapter, held=held)
         records = [Record(request) for request in visit.admit(requests)]
-        run = Run(Answer(body, name, int(time.time()), self._tokenizer.token_text, records))
+        run = Run(Answer(body, name, int(time.time()), self._tokenizer.token_text, records, box))
         # Each choice in a context of its own: within one HTTP request's context Serve gives all calls the same id, and mixes them up.
         run.tasks = [asyncio.create_task(self._drive(run, index, visit), context=Context()) for index in range(len(records))]
         handed_on = False

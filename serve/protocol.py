@@ -170,19 +170,26 @@ def check_model(name: str, models: Collection[str]) -> None:
 
 
 _TAGS = ("str", "int", "float", "bool")  # what pydantic adds to the path for the branches of a union
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def _discriminator(error: Any) -> tuple[str, ...]:
+    """The field that tells the branches of a union apart, where it is that field that is wrong."""
+    return (error["ctx"]["discriminator"].strip("'"),) if error["type"].startswith("union_tag") else ()
 
 
 def _refusal(error: ValidationError) -> ApiError:
     # Each branch of a union has complained: the one that got furthest, and about more than the type, is the one that was meant.
-    first = max(error.errors(), key=lambda e: (len(e["loc"]), not e["type"].endswith("_type")))
+    first = max(error.errors(), key=lambda e: (len(e["loc"]) + len(_discriminator(e)), not e["type"].endswith("_type")))
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
-    param = ""
-    for part in first["loc"]:
+    param, before = "", None
+    for part in (*first["loc"], *_discriminator(first)):
         if isinstance(part, int):
             param += f"[{part}]"
-        elif part not in _TAGS and "[" not in part and not part.startswith("_"):
+        elif part not in _TAGS and "[" not in part and not part.startswith("_") and not (isinstance(before, int) and part in _ROLES):
             param += f".{part}" if param else part
+        before = part
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{param}: unknown field", param=param, code="unknown_parameter")

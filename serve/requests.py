@@ -6,7 +6,7 @@ the same tokens; what does not fit into the context is refused here. Price: none
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve.chat import ChatRequest
@@ -36,11 +36,12 @@ def engine_requests(
     seed: int,
     max_length: int,
     adapter: str = "",
+    held: Mapping[str, Any] | None = None,
 ) -> list[Request]:
     """One engine request per choice, in OpenAI's order (every choice of the first prompt first).
 
-    `seed` is used where the client gave none. Raises ApiError 400 (`context_length_exceeded`) where prompt and answer do
-    not fit into `max_length` tokens.
+    `seed` is used where the client gave none; `held` says what the answer is held to, if not the body alone. Raises
+    ApiError 400 (`context_length_exceeded`) where prompt and answer do not fit into `max_length` tokens.
     """
     choices = body.num_computed
     if choices * len(prompts) > MAX_CHOICES:
@@ -50,7 +51,7 @@ def engine_requests(
         Request(
             id=f"{request_id}-{p * choices + c}",
             prompt=prompt,
-            sampling=_sampling(body, prompt, seed, max_length),
+            sampling=_sampling(body, prompt, seed, max_length, body.grammar if held is None else held),
             choice=c,
             adapter=adapter,
             client=body.client,
@@ -60,7 +61,9 @@ def engine_requests(
     ]
 
 
-def _sampling(body: CompletionRequest | ChatRequest, prompt: tuple[int, ...], seed: int, max_length: int) -> Sampling:
+def _sampling(
+    body: CompletionRequest | ChatRequest, prompt: tuple[int, ...], seed: int, max_length: int, held: Mapping[str, Any]
+) -> Sampling:
     room = max_length - len(prompt)
     wanted = body.limit if body.limit is not None else max(room, 1)
     if wanted > room:
@@ -87,7 +90,7 @@ def _sampling(body: CompletionRequest | ChatRequest, prompt: tuple[int, ...], se
         "stop_token_ids": body.stop_token_ids,
         "ignore_eos": body.ignore_eos,
         "logprobs": 0 if compares and body.num_logprobs is None else body.num_logprobs,
-        **body.grammar,
+        **held,
     }
     try:
         return Sampling(**{name: value for name, value in fields.items() if value is not None})

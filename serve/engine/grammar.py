@@ -35,6 +35,8 @@ _MAX_FORCED = 4096
 _MAX_WHITESPACE = 32
 """Characters of white space between two elements of JSON: enough for indentation, and an end to a model that likes line breaks."""
 
+_ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|.)")
+
 
 class Guide:
     """Where one text stands in its grammar."""
@@ -168,7 +170,7 @@ def _tags(text: str) -> str:
     import xgrammar
 
     try:
-        return str(xgrammar.Grammar.from_structural_tag(_with_grammars(json.loads(text))))
+        return _written(xgrammar.Grammar.from_structural_tag(_with_grammars(json.loads(text))))
     except (ValidationError, json.JSONDecodeError, TypeError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"structural_tag: cannot be read ({reason}); give one as XGrammar's documentation has them") from None
@@ -190,8 +192,13 @@ def _json_grammar(schema: str) -> str:
     import xgrammar
 
     checked_schema(schema)
-    rules = str(xgrammar.Grammar.from_json_schema(schema, max_whitespace_cnt=_MAX_WHITESPACE))
+    rules = _written(xgrammar.Grammar.from_json_schema(schema, max_whitespace_cnt=_MAX_WHITESPACE))
     return rules.replace(r"[^\"\\\r\n]", r"[^\0-\x1f\"\\]")
+
+
+def _written(grammar: Any) -> str:
+    r"""A grammar as EBNF that reads as it was: xgrammar writes ó as \xf3, and would read \xf3d, where a d follows, as one character."""
+    return _ESCAPE.sub(lambda found: found[0] if found[1] is None else f"\\u00{found[1]}", str(grammar))
 
 
 def _compiler(tokenizer: Tokenizer, vocab_size: int) -> tuple[Any, frozenset[int]]:

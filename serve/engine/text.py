@@ -228,6 +228,15 @@ class Tokenizer:
         return None if found is None else int(found)
 
     @property
+    def template(self) -> str | None:
+        """The chat template, in Jinja."""
+        return self._template
+
+    def is_special(self, mark: str) -> bool:
+        """Whether a text holds special tokens."""
+        return any(added.special and added.content in mark for added in self._fast.get_added_tokens_decoder().values())
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether the folder says how a conversation is written."""
         return self._template is not None
@@ -261,7 +270,7 @@ class Tokenizer:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals["raise_exception"] = refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+        environment.filters["tojson"] = _to_json
         return environment.from_string(self._template or "")
 
 
@@ -274,6 +283,11 @@ class _Everything:
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones included."""
         return str(self._fast.decode(list(tokens), skip_special_tokens=False))
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
+    """What templates call tojson: JSON that is not escaped for HTML, as in transformers."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _one_by_one(decoding: Sequence[Mapping[str, Any]]) -> bool:

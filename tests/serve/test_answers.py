@@ -28,7 +28,7 @@ def answered(kind: type, **fields: object) -> tuple[Answer, list[dict]]:
             if (chunk := answer.add(index, piece)) is not None:
                 chunks.append(chunk)
         record.take(attempt, Done(Tokens(3, (), 2, ""), "length", 1, 4, 3))
-        chunks.append(answer.closing(index))
+        chunks += answer.closing(index)
     return answer, chunks
 
 

@@ -30,7 +30,7 @@ SCHEMA: dict[str, Any] = {
     "properties": {
         "name": {"type": "string", "maxLength": 5},
         "count": {"type": "integer", "minimum": 0, "maximum": 99},
-        "tags": {"type": "array", "items": {"enum": ["red", "naïve", "日本🐦"]}, "maxItems": 2},
+        "tags": {"type": "array", "items": {"enum": ["red", "naïve", "Łódź", "日本🐦"]}, "maxItems": 2},
     },
     "required": ["name", "count", "tags"],
     "additionalProperties": False,
