@@ -22,6 +22,7 @@ from fastapi import Request
 from ray.serve.handle import DeploymentHandle
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from cluster.bulletin import Poster
 from cluster.preemption import DrainWatch
 from serve.admission import Admission, Limits, Visit
 from serve.answers import Answer
@@ -34,13 +35,15 @@ from serve.engine.text import Tokenizer
 from serve.events import Run, events, next_news, whole
 from serve.folder import model_folder
 from serve.guard import Guard, visit_of
+from serve.handles import Handles
 from serve.keys import ApiKey
+from serve.load import GATEWAYS, report
 from serve.metrics import PATIENCE_S, GatewayMetrics, answers, page
 from serve.migrate import Fresh, Record
 from serve.protocol import ApiError, check_model, read_body
-from serve.relay import Journal, Source, follow
+from serve.relay import Journal, follow
 from serve.requests import engine_requests, token_prompts
-from serve.router import BOARD, Place
+from serve.router import BOARD, Wanted, prefixes
 from serve.tools import Toolbox
 from serve.web import api, raw_body
 
@@ -62,15 +65,16 @@ class Gateway:
         self._tokenizer = Tokenizer(folder)
         self._convention = convention_of(self._tokenizer.template, self._tokenizer.is_special)
         self._max_length, self._vocab_size = _limits(folder, config.engine.max_length)
-        self._replicas = {name: handle.options(method_name="stream", stream=True) for name, handle in replicas.items()}
+        self._replicas = Handles(replicas)
         self._watch = DrainWatch()
         BOARD.draining = lambda: self._watch.nodes
-        self._journal = Journal()
         self._engines = list(replicas.values())
         self.metrics = GatewayMetrics()
+        self._journal = Journal(self.metrics.moved)
         limits = Limits(max_queue=config.max_queue, max_ttft_s=config.max_ttft_s, num_gateways=config.gateways)
         self.admission = Admission(keys, limits, slots=self._num_slots, clock=time.monotonic, observer=self.metrics)
         self.metrics.watch(self.admission)
+        self._poster = Poster(GATEWAYS, ray.serve.get_replica_context().replica_id.unique_id, self._report)
 
     @api.get("/health")
     async def health(self) -> Response:
@@ -175,10 +179,12 @@ class Gateway:
             if fresh.tokens:
                 visit.heard(index, len(fresh.tokens))
 
-        config = self._config
+        config, record = self._config, run.answer.records[index]
         try:
             async with asyncio.timeout(config.max_request_s):
-                await follow(run.answer.records[index], BOARD, self._open, send, journal=self._journal, max_wait_s=config.max_wait_s)
+                await follow(
+                    record, BOARD, self._replicas, send, journal=self._journal, max_wait_s=config.max_wait_s, wanted=self._wanted(record)
+                )
         except ApiError as error:
             run.news.put_nowait((index, error))
         except TimeoutError:
@@ -191,14 +197,17 @@ class Gateway:
             visit.ended(index)
             run.news.put_nowait((index, None))
 
+    def _report(self) -> dict[str, Any]:
+        return report(self.admission, self.metrics.num_tokens, self.metrics.num_overloaded)
+
+    def _wanted(self, record: Record) -> Wanted:
+        asked = record.request
+        return Wanted(prefixes(asked.prompt, self._config.engine.block_size, tenant=asked.tenant, adapter=asked.adapter))
+
     def _num_slots(self) -> int:
         """Streams that the replicas on staying nodes run at once."""
         draining = BOARD.draining()
         return self._config.engine.max_sequences * sum(place.node_id not in draining for place in BOARD.places())
-
-    def _open(self, place: Place, request: Any, num_chars: int) -> Source:
-        source: Source = self._replicas[place.deployment].remote(request, num_chars, replica_id=place.replica_id)
-        return source
 
 
 def _limits(folder: Path, max_length: int | None) -> tuple[int, int]:

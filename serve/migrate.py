@@ -8,6 +8,7 @@ Price: one record per choice, as long as its answer. After: dynamo's `migration.
 the same request further along), which leaves out n > 1 and what a frame repeats.
 
     source ── Tokens(start=7, …) ─> record ── Fresh: what the client has not seen yet
+              Leaving                         nothing: the source goes on, and a place elsewhere is prepared (serve/relay.py)
               Moved | lost          └──────── resume: the request to continue with, on the next attempt
               Done(…)               └──────── finished
 """
@@ -20,7 +21,7 @@ from typing import Any
 from serve.engine.request import Request
 from serve.engine.snapshot import Snapshot
 
-__all__ = ["Begun", "Done", "Frame", "Fresh", "Moved", "Record", "Refused", "Tokens"]
+__all__ = ["Begun", "Done", "Frame", "Fresh", "Leaving", "Moved", "Offer", "Pulled", "Record", "Refused", "Standing", "Tokens"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class Tokens:
     text: str
     logprobs: tuple[Any, ...] | None = None
     """One entry per token, if the request asks for log probabilities."""
+    num_computed: int = 0
+    """How many of the tokens that the request came with the source has computed (the others it had in its cache, or was given)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,51 @@ class Done:
     num_cached_tokens: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Where a destination finds a stream that leaves, to take its KV over."""
+
+    source: Any
+    """What reaches the source's process from another replica's (an actor handle), whether or not Serve still sends requests there."""
+    replica_id: str
+    stream: str
+    """The stream's name at the source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A stream as it stands at its source."""
+
+    hashes: tuple[bytes, ...]
+    """Of its full computed blocks, first to last."""
+    num_tokens: int
+    """Tokens known: the prompt and what was emitted."""
+    num_leaving: int
+    """Streams that the source still has, this one included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """The source's machine goes away; it goes on with this stream until somebody takes it over, or the time is up."""
+
+    deadline_s: float
+    """When the machine is gone: unix seconds, `math.inf` if nobody knows."""
+    offer: Offer
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """What a destination has taken over; the source has given the stream up, or is gone."""
+
+    how: str
+    """kv: its blocks are here. recompute: they are not, by choice. crash: the source was lost meanwhile."""
+    reason: str
+    num_bytes: int = 0
+    stages: int = 0
+    """Rounds of copying, the last one included."""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +120,7 @@ class Refused:
     message: str
 
 
-Frame = Begun | Tokens | Done | Moved | Refused
+Frame = Begun | Tokens | Done | Leaving | Moved | Refused
 
 
 @dataclass(frozen=True, slots=True)

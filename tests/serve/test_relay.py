@@ -10,7 +10,7 @@ from serve.engine.request import Request, Sampling
 from serve.migrate import Begun, Done, Fresh, Moved, Record, Refused, Tokens
 from serve.protocol import ApiError
 from serve.relay import Journal, follow
-from serve.router import Choice, Place
+from serve.router import Choice, Place, Wanted
 
 ANSWER = tuple(range(10, 30))
 
@@ -21,7 +21,7 @@ class Script:
     def __init__(self, *acts: Callable[[Request, int], AsyncIterator[Any]]) -> None:
         self.acts, self.opened, self.cancelled, self.suspects = list(acts), [], 0, []
 
-    def open(self, place: Place, request: Request, num_chars: int) -> Any:
+    def open(self, place: Place, request: Request, num_chars: int, ticket: str) -> Any:
         self.opened.append(request)
         script, frames = self, self.acts.pop(0)(request, num_chars)
 
@@ -34,7 +34,7 @@ class Script:
 
         return Source()
 
-    async def place(self, max_wait_s: float) -> Choice | None:
+    async def place(self, max_wait_s: float, wanted: Wanted) -> Choice | None:
         return Choice(Place("spot", f"r{len(self.opened)}", "n", 0, 8), "a test") if self.acts else None
 
     def leave(self, replica_id: str) -> None:
@@ -74,7 +74,7 @@ def run(script: Script) -> tuple[list[int], Record, Journal]:
     def send(fresh: Fresh) -> None:
         heard.extend(fresh.tokens)
 
-    asyncio.run(follow(record, script, script.open, send, journal=journal, max_wait_s=0.01))
+    asyncio.run(follow(record, script, script, send, journal=journal, max_wait_s=0.01))
     return heard, record, journal
 
 
@@ -143,7 +143,7 @@ def test_a_client_that_leaves_cancels_its_source() -> None:
 
     async def scenario() -> Journal:
         journal, record = Journal(), Record(Request(id="r", prompt=(1,), sampling=Sampling(seed=1)))
-        task = asyncio.create_task(follow(record, script, script.open, lambda _: None, journal=journal, max_wait_s=1))
+        task = asyncio.create_task(follow(record, script, script, lambda _: None, journal=journal, max_wait_s=1))
         while not record.tokens:
             await asyncio.sleep(0)
         task.cancel()

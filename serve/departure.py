@@ -1,0 +1,132 @@
+"""A stream's way out of a replica that leaves: while it goes on there, a place elsewhere is found and takes its KV over.
+
+Promise: `outcome` says where the stream goes on and how it comes there, in every case: with its KV; with notice but without KV; after a
+crash, at the place that was being prepared and with the blocks that had come; or nowhere in particular (the next free place). No place
+is kept that is not used. While there is no free place the source goes on until its deadline. Price: one task per stream that leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+from serve.migrate import Leaving, Offer, Pulled
+from serve.router import Choice, Place, Wanted
+
+__all__ = ["NEW", "Arrival", "Departure", "Places", "Pulls"]
+
+FAREWELL_S = 2.0
+"""A source whose stream has been taken over says so within this time, or is not waited for."""
+PULL_S = 5.0
+"""How long a destination may take to say that it has all, once the source has given the stream up."""
+_log = logging.getLogger(__name__)
+
+
+class Places(Protocol):
+    """Who has room (serve.router.Board)."""
+
+    async def place(self, max_wait_s: float, wanted: Wanted) -> Choice | None:
+        """A place for one stream, or None if there is none in time."""
+
+    def leave(self, replica_id: str) -> None:
+        """The stream is not there any more."""
+
+    def suspect(self, replica_id: str) -> None:
+        """This replica has let a stream down: none there for a while."""
+
+
+class Pulls(Protocol):
+    """The replicas as destinations."""
+
+    async def pull(self, place: Place, offer: Offer, ticket: str, left_s: float) -> Pulled:
+        """Have the stream taken over there. Raises whatever ends a replica."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """How a stream comes to its next place."""
+
+    pulled: Pulled
+    choice: Choice | None = None
+    """Where, if that is settled."""
+    ticket: str = ""
+    """What its KV is kept under there."""
+
+
+NEW = Arrival(Pulled("new", ""))
+"""A stream that has been nowhere yet."""
+
+
+class Departure:
+    """Of one stream from one replica; nothing happens until it begins."""
+
+    def __init__(self, places: Places, pulls: Pulls, wanted: Wanted, ticket: str) -> None:
+        self._places, self._pulls, self._wanted, self._ticket = places, pulls, wanted, ticket
+        self._task: asyncio.Task[None] | None = None
+        self._choice: Choice | None = None  # a place that is kept for the stream
+        self._pulled: Pulled | None = None
+        self._limit: asyncio.Timeout | None = None
+
+    def begin(self, leaving: Leaving) -> None:
+        """The source says that it leaves; a second time changes nothing."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._take_over(leaving))
+
+    def bound(self, limit: asyncio.Timeout | None) -> None:
+        """Let this wait for the source end soon after the destination has all: the source should have said so by then."""
+        self._limit = limit
+        if limit is not None and self._pulled is not None and not limit.expired():
+            limit.reschedule(asyncio.get_running_loop().time() + FAREWELL_S)
+
+    async def outcome(self, end: str) -> Arrival:
+        """Where to go on, after the source's stream ended: moved, lost or done."""
+        if self._task is None:
+            return Arrival(Pulled("crash", "its source was lost") if end == "lost" else Pulled("bounce", "its source takes nothing new"))
+        if end == "moved" and self._choice is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PULL_S):
+                    await asyncio.shield(self._task)
+            if self._choice is not None and self._pulled is None:
+                self._places.suspect(self._choice.place.replica_id)
+                self._give_back()
+        choice, self._choice = self._choice, None
+        self._task.cancel()
+        if choice is None:
+            how = "crash" if end == "lost" else "recompute"
+            return Arrival(Pulled(how, "no place took it over before its source had gone"))
+        lost = Pulled("crash", "its source was lost while it was taken over")
+        return Arrival(self._pulled or lost, choice, self._ticket)
+
+    def close(self) -> None:
+        """Stop; a place that was not used is free again."""
+        if self._task is not None:
+            self._task.cancel()
+        self._give_back()
+
+    async def _take_over(self, leaving: Leaving) -> None:
+        while (left_s := leaving.deadline_s - time.time()) > 0.0:
+            self._choice = await self._places.place(left_s, self._wanted)
+            if self._choice is None:
+                return
+            place = self._choice.place
+            try:
+                pulled = await self._pulls.pull(place, leaving.offer, self._ticket, leaving.deadline_s - time.time())
+            except Exception as error:  # whatever ends a destination is the same: another is found
+                _log.warning(
+                    "%s: %s takes nothing over: %s", self._ticket, place.replica_id, f"{type(error).__name__}: {error}".split("\n")[0]
+                )
+                self._places.suspect(place.replica_id)
+                self._give_back()
+                continue
+            self._pulled = pulled
+            self.bound(self._limit)
+            return
+
+    def _give_back(self) -> None:
+        if self._choice is not None:
+            self._places.leave(self._choice.place.replica_id)
+            self._choice = None

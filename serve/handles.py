@@ -1,0 +1,36 @@
+"""The engines as a gateway sees them through Ray Serve: streams opened and taken over at the replica that was chosen.
+
+Promise: a call goes to the replica it names, or, for a stream, to another that has room if that one has just gone. Price: Serve's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from ray.serve.handle import DeploymentHandle
+
+from serve.engine.request import Request
+from serve.migrate import Offer, Pulled
+from serve.relay import Source
+from serve.router import Place
+
+__all__ = ["Handles"]
+
+
+class Handles:
+    """One handle per deployment of engines (serve.relay.Replicas)."""
+
+    def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
+        self._streams = {name: handle.options(method_name="stream", stream=True) for name, handle in handles.items()}
+        self._pulls = {name: handle.options(method_name="pull") for name, handle in handles.items()}
+
+    def open(self, place: Place, request: Request, num_chars: int, ticket: str) -> Source:
+        """See `serve.relay.Replicas.open`."""
+        source: Any = self._streams[place.deployment].remote(request, num_chars, replica_id=place.replica_id, ticket=ticket)
+        return cast(Source, source)
+
+    async def pull(self, place: Place, offer: Offer, ticket: str, left_s: float) -> Pulled:
+        """See `serve.departure.Pulls.pull`."""
+        pulled: Pulled = await self._pulls[place.deployment].remote(offer, ticket, left_s, replica_id=place.replica_id)
+        return pulled
