@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 import ray
 import ray.serve
-from ray.serve.config import HTTPOptions, RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions, RequestRouterConfig
 from ray.serve.schema import ApplicationStatus
 
 from cluster.console import say
@@ -36,8 +36,10 @@ from serve.config import ServeConfig
 from serve.folder import adapter_folder, model_folder
 from serve.gateway import Ingress
 from serve.keys import read_keys
+from serve.policy_settings import policy_settings
 from serve.replica import EngineReplica
 from serve.request_router import ChosenReplica
+from serve.serve_policy import SpotPolicy
 
 __all__ = ["APP", "application", "build", "deployed", "quiet_ray", "free_port", "running", "serve"]
 
@@ -79,7 +81,7 @@ def application(config: ServeConfig) -> ray.serve.Application:
     config = deployed(config)
     keys = read_keys(config.api_keys, os.environ) if config.api_keys else ()  # from here on their digests only
     kinds = {"spot": (config.spot_replicas, "!on-demand"), "on_demand": (config.on_demand_replicas, "!spot")}
-    replicas = {name: _replicas(config, name, count, market) for name, (count, market) in kinds.items() if count}
+    replicas = {name: _replicas(config, name, count, market) for name, (count, market) in kinds.items() if count or config.autoscaling}
     gateway = ray.serve.deployment(Ingress).options(
         name="gateway",
         num_replicas=config.gateways,
@@ -89,7 +91,8 @@ def application(config: ServeConfig) -> ray.serve.Application:
         graceful_shutdown_wait_loop_s=0.2,
         logging_config={"enable_access_log": False},
     )
-    return gateway.bind(config, replicas, keys)
+    same = replace(config, spot_replicas=0, on_demand_replicas=1)  # how many there are is no reason to replace a gateway
+    return gateway.bind(same, replicas, keys)
 
 
 def deployed(config: ServeConfig) -> ServeConfig:
@@ -113,7 +116,7 @@ def _replicas(config: ServeConfig, name: str, count: int, market: str) -> ray.se
     resources = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica}
     deployment = ray.serve.deployment(EngineReplica).options(
         name=name,
-        num_replicas=count,
+        **_count(config, count),
         max_ongoing_requests=config.max_streams,
         ray_actor_options={**resources, "label_selector": {MARKET: market}},
         request_router_config=RequestRouterConfig(request_router_class=ChosenReplica),
@@ -123,6 +126,19 @@ def _replicas(config: ServeConfig, name: str, count: int, market: str) -> ray.se
         logging_config={"enable_access_log": False},
     )
     return deployment.bind(config.model, config.engine, config.frame_s)
+
+
+def _count(config: ServeConfig, count: int) -> dict[str, Any]:
+    """A fixed number of replicas, or the policy that sets it; its own bounds are the policy's, and its waits are ours."""
+    if not config.autoscaling:
+        return {"num_replicas": count}
+    policy = AutoscalingPolicy(policy_function=SpotPolicy, policy_kwargs={"settings": policy_settings(config)})
+    most = max(1, count, 2 * config.autoscale.max_replicas)  # twice: replicas are kept in reserve, too
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=0, initial_replicas=count, max_replicas=most, upscale_delay_s=0, downscale_delay_s=0, policy=policy
+        )
+    }
 
 
 @contextmanager

@@ -6,6 +6,8 @@ Price: none.
 
 from __future__ import annotations
 
+from cluster.autoscale import AutoscaleSettings
+from cluster.placement import PlacementSettings
 from cluster.settings import settings
 from serve.engine.config import EngineConfig
 
@@ -28,6 +30,15 @@ class ServeConfig:
     """Engine replicas on spot nodes (Ray label ray.io/market-type=spot; a node without the label counts as either kind)."""
     on_demand_replicas: int = 1
     """Engine replicas on nodes that stay: a floor that serves on while spot nodes come and go."""
+    autoscaling: bool = False
+    """Whether the two counts follow the load and the spot market (they are then the counts to start with); without it they stay."""
+    autoscale: AutoscaleSettings = AutoscaleSettings()
+    """With autoscaling: how many replicas the load needs."""
+    placement: PlacementSettings = PlacementSettings()
+    """With autoscaling: how they are split between spot and on-demand machines."""
+    cluster: str = ""
+    """With autoscaling: a file for `ray up` whose node types Ray's autoscaler is asked for by name; without one Ray sees only that
+    replicas have no room, and chooses the machines itself."""
     cpus_per_replica: float = 1.0
     """CPU cores set aside for a replica, and the engine's threads unless engine.num_threads says otherwise."""
     gpus_per_replica: float = 0.0
@@ -64,7 +75,8 @@ class ServeConfig:
             raise ValueError("model: is empty; name the folder of a model")
         if not 0 < self.port < 65536:
             raise ValueError(f"port: {self.port} is not a port; use 1 to 65535")
-        if self.spot_replicas < 0 or self.on_demand_replicas < 0 or self.spot_replicas + self.on_demand_replicas < 1:
+        fewest = 0 if self.autoscaling else 1
+        if self.spot_replicas < 0 or self.on_demand_replicas < 0 or self.spot_replicas + self.on_demand_replicas < fewest:
             raise ValueError("on_demand_replicas: there is no replica at all; ask for at least one, spot or on demand")
         for name in ("max_streams", "gateways", "max_body_bytes", "max_queue"):
             if getattr(self, name) < 1:

@@ -86,6 +86,16 @@ class GatewayMetrics:
         self._moves.labels(how).inc()
         self._resume.labels(how).observe(gap_s)
 
+    @property
+    def num_tokens(self) -> float:
+        """Tokens sent."""
+        return self.registry.get_sample_value("sterna_tokens_total") or 0.0
+
+    @property
+    def num_overloaded(self) -> float:
+        """Requests turned away for want of capacity."""
+        return sum(self.registry.get_sample_value("sterna_refused_total", {"reason": reason}) or 0.0 for reason in ("queue", "ttft"))
+
     def families(self) -> list[Metric]:
         """All of it as data that travels to another gateway."""
         return list(self.registry.collect())

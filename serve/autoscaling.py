@@ -1,0 +1,143 @@
+"""Drives Ray Serve's two deployments, and the nodes asked of Ray, by the spot policies.
+
+Promise: once a second one decision (serve/steward.py) is made from the gateways' and replicas' reports, the cluster's nodes, their
+drains and the launches that the cloud refused. Serve's autoscaler reads the replica counts; Ray's autoscaler is asked for
+machines of the planned node types; a machine that the plan gives back is drained, so its streams move before it goes. What cannot be
+observed or done is logged and tried again; until the first decision, counts stay as they are. `decisions` reads the log from anywhere.
+Price: a thread in Serve's controller. One such service per cluster: Ray's autoscaler keeps a single standing request.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.autoscaler.v2.sdk import request_cluster_resources
+
+from cluster.autoscale import AutoscaleSettings, Target
+from cluster.bulletin import Bulletin
+from cluster.census import census
+from cluster.machines import NodeType
+from cluster.market import MarketKind
+from cluster.placement import PlacementSettings
+from cluster.preemption import drain
+from cluster.settings import parse
+from serve.ground import DEPLOYMENTS, Ground
+from serve.load import GATEWAYS, REPLICAS, Window
+from serve.steward import Bundle, Decision, Sight, Steward
+
+__all__ = ["Autoscaling", "autoscaling", "decisions"]
+
+DECISIONS = "decision"
+INTERVAL_S = 1.0
+FRESH_S = 5.0
+"""A report older than this is from a process that is gone, or as good as gone."""
+FORSAKEN_S = 30.0
+"""Without a question from Serve for so long, the application has been deleted: the thread ends."""
+_NUM_LOGGED = 50
+_log = logging.getLogger("ray.serve")  # the controller's own log
+
+
+class Autoscaling:
+    """One application's thread in the controller."""
+
+    def __init__(self, app: str, settings: Mapping[str, Any]) -> None:
+        """`settings` is what `serve.app` hands to Serve as the policy's arguments."""
+        self.settings = settings
+        self._app, self._gcs_address = app, ray.get_runtime_context().gcs_address
+        self._steward = steward(settings)
+        self._wanted: dict[MarketKind, int] = {}
+        self._window, self._log = Window(), deque[dict[str, Any]](maxlen=_NUM_LOGGED)
+        self._decision: Decision | None = None
+        self._doomed: tuple[str, ...] = ()
+        self._asked_s, self._closed = time.monotonic(), threading.Event()
+        threading.Thread(target=self._run, name="autoscaling", daemon=True).start()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended."""
+        return self._closed.is_set()
+
+    def replicas(self, market: MarketKind, now: int) -> int:
+        """Serve's question: how many replicas on this market; `now` is its present target."""
+        self._asked_s = time.monotonic()
+        self._wanted[market] = now
+        return now if self._decision is None or self.closed else self._decision.replicas[market]
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+
+    def _run(self) -> None:
+        bulletin = Bulletin(self._gcs_address)
+        while not self._closed.wait(INTERVAL_S):
+            if time.monotonic() - self._asked_s > FORSAKEN_S:
+                self.close()
+                self._ask(())
+                return
+            try:
+                self._step(bulletin)
+            except Exception:  # Ray's RPC errors have no common type, and a service is not to stand still for one of them
+                _log.exception("no decision on replicas for now; the counts stay")
+
+    def _step(self, bulletin: Bulletin) -> None:
+        if not (gateways := bulletin.read(GATEWAYS, max_age_s=FRESH_S)):
+            return  # nobody has looked at the load yet
+        self._window.add(gateways)
+        if self._decision is None:  # by now every deployment has asked
+            self._steward.target = Target(sum(self._wanted.values()))
+        now_s, running = time.time(), bulletin.read(REPLICAS, max_age_s=FRESH_S)
+        sight = Sight(now_s, self._window.load(), census(self._gcs_address), running, self._wanted)
+        before, self._decision = self._decision, self._steward.decide(sight)
+        if self._decision.differs(before):
+            self._tell(bulletin, self._decision)
+        if before is None or before.bundles != self._decision.bundles:
+            self._ask(self._decision.bundles)
+        for node in self._doomed:  # decided a look ago: by now Serve's targets are down, and it starts no replacement
+            drain(node, "given back: " + "; ".join(self._decision.reasons), None, gcs_address=self._gcs_address)
+        self._doomed = self._decision.give_back
+
+    def _ask(self, bundles: tuple[Bundle, ...]) -> None:
+        """Replace Ray's standing request for machines."""
+        if not self._steward.ground.types:
+            return
+        wishes = [{"resources": dict(b.resources), "label_selector": dict(b.labels)} for b in bundles for _ in range(b.count)]
+        request_cluster_resources(self._gcs_address, wishes)
+
+    def _tell(self, bulletin: Bulletin, decision: Decision) -> None:
+        self._log.append(decision.note())
+        _log.info("replicas: %s, because %s", dict(decision.replicas), "; ".join(decision.reasons))
+        bulletin.post(DECISIONS, self._app, {"decisions": list(self._log)})
+
+
+def steward(settings: Mapping[str, Any]) -> Steward:
+    """The steward that a policy's arguments (plain JSON data) describe, with nothing to serve yet."""
+    types = tuple(NodeType(**kind) for kind in settings["types"])
+    ground = Ground(types, settings["zone"], settings["cpus"], settings["gpus"], settings["prices"])
+    scale = parse(AutoscaleSettings, settings["autoscale"], where="autoscale")
+    return Steward(ground, scale, parse(PlacementSettings, settings["placement"], where="placement"), Target(0))
+
+
+def decisions(app: str, gcs_address: str | None = None) -> list[dict[str, Any]]:
+    """The latest decisions of an application, oldest first (serve.steward.Decision.note), from any process of the cluster."""
+    found: list[dict[str, Any]] = Bulletin(gcs_address).read(DECISIONS).get(app, {}).get("decisions", [])
+    return found
+
+
+_RUNNING: dict[str, Autoscaling] = {}
+
+
+def autoscaling(app: str, settings: Mapping[str, Any], deployment: str, now: int) -> int:
+    """Serve's question for one deployment: how many replicas; the first one starts the thread, other settings replace it."""
+    market = DEPLOYMENTS[deployment]
+    mine = _RUNNING.get(app)
+    if mine is None or mine.closed or mine.settings != settings:
+        if mine is not None:
+            mine.close()
+        mine = _RUNNING[app] = Autoscaling(app, settings)
+    return mine.replicas(market, now)

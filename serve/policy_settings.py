@@ -1,0 +1,52 @@
+"""The spot policies' settings as plain data, with what the cluster file says of the machines that may be rented.
+
+Promise: everything the controller needs to decide, made once where the application is declared, so that the cluster file need not
+be on any other machine; a mistake in that file is one ValueError line. Price: one small file read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cluster.machines import node_types, zones
+from cluster.settings import as_dict
+from serve.config import ServeConfig
+
+__all__ = ["policy_settings"]
+
+
+def policy_settings(config: ServeConfig) -> dict[str, Any]:
+    """What serve.autoscaling takes: JSON-able, and equal for equal settings."""
+    document = _read(config.cluster) if config.cluster else {}
+    kinds = node_types(document, where=config.cluster) if document else ()
+    fitting = [kind for kind in kinds if kind.replicas(cpus=config.cpus_per_replica, gpus=config.gpus_per_replica)]
+    if document and not fitting:
+        raise ValueError(
+            f"{config.cluster}: none of its node types holds a replica ({config.cpus_per_replica:g} CPUs, "
+            f"{config.gpus_per_replica:g} GPUs); add one, or ask for less with cpus_per_replica or gpus_per_replica"
+        )
+    return {
+        "types": [asdict(kind) for kind in fitting],
+        "zone": zones(document)[0] if document else "local",
+        "prices": {},
+        "cpus": config.cpus_per_replica,
+        "gpus": config.gpus_per_replica,
+        "autoscale": as_dict(config.autoscale),
+        "placement": as_dict(config.placement),
+    }
+
+
+def _read(path: str) -> dict[str, Any]:
+    import yaml  # comes with Ray
+
+    try:
+        document = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"cluster: {path} cannot be read ({error.strerror}); name the file you give to `ray up`") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"cluster: {path} is not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"cluster: {path} is not a cluster file; name the file you give to `ray up`")
+    return document
