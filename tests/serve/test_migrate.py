@@ -1,10 +1,11 @@
 """The law of the stream: whatever its sources do, the client gets the undisturbed run, each token and character once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from serve.engine.request import Request, Sampling
 from serve.migrate import Begun, Done, Moved, Record, Tokens
@@ -91,6 +92,107 @@ def test_any_sources_give_the_undisturbed_run(answer: Answer, events: list[str],
     assert record.finish is not None
     assert sent == list(answer.tokens) == record.tokens
     assert text == answer.text
+
+
+@dataclass
+class Origin:
+    """A source in the middle of its work: it runs ahead of what has arrived, and may be told to leave, stop or die."""
+
+    attempt: int
+    at: int
+    """Tokens of the answer that it has computed."""
+    in_flight: list[Tokens | Done | Moved]
+    state: str = "runs"
+    """runs, leaves (and goes on), stopped (said its last) or dead."""
+
+
+class Migration(RuleBasedStateMachine):
+    """Any interleaving of an old and a new source: both run, frames are on their way from both, either leaves, stops or dies."""
+
+    @initialize(answer=answers)
+    def begin(self, answer: Answer) -> None:
+        self.answer, self.record = answer, Record(PROMPT)
+        self.sent: list[int] = []
+        self.text = ""
+        self.sources: list[Origin] = []
+
+    @precondition(lambda self: self.record.must_resume and self.record.finish is None)
+    @rule()
+    def resume(self) -> None:
+        attempt, request = self.record.resume()
+        assert request == replace(PROMPT, emitted=self.answer.tokens[: len(self.sent)])
+        assert self.record.num_chars == len(self.text)
+        self.sources = [*self.sources[-1:], Origin(attempt, len(request.emitted), [])]
+
+    @precondition(lambda self: any(s.state in ("runs", "leaves") for s in self.sources))
+    @rule(data=st.data(), count=st.integers(0, 3))
+    def compute(self, data: st.DataObject, count: int) -> None:
+        source = data.draw(st.sampled_from([s for s in self.sources if s.state in ("runs", "leaves")]))
+        end = min(source.at + count, len(self.answer.tokens))
+        part = self.answer.frame(source.at, end)
+        if end == len(self.answer.tokens):
+            source.in_flight.append(Done(part, "length"))
+            source.state = "stopped"
+        else:
+            source.in_flight.append(part)
+        source.at = end
+
+    @precondition(lambda self: any(s.state == "runs" for s in self.sources))
+    @rule()
+    def leave(self) -> None:
+        next(s for s in self.sources if s.state == "runs").state = "leaves"
+
+    @precondition(lambda self: any(s.state == "leaves" for s in self.sources))
+    @rule()
+    def last_stage(self) -> None:
+        source = next(s for s in self.sources if s.state == "leaves")
+        source.in_flight.append(Moved(None))
+        source.state = "stopped"
+
+    @precondition(lambda self: any(s.in_flight for s in self.sources))
+    @rule(data=st.data(), again=st.booleans())
+    def arrive(self, data: st.DataObject, again: bool) -> None:
+        source = data.draw(st.sampled_from([s for s in self.sources if s.in_flight]))
+        frame = source.in_flight.pop(0)
+        for _ in range(1 + again):
+            fresh = self.record.take(source.attempt, frame)
+            self.sent.extend(fresh.tokens)
+            self.text += fresh.text
+
+    @precondition(lambda self: any(s.state != "dead" for s in self.sources))
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        source = data.draw(st.sampled_from([s for s in self.sources if s.state != "dead"]))
+        source.state, source.in_flight = "dead", []  # what was on its way is lost with it, a last frame too
+        self.record.lost(source.attempt)
+
+    @precondition(lambda self: self.record.finish is not None)
+    @rule(attempt=st.integers(0, 5), frame=st.sampled_from([Moved(None), Done(Tokens(0, (), 0, ""), "stop"), Tokens(0, (25,), 0, "zz")]))
+    def say_more_after_the_end(self, attempt: int, frame: Tokens | Done | Moved) -> None:
+        assert not self.record.take(attempt, frame)
+
+    @invariant()
+    def what_was_sent_is_the_beginning_of_the_answer(self) -> None:
+        if hasattr(self, "record"):
+            assert tuple(self.sent) == self.answer.tokens[: len(self.sent)] == tuple(self.record.tokens)
+            assert self.answer.text.startswith(self.text)
+            assert self.record.finish is None or len(self.sent) == len(self.answer.tokens)
+
+    def teardown(self) -> None:
+        """After the trouble, quiet: one more source that stays is enough."""
+        if not hasattr(self, "record"):
+            return
+        for source in self.sources:
+            self.record.lost(source.attempt)
+        if self.record.finish is None:
+            attempt, request = self.record.resume()
+            for frame in self.answer.frames(len(request.emitted), []):
+                self.text += self.record.take(attempt, frame).text
+        assert self.record.finish is not None
+        assert (tuple(self.record.tokens), self.text) == (self.answer.tokens, self.answer.text)
+
+
+TestMigration = Migration.TestCase
 
 
 def test_a_frame_that_disagrees_is_not_believed() -> None:
