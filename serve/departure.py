@@ -83,7 +83,9 @@ class Departure:
             limit.reschedule(asyncio.get_running_loop().time() + FAREWELL_S)
 
     async def outcome(self, end: str) -> Arrival:
-        """Where to go on, after the source's stream ended: moved, lost or done."""
+        """Where to go on, after the source's stream ended: moved or lost (otherwise nowhere)."""
+        if end not in ("moved", "lost"):
+            return NEW
         if self._task is None:
             return Arrival(Pulled("crash", "its source was lost") if end == "lost" else Pulled("bounce", "its source takes nothing new"))
         if end == "moved" and self._choice is not None:

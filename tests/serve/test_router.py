@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.router import Board, Place, choose
+from serve.router import LEVELS, SLACK, Affinity, Board, Place, Wanted, choose, prefixes
 
 places = st.lists(
     st.builds(
@@ -31,6 +31,50 @@ def test_the_choice_is_the_least_loaded_place_that_stays(found: list[Place], dra
         assert choice.place in open_
         assert choice.place.load == min(p.load for p in open_)
         assert choice == choose(found, draining=draining, suspects=suspects)
+
+
+@given(places, st.sets(st.sampled_from(["n1", "n2", "n3"])), st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 5)))
+def test_the_longest_prefix_wins_among_places_about_as_loaded_as_the_least(
+    found: list[Place], draining: set[str], known: dict[str, int]
+) -> None:
+    open_ = [p for p in found if p.node_id not in draining and p.load < p.capacity]
+    choice = choose(found, draining=draining, match=lambda replica: known.get(replica, 0))
+    assert (choice is None) == (not open_)
+    if choice is not None:
+        least = min(p.load for p in open_)
+        longest = max(known.get(p.replica_id, 0) for p in open_ if p.load <= least + SLACK)
+        assert choice.place in open_
+        assert choice.place.load <= least + SLACK
+        assert known.get(choice.place.replica_id, 0) == longest
+        assert choice.reason.startswith("has the prefix") == (longest > 0)
+        assert longest or choice.place.load == least
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=300), st.integers(0, 300), st.integers(1, 8))
+def test_equal_beginnings_have_equal_digests_and_others_do_not(prompt: list[int], cut: int, block_size: int) -> None:
+    mine, other = prefixes(prompt, block_size), prefixes([*prompt[:cut], *([9] * 300)], block_size)
+    shared = sum(level * block_size <= min(cut, len(prompt)) for level in LEVELS)
+    assert mine[:shared] == other[:shared]
+    assert not set(mine[shared:]) & set(other[shared:])
+    assert not set(mine) & set(prefixes(prompt, block_size, tenant="another"))
+
+
+def test_an_adapter_is_a_prefix_of_its_own() -> None:
+    assert prefixes([1] * 8, 4) == prefixes([1] * 9, 4)
+    one, other = prefixes([1] * 3, 4, adapter="polite"), prefixes([1] * 3, 4, adapter="rude")
+    assert len(one) == 1
+    assert one != other
+
+
+def test_affinity_remembers_the_latest_prefixes_only() -> None:
+    affinity, wanted = Affinity(size=6), Wanted((b"1", b"2", b"4"))
+    affinity.remember(wanted, "a")
+    affinity.remember(Wanted((b"1", b"other")), "b")
+    assert [affinity.match(wanted, replica) for replica in "abc"] == [3, 1, 0]
+    affinity.remember(wanted, "c")  # "a" loses its oldest two
+    assert [affinity.match(wanted, replica) for replica in "abc"] == [3, 1, 3]
+    affinity.remember(wanted, "b")
+    assert [affinity.match(wanted, replica) for replica in "abc"] == [0, 3, 3]
 
 
 def test_of_equally_loaded_places_the_cheaper_deployment_is_chosen() -> None:
@@ -62,6 +106,22 @@ def test_streams_spread_and_a_full_board_makes_them_wait() -> None:
         assert (await asyncio.wait_for(waiting, 0.2)).place.replica_id == "b"
 
     asyncio.run(scenario())
+
+
+def test_requests_follow_their_prefix_until_its_place_is_busier_than_the_others() -> None:
+    class Wide(Replicas):
+        def places(self, streams: Counter[str]) -> list[Place]:
+            return [Place("spot", name, f"node-{name}", streams.get(name, 0), 99) for name in self.names]
+
+    async def scenario() -> list[str]:
+        board = Board()
+        board.register("spot", Wide("a", "b"))
+        mine, others = Wanted((b"mine",)), Wanted((b"others",))
+        first = (await board.place(0.1, mine)).place.replica_id
+        assert (await board.place(0.1, others)).place.replica_id != first
+        return [(await board.place(0.1, mine)).place.replica_id for _ in range(8)].count(first)
+
+    assert SLACK <= asyncio.run(scenario()) < 8
 
 
 def test_a_new_replica_wakes_those_who_wait() -> None:

@@ -1,0 +1,161 @@
+"""The way out: where a stream goes on in each case, and that no place is kept which nobody uses."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from serve.departure import NEW, Arrival, Departure
+from serve.migrate import Leaving, Offer, Pulled
+from serve.router import ANYWHERE, Choice, Place, Wanted
+
+OFFER = Offer(None, "source", "r#0")
+TAKEN = Pulled("kv", "it pays", 100, 2, 0.1)
+
+
+class World:
+    """Places given in turn, and what pulling there does."""
+
+    def __init__(self, *pulls: Callable[[], Awaitable[Pulled]]) -> None:
+        self.pulls, self.kept, self.suspects, self.asked = list(pulls), Counter(), [], []
+        self.free = asyncio.Event()
+        self.free.set()
+
+    async def place(self, max_wait_s: float, wanted: Wanted) -> Choice | None:
+        try:
+            async with asyncio.timeout(max_wait_s):
+                await self.free.wait()
+        except TimeoutError:
+            return None
+        name = f"r{len(self.asked)}"
+        self.asked.append(name)
+        self.kept[name] += 1
+        return Choice(Place("spot", name, "n", 0, 8), "a test")
+
+    def leave(self, replica_id: str) -> None:
+        self.kept[replica_id] -= 1
+
+    def suspect(self, replica_id: str) -> None:
+        self.suspects.append(replica_id)
+
+    async def pull(self, place: Place, offer: Offer, ticket: str, left_s: float) -> Pulled:
+        assert (offer, ticket) == (OFFER, "r@1")
+        return await self.pulls.pop(0)()
+
+
+async def done() -> Pulled:
+    return TAKEN
+
+
+async def dies() -> Pulled:
+    raise RuntimeError("the actor died")
+
+
+async def hangs() -> Pulled:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+def outcome(end: str, *pulls: Callable[[], Awaitable[Pulled]], free: bool = True, seconds: float = 60.0) -> tuple[Arrival, World]:
+    """Begin, let it work for a moment, end the source."""
+
+    async def scenario() -> tuple[Arrival, World]:
+        world = World(*pulls)
+        if not free:
+            world.free.clear()
+        departure = Departure(world, world, ANYWHERE, "r@1")
+        departure.begin(Leaving(time.time() + seconds, OFFER))
+        departure.begin(Leaving(time.time() + seconds, OFFER))
+        await asyncio.sleep(0.02)
+        arrival = await departure.outcome(end)
+        departure.close()
+        return arrival, world
+
+    arrival, world = asyncio.run(scenario())
+    assert +world.kept == ({arrival.choice.place.replica_id: 1} if arrival.choice else {})
+    return arrival, world
+
+
+def test_a_stream_that_was_taken_over_follows_its_kv() -> None:
+    for end in ("moved", "lost"):
+        arrival, world = outcome(end, done)
+        assert (arrival.pulled, arrival.ticket, arrival.choice.place.replica_id) == (TAKEN, "r@1", "r0")
+        assert world.asked == ["r0"]
+
+
+def test_a_stream_that_ends_meanwhile_keeps_no_place() -> None:
+    for pull in (hangs, done):
+        assert outcome("done", pull)[0] == NEW
+
+
+def test_a_destination_that_dies_is_suspected_and_another_is_found() -> None:
+    arrival, world = outcome("moved", dies, dies, done)
+    assert (arrival.pulled, arrival.choice.place.replica_id, world.suspects) == (TAKEN, "r2", ["r0", "r1"])
+
+
+def test_a_source_that_dies_meanwhile_leaves_the_place_and_the_ticket() -> None:
+    arrival, _ = outcome("lost", hangs)
+    assert (arrival.pulled.how, arrival.ticket, arrival.choice.place.replica_id) == ("crash", "r@1", "r0")
+
+
+def test_a_destination_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.departure.PULL_S", 0.02)
+    arrival, world = outcome("moved", hangs)
+    assert (arrival.pulled.how, arrival.choice, world.suspects) == ("recompute", None, ["r0"])
+
+
+@pytest.mark.parametrize(("end", "how"), [("moved", "recompute"), ("lost", "crash")])
+def test_without_a_place_the_record_is_enough(end: str, how: str) -> None:
+    arrival, world = outcome(end, free=False)
+    assert (arrival.pulled.how, arrival.choice, world.asked) == (how, None, [])
+    assert outcome(end, free=False, seconds=0.01)[0].pulled.how == how  # the deadline passed meanwhile
+
+
+@pytest.mark.parametrize(("end", "how"), [("moved", "bounce"), ("lost", "crash")])
+def test_without_notice(end: str, how: str) -> None:
+    async def scenario() -> Arrival:
+        departure = Departure(World(), World(), ANYWHERE, "r@1")
+        arrival = await departure.outcome(end)
+        departure.close()
+        return arrival
+
+    assert asyncio.run(scenario()).pulled.how == how
+
+
+def test_a_wait_for_the_source_ends_soon_after_it_was_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.departure.FAREWELL_S", 0.02)
+
+    async def scenario(*, before: bool) -> float:
+        world = World(done)
+        departure = Departure(world, world, ANYWHERE, "r@1")
+        departure.begin(Leaving(time.time() + 60, OFFER))
+        await asyncio.sleep(0.01 if before else 0)
+        began = time.monotonic()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(30.0) as limit:
+                departure.bound(limit)
+                await asyncio.Event().wait()
+        departure.bound(None)
+        departure.close()
+        return time.monotonic() - began
+
+    assert asyncio.run(scenario(before=True)) < 10.0
+    assert asyncio.run(scenario(before=False)) < 10.0
+
+
+def test_closing_frees_the_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> Any:
+        world = World(hangs)
+        departure = Departure(world, world, ANYWHERE, "r@1")
+        departure.begin(Leaving(time.time() + 60, OFFER))
+        await asyncio.sleep(0.01)
+        assert world.kept["r0"] == 1
+        departure.close()
+        departure.close()
+        return +world.kept
+
+    assert asyncio.run(scenario()) == {}
