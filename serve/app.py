@@ -35,6 +35,7 @@ from cluster.storage import absolute
 from serve.config import ServeConfig
 from serve.folder import adapter_folder, model_folder
 from serve.gateway import Ingress
+from serve.ground import MARKET_LABEL as MARKET
 from serve.keys import read_keys
 from serve.policy_settings import policy_settings
 from serve.replica import EngineReplica
@@ -45,13 +46,14 @@ __all__ = ["APP", "application", "build", "deployed", "quiet_ray", "free_port", 
 
 APP = "sterna"
 """The application's name in Ray Serve."""
-MARKET = "ray.io/market-type"
 ROLE = "sterna.io/role"
 GATEWAY_NODES: dict[str, Any] = {
     "label_selector": {MARKET: "!spot", ROLE: "gateway"},
     "fallback_strategy": [{"label_selector": {MARKET: "!spot"}}],
 }
 """Where a gateway goes: to a node kept for gateways, else to any that stays (a laptop, a cluster without labels)."""
+SELECTORS = {"spot": "!on-demand", "on_demand": "!spot"}
+"""By deployment, the market of its nodes; a node without the label satisfies either, so that a laptop can run both."""
 HEAD = "node:__internal_head__"
 """The resource by which Ray marks the head."""
 _POLL_S = 0.1
@@ -66,22 +68,27 @@ def free_port() -> int:
 
 def build(args: dict[str, Any]) -> ray.serve.Application:
     """For `serve run serve.app:build model=DIR engine.dtype=bfloat16 …`: the settings of ServeConfig, dots for nested ones."""
-    nested: dict[str, Any] = {}
+    return application(parse(ServeConfig, nested(args), where="serve.app:build"))
+
+
+def nested(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as tables: {"engine.dtype": "float64"} is {"engine": {"dtype": "float64"}}."""
+    tables: dict[str, Any] = {}
     for key, value in args.items():
         *path, last = key.split(".")
-        inner = nested
+        inner = tables
         for part in path:
             inner = inner.setdefault(part, {})
         inner[last] = value
-    return application(parse(ServeConfig, nested, where="serve.app:build"))
+    return tables
 
 
 def application(config: ServeConfig) -> ray.serve.Application:
     """The Serve application. ValueError if `config.model` is no model folder, or an adapter's no adapter's."""
     config = deployed(config)
     keys = read_keys(config.api_keys, os.environ) if config.api_keys else ()  # from here on their digests only
-    kinds = {"spot": (config.spot_replicas, "!on-demand"), "on_demand": (config.on_demand_replicas, "!spot")}
-    replicas = {name: _replicas(config, name, count, market) for name, (count, market) in kinds.items() if count or config.autoscaling}
+    counts = {"spot": config.spot_replicas, "on_demand": config.on_demand_replicas}
+    replicas = {name: _replicas(config, name, count) for name, count in counts.items() if count or config.autoscaling}
     gateway = ray.serve.deployment(Ingress).options(
         name="gateway",
         num_replicas=config.gateways,
@@ -111,14 +118,13 @@ def deployed(config: ServeConfig) -> ServeConfig:
     return replace(config, model=absolute(config.model), name=name, engine=engine)
 
 
-def _replicas(config: ServeConfig, name: str, count: int, market: str) -> ray.serve.Application:
-    """`market` is a selector that a node without the label satisfies too, so that a laptop can run either kind."""
+def _replicas(config: ServeConfig, name: str, count: int) -> ray.serve.Application:
     resources = {"num_cpus": config.cpus_per_replica, "num_gpus": config.gpus_per_replica}
     deployment = ray.serve.deployment(EngineReplica).options(
         name=name,
         **_count(config, count),
         max_ongoing_requests=config.max_streams,
-        ray_actor_options={**resources, "label_selector": {MARKET: market}},
+        ray_actor_options={**resources, "label_selector": {MARKET: SELECTORS[name]}},
         request_router_config=RequestRouterConfig(request_router_class=ChosenReplica),
         health_check_period_s=2,
         graceful_shutdown_timeout_s=20,  # a stream cut off then goes on elsewhere

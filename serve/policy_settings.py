@@ -42,7 +42,7 @@ def _read(path: str) -> dict[str, Any]:
     import yaml  # comes with Ray
 
     try:
-        document = yaml.safe_load(Path(path).read_text())
+        document = yaml.safe_load(Path(path).expanduser().read_text())
     except OSError as error:
         raise ValueError(f"cluster: {path} cannot be read ({error.strerror}); name the file you give to `ray up`") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

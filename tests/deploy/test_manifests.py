@@ -1,0 +1,120 @@
+"""The files that deploy a service: each is what its reader takes, and all of them mean the same labels."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from cluster.machines import node_types
+from cluster.settings import parse
+from serve.app import GATEWAY_NODES, MARKET, SELECTORS, nested
+from serve.config import ServeConfig
+from serve.ground import POOL_LABEL
+from serve.policy_settings import policy_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLE = "sterna.io/role"
+
+
+def load(name: str) -> Any:
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+CLUSTER, SERVE, KUBE = load("cluster.yaml"), load("deploy/serve.yaml"), load("deploy/rayservice.yaml")
+SERVE_ON_KUBE = yaml.safe_load(KUBE["spec"]["serveConfigV2"])
+
+
+def satisfied(labels: dict[str, str], selector: dict[str, str]) -> bool:
+    return all(labels.get(key) != value[1:] if value.startswith("!") else labels.get(key) == value for key, value in selector.items())
+
+
+def labels_of_types() -> dict[str, dict[str, str]]:
+    return {name: kind["labels"] for name, kind in CLUSTER["available_node_types"].items()}
+
+
+def labels_of_groups() -> dict[str, dict[str, str]]:
+    spec = KUBE["spec"]["rayClusterConfig"]
+    groups = {group["groupName"]: group["labels"] for group in spec["workerGroupSpecs"]}
+    return {"head": spec["headGroupSpec"]["labels"], **groups}
+
+
+@pytest.mark.parametrize("document", [SERVE, SERVE_ON_KUBE])
+def test_serve_takes_the_config_file_and_we_its_arguments(document: dict[str, Any]) -> None:
+    (app,) = ServeDeploySchema.model_validate(document).applications
+    assert (app.import_path, app.name, document["proxy_location"]) == ("serve.app:build", "sterna", "HeadOnly")
+    config = parse(ServeConfig, nested(app.args), where="test")
+    assert config.autoscaling
+    assert config.autoscale.max_replicas == 12
+
+
+def test_both_config_files_ask_for_the_same() -> None:
+    mine, theirs = ({k: v for k, v in d["applications"][0]["args"].items() if k != "cluster"} for d in (SERVE, SERVE_ON_KUBE))
+    assert mine == theirs
+
+
+def test_the_policies_are_told_the_node_types_of_the_cluster_file() -> None:
+    config = parse(ServeConfig, {**SERVE["applications"][0]["args"], "cluster": str(ROOT / "cluster.yaml")}, where="test")
+    told = policy_settings(config)
+    assert json.loads(json.dumps(told)) == told
+    assert {kind["name"] for kind in told["types"]} == {kind.name for kind in node_types(CLUSTER)}
+
+
+@pytest.mark.parametrize("labels", [labels_of_types(), labels_of_groups()], ids=["ray up", "KubeRay"])
+def test_each_deployment_has_machines_to_run_on_and_gateways_none_that_vanish(labels: dict[str, dict[str, str]]) -> None:
+    workers = {name: own for name, own in labels.items() if own[ROLE] == "worker"}
+    homes = {name: {kind for kind, own in workers.items() if satisfied(own, {MARKET: market})} for name, market in SELECTORS.items()}
+    assert homes["spot"]
+    assert homes["on_demand"]
+    assert homes["spot"] | homes["on_demand"] == set(workers)
+    assert not homes["spot"] & homes["on_demand"]
+    gateways = [name for name, own in labels.items() if satisfied(own, GATEWAY_NODES["label_selector"])]
+    assert gateways == ["gateway"]
+    assert all(own[POOL_LABEL] == name for name, own in workers.items()), "machines of one type can be asked for by name"
+
+
+def test_a_type_is_labelled_spot_if_and_only_if_it_is_rented_so() -> None:
+    for name, kind in CLUSTER["available_node_types"].items():
+        rented = kind["node_config"].get("InstanceMarketOptions", {}).get("MarketType", "on-demand")
+        assert rented == kind["labels"][MARKET], name
+
+
+def test_ray_up_takes_the_cluster_file() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(CLUSTER))
+
+
+def test_the_manifest_is_what_kuberay_defines() -> None:
+    schema = json.loads((Path(__file__).parent / "rayservice.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(KUBE)
+    broken = {**KUBE, "spec": {**KUBE["spec"], "rayClusterDeletionDelaySecs": 5}}
+    with pytest.raises(jsonschema.ValidationError, match="rayClusterDeletionDelaySecs"):
+        jsonschema.Draft202012Validator(schema).validate(broken)
+
+
+def test_the_manifest_is_what_kuberays_own_definition_says() -> None:
+    path = os.environ.get("STERNA_KUBERAY_CRD")
+    if not path:
+        pytest.skip("STERNA_KUBERAY_CRD names no copy of KubeRay's ray.io_rayservices.yaml")
+    versions = yaml.load(Path(path).read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["spec"]["versions"]
+    schema = next(version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1")
+    jsonschema.Draft202012Validator(closed(schema)).validate(KUBE)
+
+
+def closed(schema: Any) -> Any:
+    """The schema as a Kubernetes server reads it: what it does not name is dropped there, so here it is a mistake."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: closed(value) for key, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and schema["properties"].keys() - {"metadata"}:
+        made.setdefault("additionalProperties", False)
+    if schema.get("x-kubernetes-int-or-string"):
+        made["type"] = ["integer", "string"]
+    return made
