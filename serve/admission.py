@@ -21,7 +21,7 @@ from serve.first_token import Expectation, FirstToken, Stream
 from serve.keys import ApiKey, find, presented
 from serve.protocol import ApiError
 
-__all__ = ["Admission", "Limits", "Observer", "Reason", "Refusal", "Visit", "WrongKey"]
+__all__ = ["Admission", "Closing", "Limits", "Observer", "Reason", "Refusal", "Visit", "WrongKey"]
 
 Reason = Literal["key", "key_requests", "key_tokens", "key_streams", "queue", "ttft"]
 
@@ -48,6 +48,14 @@ class WrongKey(ApiError):
         message = "the API key is not known here" if given else "an API key is needed: send the header Authorization: Bearer KEY"
         super().__init__(401, message, code="invalid_api_key")
         self.headers = {"www-authenticate": 'Basic realm="sterna"'}  # so that a browser asks for it
+
+
+class Closing(ApiError):
+    """503: the service is being stopped, and goes on with the streams it has."""
+
+    def __init__(self) -> None:
+        super().__init__(503, "the server is being stopped; ask another one, or again in a while", code="closing")
+        self.headers = {"retry-after": "10"}
 
 
 class Observer(Protocol):
@@ -84,13 +92,17 @@ class Admission:
         """`slots`: how many streams the replicas can run at once, for all gateways. Without keys everyone may come."""
         self.limits, self.slots, self.clock, self.observer = limits, slots, clock, observer
         self.first_token = FirstToken()
+        self.closed = False
+        """Whether nobody is let in any more."""
         self.streams: dict[int, Stream] = {}
         """The live ones in order of arrival, by their objects' ids."""
         self._keys = tuple(keys)
         self._allowances = {key.name: Allowance(key, limits.num_gateways) for key in keys}
 
     def enter(self, authorization: str | None, *, counts: bool = True) -> Visit:
-        """A request comes, its body still unread. WrongKey, or Refusal if its key asks too often; `counts`: whether that matters."""
+        """A request comes, its body unread. WrongKey, Refusal if its key asks too often, Closing; `counts`: whether that matters."""
+        if self.closed and counts:
+            raise Closing()
         key = self._key(authorization)
         visit = Visit(self, None if key is None else self._allowances[key.name], self.clock())
         if counts:

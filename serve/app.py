@@ -57,6 +57,7 @@ SELECTORS = {"spot": "!on-demand", "on_demand": "!spot"}
 HEAD = "node:__internal_head__"
 """The resource by which Ray marks the head."""
 _POLL_S = 0.1
+_ANSWER_S = 10.0
 
 
 def free_port() -> int:
@@ -184,17 +185,37 @@ def quiet_ray() -> Iterator[None]:
 
 
 def serve(config: ServeConfig) -> None:
-    """Serve until interrupted (SIGINT or SIGTERM); the address and an example go to stderr."""
-    stop = threading.Event()
+    """Serve until interrupted (SIGINT or SIGTERM), then let running streams end; the address and an example go to stderr."""
+    stop, now = threading.Event(), threading.Event()
+
+    def interrupt(*_: object) -> None:
+        (now if stop.is_set() else stop).set()
+
     with running(config) as url:
         for name in (signal.SIGINT, signal.SIGTERM):  # only now: Ray sets handlers of its own when it starts
-            signal.signal(name, lambda *_: stop.set())
+            signal.signal(name, interrupt)
         model = config.name or Path(config.model).absolute().name
         say(f"{model} is served at {url} (Ctrl-C stops it); for example")
         example = json.dumps({"model": model, "prompt": "def add(", "max_tokens": 32})
         say(f"  curl {url}/completions -H 'content-type: application/json' -d '{example}'")
         stop.wait()
+        _let_streams_end(config.grace_s, now)
     say("stopped")
+
+
+def _let_streams_end(grace_s: float, now: threading.Event) -> None:
+    """Let nobody in any more, and wait until every gateway's streams have ended, for `grace_s` at most, or until `now`."""
+    gateways, deadline = ray.serve.get_app_handle(APP), time.monotonic() + grace_s
+    gateways.broadcast("close").results(timeout_s=_ANSWER_S)
+    left = 0
+    while time.monotonic() < deadline and not now.is_set():
+        before, left = left, sum(gateways.broadcast("num_streams").results(timeout_s=_ANSWER_S))
+        if not left:
+            return
+        if not before:
+            say(f"{left} streams go on to their end, for up to {grace_s:g} s; nobody else is let in (Ctrl-C again ends them now)")
+        now.wait(_POLL_S)
+    say(f"{left} streams were cut")
 
 
 def _refuse_busy_port(config: ServeConfig) -> None:

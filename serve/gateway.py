@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from cluster.bulletin import Poster
 from cluster.preemption import DrainWatch
-from serve.admission import Admission, Limits, Visit
+from serve.admission import Admission, Closing, Limits, Visit
 from serve.answers import Answer
 from serve.chat import ChatRequest
 from serve.completion import CompletionRequest
@@ -78,8 +78,8 @@ class Gateway:
 
     @api.get("/health")
     async def health(self) -> Response:
-        """Whether a stream that comes now has a place to go."""
-        if BOARD.choose() is None:
+        """Whether there are replicas that stay; a full one is healthy, and who comes waits or is told when to come again."""
+        if not self._num_slots():
             raise ApiError(503, "no replica is ready", code="no_capacity")
         return JSONResponse({"status": "ok"})
 
@@ -131,6 +131,14 @@ class Gateway:
             raise ApiError(400, str(error), param="messages") from None
         prompts = token_prompts([prompt], self._tokenizer.encode, self._vocab_size)
         return await self._respond(body, prompts, "chatcmpl", visit_of(request), box)
+
+    def close(self) -> None:
+        """Let nobody in any more; the streams that run go on."""
+        self.admission.closed = True
+
+    def num_streams(self) -> int:
+        """How many do."""
+        return len(self.admission.streams)
 
     def journal(self) -> list[dict[str, Any]]:
         """Where the latest streams stayed and stay (serve.relay.Stay as plain data); for operators, through a Serve handle."""
