@@ -64,8 +64,8 @@ class Done:
 class Offer:
     """Where a destination finds a stream that leaves, to take its KV over."""
 
-    source: Any
-    """What reaches the source's process from another replica's (an actor handle), whether or not Serve still sends requests there."""
+    source: str
+    """The name of the source's actor, by which another replica reaches it whether or not Serve still sends requests there."""
     replica_id: str
     stream: str
     """The stream's name at the source."""

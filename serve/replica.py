@@ -22,6 +22,7 @@ from serve.engine.config import EngineConfig
 from serve.engine.request import Request
 from serve.folder import adapter_folder, model_folder
 from serve.load import REPLICAS
+from serve.metrics import ReplicaMetrics
 from serve.migrate import Frame, Offer, Pulled
 from serve.stopping import on_stop
 from serve.streams import Streams
@@ -37,15 +38,18 @@ class EngineReplica:
         from serve.engine.engine import Engine  # torch: only where the engine runs, not where the deployment is declared
 
         self._engine = Engine.load(model_folder(model), config.with_folders(adapter_folder))
-        here = ray.get_runtime_context()
-        self._node_id, self._replica_id = here.get_node_id(), ray.serve.get_replica_context().replica_id.unique_id
-        self._streams = Streams(self._engine, node_id=self._node_id, replica_id=self._replica_id, reach=here.current_actor, frame_s=frame_s)
+        me = ray.serve.get_replica_context().replica_id
+        self._node_id, self._replica_id = ray.get_runtime_context().get_node_id(), me.unique_id
+        self._streams = Streams(
+            self._engine, node_id=self._node_id, replica_id=self._replica_id, actor=me.to_full_id_str(), frame_s=frame_s
+        )
         lend.LENDERS[self._replica_id] = self._streams.lender
         self._watch = DrainWatch()
         self._watch.add_callback(self._streams.leave)
         on_stop(lambda grace_s: self._streams.leave(time.time() + grace_s))  # scaled down or replaced: the same as a drain
 
         self._deployment = ray.serve.get_replica_context().deployment
+        self._metrics = ReplicaMetrics()
         self._poster = Poster(REPLICAS, self._replica_id, self._report)
 
     async def stream(self, request: Request, num_chars: int, *, replica_id: str = "", ticket: str = "") -> AsyncIterator[Frame]:
@@ -72,9 +76,11 @@ class EngineReplica:
             "node_id": self._node_id,
             "replica_id": self._replica_id,
             "draining": self._streams.leaving,
+            "market": self._deployment,
         }
 
     def check_health(self) -> None:
-        """Serve's question; raises if the engine has failed."""
+        """Serve's question, every 2 seconds; raises if the engine has failed, and else tells Ray's exporter how it is."""
         if self._streams.failure is not None:
             raise RuntimeError(f"the engine failed: {self._streams.failure}")
+        self._metrics.report(self.stats())

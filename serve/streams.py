@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from itertools import count
-from typing import Any, Protocol
+from typing import Protocol
 
 from serve.engine.config import EngineConfig
 from serve.engine.request import Request
@@ -50,9 +50,9 @@ class StreamEngine(Steps, Protocol):
 class Streams:
     """An engine, its thread, and the streams it has."""
 
-    def __init__(self, engine: StreamEngine, *, node_id: str, replica_id: str, reach: Any = None, frame_s: float = 0.02) -> None:
-        """`reach` is how other replicas reach this one (see `migrate.Offer.source`)."""
-        self.replica_id, self._node_id, self._reach, self._frame_s = replica_id, node_id, reach, frame_s
+    def __init__(self, engine: StreamEngine, *, node_id: str, replica_id: str, actor: str = "", frame_s: float = 0.02) -> None:
+        """`actor` is the name by which other replicas reach this one."""
+        self.replica_id, self._node_id, self._actor, self._frame_s = replica_id, node_id, actor, frame_s
         self._numbers = count()
         self._outboxes: dict[str, Outbox] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -125,7 +125,7 @@ class Streams:
 
     def _announce(self) -> None:
         for name, box in self._outboxes.items():
-            box.put(Leaving(self._deadline_s or math.inf, Offer(self._reach, self.replica_id, name)))
+            box.put(Leaving(self._deadline_s or math.inf, Offer(self._actor, self.replica_id, name)))
 
     def _deliver(self, news: list[News]) -> None:
         if self._loop is not None:

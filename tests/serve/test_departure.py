@@ -13,7 +13,7 @@ from serve.departure import NEW, Arrival, Departure
 from serve.migrate import Leaving, Offer, Pulled
 from serve.router import ANYWHERE, Choice, Place, Wanted
 
-OFFER = Offer(None, "source", "r#0")
+OFFER = Offer("actor", "source", "r#0")
 TAKEN = Pulled("kv", "it pays", 100, 2, 0.1)
 
 

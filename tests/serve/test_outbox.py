@@ -34,7 +34,7 @@ def test_an_outbox_sends_what_it_has_before_it_says_that_the_stream_moved() -> N
     assert asyncio.run(scenario()) == [Tokens(0, (7,), 0, "a"), Moved(None)]
 
 
-LEAVING = Leaving(0.0, Offer(None, "r", "a"))
+LEAVING = Leaving(0.0, Offer("actor", "r", "a"))
 
 
 def test_leaving_is_told_first_and_changes_nothing_else() -> None:

@@ -46,7 +46,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         for name, engine in self.engines.items():
-            self.streams[name] = Streams(engine, node_id=name, replica_id=name, reach=name, frame_s=0.0)
+            self.streams[name] = Streams(engine, node_id=name, replica_id=name, actor=name, frame_s=0.0)
         self.board.register("spot", self)
         self.board.draining = lambda: self.draining
 
@@ -219,7 +219,7 @@ def test_a_stream_moves_with_its_kv_and_nothing_is_computed_twice(kind: str, fle
     assert (first.end, second.end) == ("moved", "done")
     assert second.num_computed is not None
     assert second.num_computed <= BLOCK
-    assert second.num_bytes >= (50 + first.num_tokens) // BLOCK * fleet.engines["a"].kv_block_bytes
+    assert second.num_bytes >= (50 + first.num_tokens - 1) // BLOCK * fleet.engines["a"].kv_block_bytes
     assert second.stages >= 2
     assert second.gap_s is not None
     assert "while decoding goes on" in second.why
