@@ -74,6 +74,7 @@ class Departure:
     def begin(self, leaving: Leaving) -> None:
         """The source says that it leaves; a second time changes nothing."""
         if self._task is None:
+            self._places.suspect(leaving.offer.replica_id)  # it may know of its drain before the board does
             self._task = asyncio.create_task(self._take_over(leaving))
 
     def bound(self, limit: asyncio.Timeout | None) -> None:

@@ -94,7 +94,7 @@ def test_a_stream_that_ends_meanwhile_keeps_no_place() -> None:
 
 def test_a_destination_that_dies_is_suspected_and_another_is_found() -> None:
     arrival, world = outcome("moved", dies, dies, done)
-    assert (arrival.pulled, arrival.choice.place.replica_id, world.suspects) == (TAKEN, "r2", ["r0", "r1"])
+    assert (arrival.pulled, arrival.choice.place.replica_id, world.suspects) == (TAKEN, "r2", ["source", "r0", "r1"])
 
 
 def test_a_source_that_dies_meanwhile_leaves_the_place_and_the_ticket() -> None:
@@ -105,7 +105,7 @@ def test_a_source_that_dies_meanwhile_leaves_the_place_and_the_ticket() -> None:
 def test_a_destination_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.departure.PULL_S", 0.02)
     arrival, world = outcome("moved", hangs)
-    assert (arrival.pulled.how, arrival.choice, world.suspects) == ("recompute", None, ["r0"])
+    assert (arrival.pulled.how, arrival.choice, world.suspects) == ("recompute", None, ["source", "r0"])
 
 
 @pytest.mark.parametrize(("end", "how"), [("moved", "recompute"), ("lost", "crash")])
