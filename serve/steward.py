@@ -123,15 +123,17 @@ class Steward:
         nodes: dict[str, Counter[Pool]] = {}
         for machine in staying:
             nodes.setdefault(self.ground.node_of(machine.machine_id), Counter())[machine.pool] += 1
-        living = {node.node_id for node in sight.census.nodes if not node.draining}
+        known = {node.node_id: node for node in sight.census.nodes}
         lost: Counter[Pool] = Counter()
+        warned = 0
         for node, pools in self._nodes.items():
-            if node and node not in living and node not in self._given_back:
+            if node and node not in self._given_back and (node not in known or known[node].draining):
                 lost += pools
+                warned += pools.total() if node in known else 0
         self._nodes = nodes
-        held = dict(Counter(m.pool for m in staying))
-        before: Counter[Pool] = Counter(held) + lost
-        self.observed = self.observed.after(sight.now_s, held=before, lost=lost, refused=self._refused(sight, held))
+        held = dict(Counter(machine.pool for machine in staying))
+        refused = self._refused(sight, held)
+        self.observed = self.observed.after(sight.now_s, held=Counter(held) + lost, lost=lost, refused=refused, warned=warned)
 
     def _refused(self, sight: Sight, held: Mapping[Pool, int]) -> dict[Pool, int]:
         """Launches that failed since the last look, and those that nobody has begun for too long."""

@@ -1,0 +1,192 @@
+"""What an operator does to a service that is in use: fewer replicas, another setting, a Serve config file, Ctrl-C; no client notices."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray.serve
+import yaml
+from ray.serve.schema import ApplicationStatus, ServeDeploySchema
+
+from serve.app import APP, application, free_port, running
+from serve.config import ServeConfig
+from serve.engine.config import EngineConfig
+from serve.engine.engine import Engine
+from serve.engine.request import Sampling
+
+ROOT = Path(__file__).resolve().parents[2]
+NUM_CLIENTS, NUM_TOKENS, PATIENCE_S = 6, 300, 60.0
+FAST = EngineConfig(dtype="float64", num_threads=1)
+
+
+def prompt(index: int) -> str:
+    return f"def f{index}("
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model_dir: Path) -> list[str]:
+    engine = Engine.load(tiny_model_dir, FAST)
+    wants = [Sampling(max_tokens=NUM_TOKENS, temperature=1.0, seed=index, ignore_eos=True) for index in range(NUM_CLIENTS)]
+    return [engine.generate([prompt(index)], want)[0].text for index, want in enumerate(wants)]
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model_dir: Path) -> ServeConfig:
+    return ServeConfig(
+        model=str(tiny_model_dir), name="tern", port=free_port(), on_demand_replicas=2, cpus_per_replica=0.5, engine=FAST, frame_s=0.01
+    )
+
+
+@pytest.fixture(scope="module")
+def url(ray_session: None, config: ServeConfig) -> Iterator[str]:
+    with running(config) as base:
+        yield base
+
+
+def ask(url: str, index: int, begun: Callable[[], None] = lambda: None) -> str:
+    """The whole text of one stream; what ended early says so."""
+    body = {"model": "tern", "prompt": prompt(index), "max_tokens": NUM_TOKENS, "seed": index, "stream": True, "ignore_eos": True}
+    text, done = "", False
+    with httpx.stream("POST", f"{url}/completions", json=body, timeout=PATIENCE_S) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                text += json.loads(line[6:])["choices"][0]["text"]  # an error has no choices, and fails the test
+                begun()
+            done = done or line == "data: [DONE]"
+    assert done, "the stream ended early"
+    return text
+
+
+@dataclass
+class Clients:
+    """Clients who ask without a pause, and what they were told."""
+
+    url: str
+    heard: list[tuple[int, str]] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def loop(self, index: int) -> None:
+        while not self.stop.is_set():
+            try:
+                self.heard.append((index, ask(self.url, index)))
+            except Exception as error:
+                self.failures.append(error)
+                return
+
+
+@contextmanager
+def busy(url: str, undisturbed: list[str]) -> Iterator[Clients]:
+    """Streams all the while the block runs; at its end every one must be complete and what it is undisturbed."""
+    clients = Clients(url)
+    threads = [threading.Thread(target=clients.loop, args=(index,)) for index in range(NUM_CLIENTS)]
+    for thread in threads:
+        thread.start()
+    try:
+        until(lambda: len(clients.heard) >= NUM_CLIENTS or bool(clients.failures))
+        yield clients
+    finally:
+        clients.stop.set()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+    assert not clients.failures
+    assert all(text == undisturbed[index] for index, text in clients.heard)
+
+
+def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not done():
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.05)  # Serve has no event for it
+
+
+def replicas(deployment: str) -> set[str]:
+    """Ids of those that run or are on their way out."""
+    details = ray.serve.context._get_global_client().get_serve_details()["applications"][APP]["deployments"][deployment]["replicas"]
+    return {replica["replica_id"] for replica in details}
+
+
+def settled() -> bool:
+    return ray.serve.status().applications[APP].status == ApplicationStatus.RUNNING
+
+
+def test_a_replica_that_is_scaled_down_hands_its_streams_over(url: str, config: ServeConfig, undisturbed: list[str]) -> None:
+    before = replicas("on_demand")
+    gateway = ray.serve.get_app_handle(APP)
+    with busy(url, undisturbed):
+        ray.serve.api._run(application(replace(config, on_demand_replicas=1)), name=APP, route_prefix="/", _blocking=False)
+        until(lambda: len(replicas("on_demand")) == 1)
+    (gone,) = before - replicas("on_demand")
+    ends = [stay["end"] for stay in gateway.journal.remote().result() if stay["replica_id"] == gone and stay["num_tokens"]]
+    assert "moved" in ends, "it had streams"
+    assert set(ends) <= {"moved", "done"}, "and none was cut"
+
+
+def test_a_rolling_update_by_config_file_drops_no_stream(url: str, config: ServeConfig, undisturbed: list[str]) -> None:
+    document = yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text())
+    args = document["applications"][0]["args"]
+    del args["cluster"]  # its machines are not here
+    args["autoscale"]["replica_tokens_per_s"] = 1e6  # the load is not what this is about
+    args |= {"model": config.model, "name": "tern", "cpus_per_replica": 0.5, "engine": {"dtype": "float64", "num_threads": 1}}
+    client = ray.serve.context._get_global_client()
+    with busy(url, undisturbed):
+        for frame_s in (0.01, 0.03):  # from the application of before to the file's, and then the file with another setting
+            args["frame_s"] = frame_s
+            before = {name: replicas(name) for name in ("gateway", "on_demand")}
+            client.deploy_apps(ServeDeploySchema.model_validate(document))
+            until(lambda before=before: settled() and all(replicas(name) and not replicas(name) & old for name, old in before.items()))
+    assert set(ray.serve.status().applications[APP].deployments) == {"gateway", "spot", "on_demand"}
+
+
+def test_an_interrupt_lets_running_streams_end(tiny_model_dir: Path, undisturbed: list[str]) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "sterna", "serve", str(tiny_model_dir), "--name", "tern", "--port", str(port)]
+    command += ["--set", "engine.dtype=float64", "--set", "engine.num_threads=1", "--set", "engine.max_sequences=1"]  # they queue
+    environment = {**os.environ, "RAY_ADDRESS": "local"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stderr is not None
+        lines: list[str] = []
+        while "is served at" not in (lines or [""])[-1]:
+            lines.append(process.stderr.readline())
+            assert lines[-1], "".join(lines)
+        begun, texts = threading.Event(), dict[int, str]()
+        url = f"http://127.0.0.1:{port}/v1"
+        streams = [threading.Thread(target=lambda i=i: texts.update({i: ask(url, i, begun.set)})) for i in range(NUM_CLIENTS)]
+        for stream in streams:
+            stream.start()
+        assert begun.wait(PATIENCE_S)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+        refused = closing(url)
+        for stream in streams:
+            stream.join(PATIENCE_S)
+        rest = process.stderr.read()
+        assert process.wait(PATIENCE_S) == 0, rest
+    finally:
+        process.kill()
+    assert texts == dict(enumerate(undisturbed))
+    assert refused["error"]["code"] == "closing"
+    assert "streams go on to their end" in rest
+    assert rest.rstrip().endswith("stopped")
+
+
+def closing(url: str) -> Any:
+    """The error body with which newcomers are turned away, once they are."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        response = httpx.post(f"{url}/completions", json={"model": "tern", "prompt": "x", "max_tokens": 1}, timeout=PATIENCE_S)
+        if response.status_code == 503:
+            assert int(response.headers["retry-after"]) > 0
+            return response.json()
+    raise AssertionError("newcomers are still let in")
