@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -87,6 +86,12 @@ class Rehearsal:
         fresh = self.folder / f"{_DRY}.new"
         fresh.write_text(json.dumps(node_types))
         fresh.rename(self.folder / _DRY)
+
+    def take(self, node_id: str) -> None:
+        """Take a machine away without a word: kill its raylet and all that runs below it."""
+        for process in psutil.process_iter(["name", "environ"]):
+            if process.info["name"] == "raylet" and (process.info["environ"] or {}).get("RAY_CLOUD_INSTANCE_ID") == node_id:
+                _kill_all(process)
 
 
 def rehearsal_document(document: Mapping[str, Any], *, cpus: float = 1, idle_s: float = 5.0) -> dict[str, Any]:
@@ -171,11 +176,15 @@ def _listens(address: str) -> bool:
 def _end(process: subprocess.Popen[bytes]) -> None:
     """The head and everything below it, machines included: they are children of its autoscaler."""
     with suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(process.pid)
-        for child in [*parent.children(recursive=True), parent]:
-            with suppress(psutil.NoSuchProcess):
-                child.send_signal(signal.SIGKILL)
+        _kill_all(psutil.Process(process.pid))
     process.wait()
+
+
+def _kill_all(parent: psutil.Process) -> None:
+    """A process and all below it; the others first, for they may end with it."""
+    for process in [*parent.children(recursive=True), parent]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _free_port() -> int:

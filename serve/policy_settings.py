@@ -19,17 +19,17 @@ __all__ = ["policy_settings"]
 
 def policy_settings(config: ServeConfig) -> dict[str, Any]:
     """What serve.autoscaling takes: JSON-able, and equal for equal settings."""
-    document = _read(config.cluster) if config.cluster else {}
-    kinds = node_types(document, where=config.cluster) if document else ()
+    document = _read(config.cluster) if config.cluster else None
+    kinds = () if document is None else node_types(document, where=config.cluster)
     fitting = [kind for kind in kinds if kind.replicas(cpus=config.cpus_per_replica, gpus=config.gpus_per_replica)]
-    if document and not fitting:
+    if document is not None and not fitting:
         raise ValueError(
             f"{config.cluster}: none of its node types holds a replica ({config.cpus_per_replica:g} CPUs, "
             f"{config.gpus_per_replica:g} GPUs); add one, or ask for less with cpus_per_replica or gpus_per_replica"
         )
     return {
         "types": [asdict(kind) for kind in fitting],
-        "zone": zones(document)[0] if document else "local",
+        "zone": "local" if document is None else zones(document)[0],
         "prices": {},
         "cpus": config.cpus_per_replica,
         "gpus": config.gpus_per_replica,

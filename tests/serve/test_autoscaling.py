@@ -1,0 +1,139 @@
+"""The thread in Serve's controller: whose question starts it, what it answers, and a service that really scales."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray.serve
+from ray.serve.config import AutoscalingContext
+
+from cluster.autoscale import AutoscaleSettings
+from cluster.bulletin import Bulletin, Poster
+from cluster.census import census
+from cluster.placement import PlacementSettings
+from serve import autoscaling
+from serve.app import APP, free_port, running
+from serve.config import ServeConfig
+from serve.engine.config import EngineConfig
+from serve.policy_settings import policy_settings
+from serve.serve_policy import SpotPolicy
+
+PATIENCE_S = 60.0
+
+
+def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not done():
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.05)  # Serve has no event for it
+
+
+def context(deployment: str, target: int) -> Any:
+    made = AutoscalingContext.__new__(AutoscalingContext)
+    made.app_name, made.deployment_name, made.target_num_replicas = "app", deployment, target
+    return made
+
+
+class Still:
+    """An application's thread that has decided nothing yet, and looks at nothing."""
+
+    def __init__(self, app: str, settings: dict[str, Any]) -> None:
+        self.settings, self.closed, self.asked = settings, False, []
+
+    def replicas(self, market: str, now: int) -> int:
+        self.asked.append((market, now))
+        return now + 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_two_deployments_share_one_thread_until_the_settings_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoscaling, "Autoscaling", Still)
+    monkeypatch.setattr(autoscaling, "_RUNNING", {})
+    spot, fixed = SpotPolicy({"a": 1}), SpotPolicy({"a": 1})
+    assert (spot(context("spot", 3)), fixed(context("on_demand", 0))) == ((4, {}), (1, {}))
+    first = autoscaling._RUNNING["app"]
+    assert first.asked == [("spot", 3), ("on-demand", 0)]
+    SpotPolicy({"a": 2})(context("spot", 3))
+    assert first.closed
+    assert autoscaling._RUNNING["app"] is not first
+
+
+@pytest.fixture
+def bulletin(ray_session: None) -> Iterator[Bulletin]:
+    made = Bulletin()
+    yield made
+    for writer in made.read("test"):
+        made.remove("test", writer)
+
+
+def test_a_note_is_what_its_writer_last_said_and_ages(bulletin: Bulletin) -> None:
+    bulletin.post("test", "a", {"n": 1})
+    bulletin.post("test", "a", {"n": 2})
+    bulletin.post("test", "b/c", {"n": 3})
+    notes = bulletin.read("test", max_age_s=60)
+    assert {writer: note["n"] for writer, note in notes.items()} == {"a": 2, "b/c": 3}
+    assert abs(notes["a"]["time_s"] - time.time()) < 30
+    assert bulletin.read("test", max_age_s=-1) == {}
+    bulletin.remove("test", "a")
+    assert set(bulletin.read("test")) == {"b/c"}
+    assert bulletin.read("tes") == {}, "topics do not run into each other"
+
+
+def test_a_poster_posts_until_it_is_closed_and_outlives_a_failing_report(bulletin: Bulletin) -> None:
+    count, failed = 0, threading.Event()
+
+    def report() -> dict[str, int]:
+        nonlocal count
+        count += 1
+        if count == 2:
+            failed.set()
+            raise RuntimeError("no report now")
+        return {"n": count}
+
+    poster = Poster("test", "p", report, interval_s=0.02, bulletin=bulletin)
+    assert failed.wait(PATIENCE_S)
+    until(lambda: bulletin.read("test").get("p", {"n": 0})["n"] > 2)
+    poster.close()
+    assert "p" not in bulletin.read("test")
+
+
+def test_the_census_knows_this_machine(ray_session: None) -> None:
+    seen = census(ray.get_runtime_context().gcs_address)
+    (node,) = seen.nodes
+    assert node.node_id == ray.get_runtime_context().get_node_id()
+    assert (node.node_type, node.draining, node.resources["CPU"], seen.launching, seen.refusals) == ("", False, 4, {}, ())
+
+
+def test_a_service_scales_from_nothing_with_its_load_and_back(ray_session: None, tiny_model_dir: Path) -> None:
+    config = ServeConfig(
+        model=str(tiny_model_dir), name="tern", port=free_port(), spot_replicas=0, on_demand_replicas=0, cpus_per_replica=1,
+        engine=EngineConfig(num_threads=1), autoscaling=True, placement=PlacementSettings(cold_start_s=2.0),
+        autoscale=AutoscaleSettings(replica_tokens_per_s=1e6, max_replicas=1, scale_down_after_s=2.0),
+    )  # fmt: skip
+
+    def counts() -> dict[str, int]:
+        deployments = ray.serve.status().applications[APP].deployments
+        return {name: sum(deployments[name].replica_states.values()) for name in ("spot", "on_demand")}
+
+    with running(config) as url:
+        assert counts() == {"spot": 0, "on_demand": 0}
+        assert httpx.get(url.removesuffix("/v1") + "/health").json()["error"]["code"] == "no_capacity"
+        body = {"model": "tern", "prompt": "def", "max_tokens": 8, "ignore_eos": True}
+        answer = httpx.post(f"{url}/completions", json=body, timeout=PATIENCE_S).json()
+        assert answer["usage"]["completion_tokens"] == 8, "who comes to an empty house waits for the first replica"
+        until(lambda: counts() == {"spot": 0, "on_demand": 0})
+        told = autoscaling.decisions(APP)
+    assert told[-1]["replicas"] == {"spot": 0, "on-demand": 0}
+    assert any(decision["replicas"]["spot"] == 1 for decision in told)
+    assert all(decision["reasons"] for decision in told)
+
+
+def test_what_the_policy_is_told_makes_its_steward() -> None:
+    made = autoscaling.steward(policy_settings(ServeConfig(model="m", autoscaling=True, placement=PlacementSettings(min_on_demand=2))))
+    assert (made.placement.min_on_demand, made.target.num_replicas) == (2, 0)
