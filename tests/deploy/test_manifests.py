@@ -62,6 +62,8 @@ def test_the_policies_are_told_the_node_types_of_the_cluster_file() -> None:
     told = policy_settings(config)
     assert json.loads(json.dumps(told)) == told
     assert {kind["name"] for kind in told["types"]} == {kind.name for kind in node_types(CLUSTER)}
+    assert told["prices"].keys() == {kind["name"] for kind in told["types"]}, "each has a price, if only the list's"
+    assert told["prices"]["spot_cpu_m7i"] < told["prices"]["on_demand_cpu"] * 2
 
 
 @pytest.mark.parametrize("labels", [labels_of_types(), labels_of_groups()], ids=["ray up", "KubeRay"])
