@@ -155,7 +155,7 @@ def running(config: ServeConfig) -> Iterator[str]:
     _refuse_busy_port(config)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     needed = int(config.cpus_per_replica * (config.spot_replicas + config.on_demand_replicas)) + 1
-    with attached(num_cpus=max(needed, 2)):
+    with attached(num_cpus=None if config.autoscaling else max(needed, 2)):
         _refuse_elsewhere(ray.nodes(), ray.get_runtime_context().get_node_id())
         if ray.serve.status().proxies:
             raise ValueError(

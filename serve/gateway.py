@@ -9,43 +9,41 @@ Price: one process per gateway, and two hops (proxy, gateway) of Ray's streaming
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 import time
 from contextvars import Context
-from pathlib import Path
 from typing import Any
 
 import ray.serve
 from fastapi import Request
 from ray.serve.handle import DeploymentHandle
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from cluster.bulletin import Poster
 from cluster.preemption import DrainWatch
-from serve.admission import Admission, Closing, Limits, Visit
+from serve.admission import Admission, Limits, Visit
 from serve.answers import Answer
 from serve.chat import ChatRequest
 from serve.completion import CompletionRequest
 from serve.config import ServeConfig
-from serve.convention import convention_of
-from serve.engine.config import LENGTHS, UNLIMITED
-from serve.engine.text import Tokenizer
-from serve.events import Run, events, next_news, whole
-from serve.folder import model_folder
+from serve.embedder import Embedder
+from serve.embedding import EmbeddingRequest, embedding_answer
+from serve.events import EventStream, Run, next_news, whole
 from serve.guard import Guard, visit_of
 from serve.handles import Handles
 from serve.keys import ApiKey
 from serve.load import GATEWAYS, report
 from serve.metrics import PATIENCE_S, GatewayMetrics, answers, page
 from serve.migrate import Fresh, Record
-from serve.protocol import ApiError, check_model, read_body
+from serve.protocol import ApiError, B, read_body
 from serve.relay import Journal, follow
-from serve.requests import engine_requests, token_prompts
+from serve.requests import engine_requests
 from serve.router import BOARD, Wanted, prefixes
+from serve.served import Served
+from serve.tokenization import DetokenizeRequest, TokenizeRequest
 from serve.tools import Toolbox
-from serve.web import api, raw_body
+from serve.web import api, documented, raw_body
 
 __all__ = ["Gateway", "Ingress"]
 
@@ -58,14 +56,9 @@ class Gateway:
     def __init__(self, config: ServeConfig, replicas: dict[str, DeploymentHandle[Any]], keys: tuple[ApiKey, ...] = ()) -> None:
         """`replicas` maps the name of each deployment of engines to its handle, the cheaper first. Without `keys` everyone may ask."""
         self._config = config
-        self._name = config.name or Path(config.model).name
-        self._adapters = {self._name: "", **{adapter: adapter for adapter in config.engine.adapter_folders}}  # by a client's `model`
-        self._created = int(time.time())
-        folder = model_folder(config.model)
-        self._tokenizer = Tokenizer(folder)
-        self._convention = convention_of(self._tokenizer.template, self._tokenizer.is_special)
-        self._max_length, self._vocab_size = _limits(folder, config.engine.max_length)
+        self._served = Served(config)
         self._replicas = Handles(replicas)
+        self._embedder = Embedder(replicas, BOARD, config.max_wait_s)
         self._watch = DrainWatch()
         BOARD.draining = lambda: self._watch.nodes
         self._engines = list(replicas.values())
@@ -101,36 +94,49 @@ class Gateway:
     @api.get("/v1/models")
     async def models(self) -> Response:
         """The model served here, then its adapters."""
-        return JSONResponse({"object": "list", "data": [self._card(name) for name in self._adapters]})
+        return JSONResponse(self._served.cards())
 
     @api.get("/v1/models/{name:path}")
     async def model(self, name: str) -> Response:
         """One model."""
-        check_model(name, self._adapters)
-        return JSONResponse(self._card(name))
+        return JSONResponse(self._served.card(name))
 
     @api.post("/v1/completions")
     async def completions(self, request: Request) -> Response:
         """Go on from a prompt."""
-        body = read_body(await raw_body(request, self._config.max_body_bytes), CompletionRequest, models=self._adapters)
-        for prompt in body.prompts:
-            if isinstance(prompt, str):
-                self._check_length(len(prompt), "prompt")
-        prompts = await asyncio.to_thread(token_prompts, body.prompts, self._tokenizer.encode, self._vocab_size)
-        return await self._respond(body, prompts, "cmpl", visit_of(request))
+        body = await self._body(request, CompletionRequest)
+        return await self._respond(body, await self._served.prompts(body), "cmpl", visit_of(request))
 
     @api.post("/v1/chat/completions")
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
-        body = read_body(await raw_body(request, self._config.max_body_bytes), ChatRequest, models=self._adapters)
-        self._check_length(sum(len(str(turn.get("content") or "")) for turn in body.turns), "messages")
-        box = body.toolbox(self._convention)
-        try:
-            prompt = await asyncio.to_thread(self._tokenizer.encode_chat, body.turns, **body.template_variables)
-        except ValueError as error:
-            raise ApiError(400, str(error), param="messages") from None
-        prompts = token_prompts([prompt], self._tokenizer.encode, self._vocab_size)
+        body = await self._body(request, ChatRequest)
+        prompts, box = await self._served.conversation(body)
         return await self._respond(body, prompts, "chatcmpl", visit_of(request), box)
+
+    @api.post("/v1/embeddings")
+    async def embeddings(self, request: Request) -> Response:
+        """Texts as vectors."""
+        body = await self._body(request, EmbeddingRequest)
+        texts = await self._served.texts(body)
+        visit_of(request).reserve(sum(map(len, texts)))
+        vectors = await self._embedder.embed(texts, self._served.adapters[body.model])
+        return JSONResponse(await asyncio.to_thread(embedding_answer, body, vectors, [len(text) for text in texts]))
+
+    @api.post("/tokenize")
+    async def tokenize(self, request: Request) -> Response:
+        """The tokens of a prompt or a conversation."""
+        return JSONResponse(await self._served.tokenized(await self._body(request, TokenizeRequest)))
+
+    @api.post("/detokenize")
+    async def detokenize(self, request: Request) -> Response:
+        """The text of tokens."""
+        return JSONResponse(await self._served.detokenized(await self._body(request, DetokenizeRequest)))
+
+    @api.get("/openapi.json")
+    async def openapi(self) -> Response:
+        """This document."""
+        return JSONResponse(documented(api))
 
     def close(self) -> None:
         """Let nobody in any more; the streams that run go on."""
@@ -144,36 +150,26 @@ class Gateway:
         """Where the latest streams stayed and stay (serve.relay.Stay as plain data); for operators, through a Serve handle."""
         return self._journal.rows()
 
-    def _check_length(self, num_characters: int, param: str) -> None:
-        """Refuse what cannot fit into the context before it is tokenised, which takes a while."""
-        if num_characters > self._max_length * self._tokenizer.longest_token:
-            message = (
-                f"this model's context holds {self._max_length} tokens, too few for {num_characters:,} characters; shorten the {param}"
-            )
-            raise ApiError(400, message, param=param, code="context_length_exceeded")
-
-    def _card(self, name: str) -> dict[str, Any]:
-        card = {"id": name, "object": "model", "created": self._created, "owned_by": "sterna", "max_model_len": self._max_length}
-        return {**card, "parent": self._name} if self._adapters[name] else card
+    async def _body(self, request: Request, kind: type[B]) -> B:
+        return read_body(await raw_body(request, self._config.max_body_bytes), kind, models=self._served.adapters)
 
     async def _respond(
         self, body: CompletionRequest | ChatRequest, prompts: list[tuple[int, ...]], kind: str, visit: Visit, box: Toolbox | None = None
     ) -> Response:
         name = f"{kind}-{secrets.token_hex(12)}"
-        adapter, seed = self._adapters[body.model], secrets.randbits(63)
+        adapter, seed = self._served.adapters[body.model], secrets.randbits(63)
         held = body.held(box) if isinstance(body, ChatRequest) else None
-        requests = engine_requests(body, prompts, request_id=name, seed=seed, max_length=self._max_length, adapter=adapter, held=held)
+        most = self._served.max_length
+        requests = engine_requests(body, prompts, request_id=name, seed=seed, max_length=most, adapter=adapter, held=held)
         records = [Record(request) for request in visit.admit(requests)]
-        run = Run(Answer(body, name, int(time.time()), self._tokenizer.token_text, records, box))
+        run = Run(Answer(body, name, int(time.time()), self._served.tokenizer.token_text, records, box))
         # Each choice in a context of its own: within one HTTP request's context Serve gives all calls the same id, and mixes them up.
         run.tasks = [asyncio.create_task(self._drive(run, index, visit), context=Context()) for index in range(len(records))]
         handed_on = False
         try:
             if body.stream:
                 first = await next_news(run)  # what fails at once fails with its HTTP status
-                response: Response = StreamingResponse(
-                    events(run, first), media_type="text/event-stream", headers={"cache-control": "no-cache"}
-                )
+                response = EventStream(run, first)
                 handed_on = True
                 return response
             return JSONResponse(await whole(run))
@@ -216,14 +212,6 @@ class Gateway:
         """Streams that the replicas on staying nodes run at once."""
         draining = BOARD.draining()
         return self._config.engine.max_sequences * sum(place.node_id not in draining for place in BOARD.places())
-
-
-def _limits(folder: Path, max_length: int | None) -> tuple[int, int]:
-    """Longest context and size of the vocabulary, from the model's own config.json."""
-    model = json.loads((folder / "config.json").read_text())
-    model |= model.get("text_config") or {}  # of a model that also sees
-    own = next((value for name in LENGTHS if isinstance(value := model.get(name), int)), None)
-    return max_length or own or UNLIMITED, int(model["vocab_size"])
 
 
 def _door() -> tuple[Admission, GatewayMetrics]:
