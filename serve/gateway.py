@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse, Response
 
 from cluster.bulletin import Poster
 from cluster.preemption import DrainWatch
-from serve.admission import Admission, Limits, Visit
+from serve.admission import Admission, Closing, Limits, Visit
 from serve.answers import Answer
 from serve.chat import ChatRequest
 from serve.completion import CompletionRequest
@@ -72,7 +72,9 @@ class Gateway:
     @api.get("/health")
     async def health(self) -> Response:
         """Whether there are replicas that stay; a full one is healthy, and who comes waits or is told when to come again."""
-        if not self._num_slots():
+        if self.admission.closed:
+            raise Closing()
+        if not self._num_slots() and not self._config.autoscaling:  # with it, whoever comes brings a replica
             raise ApiError(503, "no replica is ready", code="no_capacity")
         return JSONResponse({"status": "ok"})
 
