@@ -109,7 +109,7 @@ class Statement:
 
 
 def _money(dollars: float | None) -> str:
-    return "no price" if dollars is None else f"${dollars:,.2f}"
+    return "no price" if dollars is None else f"${dollars:,.{2 if dollars >= 10 else 4}f}"
 
 
 def _verdict(figures: dict[str, Any]) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,10 +20,10 @@ from typing import Any
 
 from cluster.console import say
 from cluster.market import ON_DEMAND, SPOT, Pool
-from cluster.price_book import Price, PriceBook
+from cluster.price_book import ANY, Price, PriceBook, own_prices, region_of
 from cluster.settings import settings
 
-__all__ = ["ASSUMED_SPOT", "LIST_PRICES", "PricesConfig", "Quotes", "ask_aws", "listed", "prices", "quotes"]
+__all__ = ["ASSUMED_SPOT", "LIST_PRICES", "PricesConfig", "Quotes", "ask_aws", "listed", "prices", "prices_of", "quotes"]
 
 LIST_PRICES = {
     "m7i.xlarge": 0.2016, "m7i.2xlarge": 0.4032, "m7i.4xlarge": 0.8064, "c7i.large": 0.08925, "c7i.4xlarge": 0.714,
@@ -32,6 +33,7 @@ LIST_PRICES = {
 LISTED_ON = "2025"
 ASSUMED_SPOT = 0.30
 """Share of the on-demand price that spot is assumed to cost where nothing is known: between the 0.1 and 0.5 that AWS's history shows."""
+_AWS_TYPE = re.compile(r"[a-z][a-z0-9-]*\.[a-z0-9-]+")
 _PRICING_REGION = "us-east-1"  # the Price List API answers for all regions, and is in few
 _LINUX = ("Linux/UNIX", "Linux/UNIX (Amazon VPC)")
 
@@ -119,14 +121,11 @@ def prices(config: PricesConfig) -> Quotes:
     if not types or not region:
         named, place = _cluster(config.cluster)
         types, region = types or named, region or place
-    found = quotes(types, region, config)
-    if found.problem:
-        say(f"prices: {found.problem}")
-    return found
+    return quotes(types, region, config)
 
 
 def quotes(types: Sequence[str], region: str, config: PricesConfig) -> Quotes:
-    """As `prices`, without a word to the terminal."""
+    """The prices of these types in a region."""
     kinds, cache = tuple(dict.fromkeys(types)), Path(config.cache).expanduser()
     kept = None if config.fresh else _kept(cache, kinds, region, config.hours)
     if kept and kept.as_of_s is not None and 0 <= time.time() - kept.as_of_s <= config.max_age_s:
@@ -151,6 +150,23 @@ def listed(types: Sequence[str], region: str, problem: str = "") -> Quotes:
     made = [Price(Pool(region, kind), ON_DEMAND, LIST_PRICES[kind], source="list") for kind in known]
     made += [Price(Pool(region, kind), SPOT, LIST_PRICES[kind] * ASSUMED_SPOT, source="assumed") for kind in known]
     return Quotes(PriceBook.of(made), tuple(types), region, "list", None, problem)
+
+
+def prices_of(pools: Collection[Pool], own: Mapping[str, float]) -> tuple[PriceBook, str]:
+    """Prices of a cluster's machines, and where they come from: their owner's, else AWS's (or the list's) for types that AWS has."""
+    if own:
+        return PriceBook.of(own_prices(own)), "yours"
+    book, said = PriceBook(), "none known for these machines"
+    for region in sorted({region_of(pool.zone) for pool in pools if _AWS_TYPE.fullmatch(pool.instance_type)}):
+        kinds = sorted({pool.instance_type for pool in pools if region_of(pool.zone) == region and _AWS_TYPE.fullmatch(pool.instance_type)})
+        try:
+            unasked = "AWS was not asked: the nodes have no label ray.io/availability-zone"
+            found = listed(kinds, ANY, unasked) if region == ANY else quotes(kinds, region, PricesConfig())
+        except ValueError as error:
+            said = str(error)
+        else:
+            book, said = book.with_prices(found.book.prices()), found.provenance()
+    return book, said
 
 
 def ask_aws(types: Sequence[str], region: str, hours: float) -> Quotes:

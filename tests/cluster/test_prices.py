@@ -16,7 +16,8 @@ import pytest
 
 from cluster import prices as module
 from cluster.market import ON_DEMAND, SPOT, Pool
-from cluster.prices import LIST_PRICES, PricesConfig, ask_aws, listed, prices, quotes
+from cluster.price_book import PriceBook
+from cluster.prices import LIST_PRICES, PricesConfig, ask_aws, listed, prices, prices_of, quotes
 from sterna import main
 
 TYPE, REGION, ZONE = "m7i.4xlarge", "us-west-2", "us-west-2a"
@@ -201,14 +202,13 @@ def test_a_cache_that_cannot_be_written_is_said(aws, config, tmp_path, capsys):
     assert "not remembered" in capsys.readouterr().err
 
 
-def test_without_credentials_the_list_stands_in(no_keys, config, capsys):
+def test_without_credentials_the_list_stands_in(no_keys, config):
     found = prices(config)
     assert found.source == "list"
     assert found.book.at(Pool(ZONE, TYPE), ON_DEMAND, 0).per_hour == LIST_PRICES[TYPE]
     assert found.book.at(Pool(ZONE, TYPE), SPOT, 0).per_hour == pytest.approx(0.3 * LIST_PRICES[TYPE])
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert "set AWS_ACCESS_KEY_ID" in said[0]
+    assert "AWS was not asked for prices" in found.provenance()
+    assert "set AWS_ACCESS_KEY_ID" in str(found).splitlines()[-1]
 
 
 def test_asked_for_fresh_prices_without_credentials_it_is_one_line(no_keys, config, capsys):
@@ -276,3 +276,18 @@ def test_the_verb_prints_a_table(aws, config, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == [TYPE, ZONE, "0.3000", "0.3000", "0.4000", "0.8064", "0.37"]
     assert lines[-1].startswith("dollars per hour, from AWS at ")
+
+
+def test_a_clusters_prices_are_its_owners_else_awss_else_none(aws, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pools = {Pool(ZONE, TYPE), Pool("any", "any")}
+    book, said = prices_of(pools, {"spot": 0.1})
+    assert (book.at(Pool("any", "any"), SPOT, 0).per_hour, said) == (0.1, "yours")
+    book, said = prices_of(pools, {})
+    assert book.at(Pool(ZONE, TYPE), ON_DEMAND, time.time()).per_hour == 0.8064
+    assert "from AWS at" in said
+    assert prices_of({Pool("any", "any")}, {}) == (PriceBook(), "none known for these machines")
+    book, said = prices_of({Pool("any", TYPE)}, {})
+    assert book.at(Pool("any", TYPE), ON_DEMAND, 0).per_hour == LIST_PRICES[TYPE]
+    assert "no label" in said
+    assert "not in the list" in prices_of({Pool("any", "x9.huge")}, {})[1]
