@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-__all__ = ["KvCache", "Scores", "Span", "StepAttention", "block_bytes", "order", "plain_attention"]
+__all__ = ["FEW", "KvCache", "Scores", "Span", "StepAttention", "block_bytes", "left", "order", "plain_attention"]
 
 FEW = 16
 """Most queries of a sequence that ride with others'."""
@@ -172,8 +172,8 @@ class StepAttention:
         size, device = cache.block_size, cache.device
         slots = [span.blocks[p // size] * size + p % size for span in spans for p in range(span.start, span.end)]
         self._slots = torch.tensor(slots, device=device)
-        left = [slot for span in spans for slot in _left(span, size)]
-        self._left = torch.tensor(left, device=device) if left else None
+        unwritten = [slot for span in spans for slot in left(span, size)]
+        self._left = torch.tensor(unwritten, device=device) if unwritten else None
         self._groups: list[_Few | _Long] = []
         row = 0
         for members in _grouped(spans, size):
@@ -192,7 +192,7 @@ class StepAttention:
         return torch.cat([group.attend(layer, q[group.rows], window) for group in self._groups])
 
 
-def _left(span: Span, size: int) -> range:
+def left(span: Span, size: int) -> range:
     """The slots behind a span in its last block, where the span is the first to write there."""
     offset, block = span.end % size, span.end // size
     return range(span.blocks[block] * size + offset, (span.blocks[block] + 1) * size) if 0 < offset <= span.length else range(0)

@@ -4,7 +4,9 @@ Promise: the logits of `Runner.compute` (up to the order of summation), with one
 the step. Price: sequences, queries and blocks are padded up to the next form, at most doubling the attention's work; a form is
 captured when it is first met. Steps with long chunks, adapters or experts are not of a fixed form: `run` leaves them to the caller.
 How: tokens, positions, KV slots, block tables and wanted rows lie in one static buffer per form. Padding computes too, but writes to the
-block that belongs to nobody and is looked at by nobody. Without capture the same step runs anywhere: so it is tested on a CPU.
+block that belongs to nobody, which is cleared in every layer before anything is read: a masked key that is no number would still make
+its row none, so neither what padding computes beside a sequence that has overflowed, nor what former holders left in a block (cleared
+where its new holder begins it, as in attention.py) may stay. Without capture the same step runs anywhere: so it is tested on a CPU.
 Source: CUDA graphs by padded batch size as in vLLM and nano-vllm.
 """
 
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serve.engine.attention import KvCache, Scores
+from serve.engine.attention import KvCache, Scores, Span, left
 from serve.engine.batch import Chunk
 from serve.engine.model import Model
 
@@ -84,7 +86,15 @@ class _Frame:
         self._model, self._cache, self._form = model, cache, form
         shape = model.shape
         tokens = form.sequences * form.queries
-        sizes = {"tokens": tokens, "positions": tokens, "slots": tokens, "rows": tokens, "tables": form.sequences * form.blocks}
+        unwritten = form.sequences * cache.block_size + 1  # and always one slot of nobody's
+        sizes = {
+            "tokens": tokens,
+            "positions": tokens,
+            "slots": tokens,
+            "rows": tokens,
+            "tables": form.sequences * form.blocks,
+            "unwritten": unwritten,
+        }
         self._host = torch.zeros(sum(sizes.values()), dtype=torch.long, pin_memory=capture)
         self._device = torch.zeros_like(self._host, device=cache.device)
         self._staged = dict(zip(sizes, np.split(self._host.numpy(), np.cumsum(list(sizes.values()))[:-1]), strict=True))
@@ -109,16 +119,21 @@ class _Frame:
         )
         tokens[:], positions[:], slots[:], tables[:] = 0, 0, nobody * size, nobody
         rows: list[int] = []
+        unwritten: list[int] = []
         for i, chunk in enumerate(chunks):
             length, blocks = chunk.end - chunk.start, np.asarray(chunk.sequence.blocks)
             at = np.arange(chunk.start, chunk.end)
             tokens[i, :length], positions[i, :length], positions[i, length:] = chunk.tokens, at, chunk.end - 1
             slots[i, :length] = blocks[at // size] * size + at % size
-            tables[i, : len(blocks)] = np.maximum(blocks, 0)  # one that has been given back lies behind every window
+            seen = slice(chunk.sequence.num_behind, -(-chunk.end // size))  # its own, and behind no window
+            tables[i, seen] = blocks[seen]
+            unwritten += left(Span(chunk.start, length, chunk.sequence.blocks), size)
             if chunk.samples:
                 rows += range(i * form.queries + length - len(chunk.draft) - 1, i * form.queries + length)
         self._staged["rows"][:] = 0
         self._staged["rows"][: len(rows)] = rows
+        self._staged["unwritten"][:] = nobody * size
+        self._staged["unwritten"][: len(unwritten)] = unwritten
         self._device.copy_(self._host, non_blocking=True)
         return len(rows)
 
@@ -143,6 +158,7 @@ class _Frame:
         kv_heads, dim = cache.num_kv_heads, cache.head_dim
         group = q.shape[1] // kv_heads
         cache.write(layer, self._buffers["slots"], kv)
+        cache.clear(layer, self._buffers["unwritten"])
         keys, values = cache.read(layer, self._buffers["tables"], form.sequences).unbind()
         rows = q.view(form.sequences, form.queries, kv_heads, group, dim).permute(2, 0, 1, 3, 4).reshape(kv_heads, form.sequences, -1, dim)
         seen = mask[None, :, :, None].expand(1, form.sequences, form.queries, group, mask.shape[-1]).flatten(2, 3)

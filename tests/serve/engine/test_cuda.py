@@ -29,10 +29,8 @@ def test_steps_of_a_fixed_form_are_the_same_steps(tiny_model_dir: Path, kv_dtype
     monkeypatch.setattr(Engine, "_verify_cost", lambda self: 0.0)
     config = EngineConfig(dtype="float64", block_size=4, num_blocks=60, max_sequences=5, max_tokens_per_step=40, kv_dtype=kv_dtype)
     plain, formed = (Engine.load(tiny_model_dir, config) for _ in range(2))
-    runner = formed.runner
-    assert isinstance(runner, Runner)
-    graphs = DecodeGraphs(runner.model, runner.cache, capture=False)
-    formed.runner = Runner(runner.model, runner.cache, runner.adapters, graphs)
+    graphs = use_forms(formed)._graphs
+    assert graphs is not None
     assert [c.tokens for c in answers(formed)] == [c.tokens for c in answers(plain)]
     met = set(graphs._frames)
     assert {form.queries for form in met} >= {1, 17}, "plain steps and drafts"
@@ -52,10 +50,53 @@ def test_windows_in_fixed_forms(tiny_model_dir: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((tiny_model_dir / name).read_bytes())
     config = EngineConfig(dtype="float64", block_size=4, num_blocks=40, max_sequences=5)
     plain, formed = (Engine.load(tmp_path, config) for _ in range(2))
-    runner = formed.runner
-    assert isinstance(runner, Runner)
-    formed.runner = Runner(runner.model, runner.cache, runner.adapters, DecodeGraphs(runner.model, runner.cache, capture=False))
+    use_forms(formed)
     assert [c.tokens for c in answers(formed)] == [c.tokens for c in answers(plain)]
+
+
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_what_former_holders_left_in_their_blocks_is_never_seen(tiny_model_dir: Path, kv_dtype: str) -> None:
+    config = EngineConfig(dtype="float64", block_size=4, num_blocks=60, max_sequences=5, kv_dtype=kv_dtype)
+    plain, formed = (Engine.load(tiny_model_dir, config) for _ in range(2))
+    cache = use_forms(formed).cache
+    for layer in cache.scales or cache.layers:
+        layer[:, :, :-1] = float("nan")  # all but the block that belongs to nobody
+    assert [c.tokens for c in answers(formed)] == [c.tokens for c in answers(plain)]
+
+
+@pytest.mark.parametrize("num_drafted", [0, 3])
+def test_a_sequence_that_overflows_spoils_nobody_elses_numbers(tiny_model_dir: Path, num_drafted: int) -> None:
+    """Padding beside it computes with its keys; what that gives must not stay where others' padding is read."""
+    engine = Engine.load(tiny_model_dir, EngineConfig(dtype="float64", block_size=4, num_blocks=60))
+    runner = use_forms(engine)
+    plain = Runner(runner.model, runner.cache, runner.adapters)
+    sound, spoilt = (decoding([prompt] * 9, blocks) for prompt, blocks in ((5, [1, 2, 3, 4]), (7, [11, 12, 13, 14])))
+    plain.compute([step(sound, 0, 8), step(spoilt, 0, 8)])
+    expected = plain.compute([step(sound, 8, 9)])
+    for layer in runner.cache.layers:
+        layer[:, :, 11] = float("nan")
+    sound.tokens += [5] * 3
+    for _ in range(2):  # what the first step left would be read in the second
+        logits = runner.compute([step(sound, 8, 9 + num_drafted, [5] * num_drafted), step(spoilt, 8, 9)])
+        assert torch.allclose(logits[0], expected[0])
+        assert logits[: 1 + num_drafted].isfinite().all()
+        assert logits[-1].isnan().all(), "the law was not put to the test"
+
+
+def use_forms(engine: Engine) -> Runner:
+    """Let the engine take steps of fixed forms."""
+    runner = engine.runner
+    assert isinstance(runner, Runner)
+    engine.runner = Runner(runner.model, runner.cache, runner.adapters, DecodeGraphs(runner.model, runner.cache, capture=False))
+    return engine.runner
+
+
+def decoding(tokens: list[int], blocks: list[int]) -> SimpleNamespace:
+    return SimpleNamespace(tokens=tokens, blocks=blocks, num_behind=0, request=SimpleNamespace(adapter=""))
+
+
+def step(sequence: SimpleNamespace, start: int, end: int, draft: list[int] | None = None) -> SimpleNamespace:
+    return SimpleNamespace(sequence=sequence, start=start, end=end, tokens=sequence.tokens[start:end], draft=draft or [], samples=True)
 
 
 def chunk(length: int, num_blocks: int, adapter: str = "") -> SimpleNamespace:
