@@ -13,6 +13,7 @@ import asyncio
 import logging
 import statistics
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -98,14 +99,19 @@ class Event:
     ended_s: float = 0.0
 
     @property
-    def gaps_s(self) -> list[float]:
-        """Per stream that the victim's end drove away: from its last token there to its first token elsewhere."""
+    def arrivals(self) -> list[dict[str, Any]]:
+        """Where each stream that the victim's end drove away in the middle went on."""
         by_stream: dict[str, list[dict[str, Any]]] = {}
         for stay in self.stays:
             if stay["first_s"] is not None:
                 by_stream.setdefault(stay["stream"], []).append(stay)
         moves = [move for stays in by_stream.values() for move in pairwise(stays)]
-        return [b["first_s"] - a["last_s"] for a, b in moves if a["node_id"] == self.victim_id]
+        return [b for a, b in moves if a["node_id"] == self.victim_id]
+
+    @property
+    def ways(self) -> Counter[str]:
+        """How they came there: kv, recompute, crash."""
+        return Counter(stay["how"] for stay in self.arrivals)
 
     def left(self, how: str) -> int:
         """Streams that left the victim this way after they had begun there."""
@@ -182,7 +188,10 @@ async def _event(
     if not event.left("moved") + event.left("lost"):
         raise RuntimeError(f"drill: {title}: the streams on {victim} were over before it went; use more --tokens")
     took = f"{event.marks[0][0] - began:.1f} s into {event.ended_s - began:.1f} s of streams"
-    say(f"drill: {title}, {took}: {len(hit)} were on {victim}; {event.left('moved')} moved, {event.left('lost')} resumed")
+    say(
+        f"drill: {title}, {took}: {len(hit)} were on {victim}; {event.left('moved')} moved, {event.left('lost')} resumed "
+        f"({', '.join(f'{count} {how}' for how, count in sorted(event.ways.items()))})"
+    )
     return event
 
 
@@ -231,11 +240,12 @@ def _report(draft: Draft, config: DrillConfig, fleet: Fleet, events: list[Event]
         raise RuntimeError(f"drill: {len(differences)} streams are not what they are undisturbed; {'; '.join(differences[:5])}")
     choices = sum(len(gots) for event in events for gots in event.heard)
     moved, resumed = (sum(event.left(how) for event in events) for how in ("moved", "lost"))
-    longest_s = max((gap for event in events for gap in event.gaps_s), default=0.0)
+    ways = sum((event.ways for event in events), Counter[str]())
+    longest_s = max((stay["gap_s"] for event in events for stay in event.arrivals), default=0.0)
     silence = max(heard.longest_silence_s for event in events for gots in event.heard for heard in gots)
     draft.counts = {
         "streams": choices, "preemptions": len(events), "hit": sum(len(event.hit) for event in events), "moved_with_notice": moved,
-        "resumed_after_crash": resumed, "tokens_lost": 0, "tokens_repeated": 0,
+        "resumed_after_crash": resumed, "moved_with_kv": ways["kv"], "tokens_lost": 0, "tokens_repeated": 0,
         "tokens": sum(len(heard.tokens) for event in events for gots in event.heard for heard in gots),
     }  # fmt: skip
     draft.metrics = {"longest_client_silence_s": round(silence, 3), "events": [_figures(event) for event in events]}
@@ -244,7 +254,15 @@ def _report(draft: Draft, config: DrillConfig, fleet: Fleet, events: list[Event]
         (e.title, sum(map(len, e.heard)), len(e.hit), e.left("moved"), e.left("lost"), 0, 0, f["gap_p50_ms"], f["gap_max_ms"])
         for e, f in zip(events, draft.metrics["events"], strict=True)
     ]
-    draft.figures = {"drill": table("Machines taken from under running streams", columns, rows)}
+    columns_of_ways = ("event", "stream", "how", "KV bytes", "stages", "tokens computed again", "gap ms", "why")
+    rows_of_ways = [
+        (e.title, s["stream"], s["how"], s["num_bytes"], s["stages"], s["num_computed"], round(1000 * s["gap_s"]), s["why"])
+        for e in events for s in e.arrivals
+    ]  # fmt: skip
+    draft.figures = {
+        "drill": table("Machines taken from under running streams", columns, rows),
+        "ways": table("How each stream moved, and why so", columns_of_ways, rows_of_ways),
+    }
     for event in events:
         draft.figures[f"timeline: {event.title}"] = _timeline(event, fleet)
     draft.headline = (
@@ -254,10 +272,11 @@ def _report(draft: Draft, config: DrillConfig, fleet: Fleet, events: list[Event]
 
 
 def _figures(event: Event) -> dict[str, Any]:
-    gaps_ms = sorted(1000 * gap for gap in event.gaps_s)
+    gaps_ms = sorted(1000 * stay["gap_s"] for stay in event.arrivals)
     return {
         "title": event.title, "victim": event.victim, "hit": len(event.hit), "moved": event.left("moved"), "resumed": event.left("lost"),
         "gap_p50_ms": round(statistics.median(gaps_ms)) if gaps_ms else 0, "gap_max_ms": round(gaps_ms[-1]) if gaps_ms else 0,
+        "ways": dict(event.ways),
     }  # fmt: skip
 
 

@@ -8,13 +8,14 @@ from typing import Any
 from pipelines.drill import Event, vanish
 
 
-def stay(stream: str, node_id: str, end: str | None, first_s: float | None, last_s: float | None) -> dict[str, Any]:
+def stay(stream: str, node_id: str, end: str | None, first_s: float | None, last_s: float | None, how: str = "new") -> dict[str, Any]:
     return {
         "stream": stream,
         "node_id": node_id,
         "end": end,
         "first_s": first_s,
         "last_s": last_s,
+        "how": how,
         "num_tokens": 0 if first_s is None else 5,
     }
 
@@ -24,14 +25,15 @@ def test_only_departures_from_the_victim_count() -> None:
         stay("a", "victim", "moved", 1.0, 2.0),
         stay("b", "other", "lost", 1.0, 2.0),
         stay("c", "victim", "lost", None, None),
-        stay("a", "other", "lost", 2.5, 3.0),
-        stay("a", "third", "done", 7.0, 8.0),
+        stay("a", "other", "lost", 2.5, 3.0, "kv"),
+        stay("a", "third", "done", 7.0, 8.0, "crash"),
         stay("b", "third", "done", 9.0, 9.5),
         stay("c", "other", "done", 4.0, 5.0),
     ]
     event = Event("preempted", "spot-1", "victim", ["a"], [], stays, [], 0.0)
     assert (event.left("moved"), event.left("lost")) == (1, 0)
-    assert event.gaps_s == [0.5]
+    assert event.arrivals == [stays[3]]
+    assert event.ways == {"kv": 1}
 
 
 def test_a_machine_vanishes_with_all_its_processes() -> None:
