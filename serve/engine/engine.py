@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from serve.engine.adapters import AdapterSet
+from serve.engine.batch import Batch
 from serve.engine.blocks import BlockPool, root_hash
 from serve.engine.choices import choose, completion, expand
 from serve.engine.config import EngineConfig
@@ -32,14 +33,14 @@ from serve.engine.families import read_shape, refusal
 from serve.engine.grammar import Grammars
 from serve.engine.guest import GuestRunner, load_guest
 from serve.engine.guided import guided
-from serve.engine.kernels import make_runner, runs_native
+from serve.engine.kernels import device_of, dtype_of, make_runner, runs_native, swap_blocks
 from serve.engine.kv_blocks import KvBlocks
 from serve.engine.lora import places
 from serve.engine.native.runner import NativeRunner
 from serve.engine.pace import PromptPace
 from serve.engine.parts import parts_of
 from serve.engine.policy import policy_named
-from serve.engine.request import Completion, Emission, Request, Sampling
+from serve.engine.request import Completion, Emission, Request, Run, Sampling
 from serve.engine.rules import rules
 from serve.engine.runner import Runner
 from serve.engine.sample import Question, verify
@@ -72,12 +73,12 @@ class Engine:
             prefix_cache=config.prefix_cache,
             forget=runner.forget if isinstance(runner, GuestRunner) else None,
             policy=policy_named(config.policy),
-            swap_blocks=_swap_blocks(runner, config),
+            swap_blocks=swap_blocks(config, runner.cache.bytes_per_block),
             window=self.shape.window,
         )
         self._transfer = KvTransfer(self.scheduler, None if isinstance(runner, GuestRunner) else runner.cache)
         self._live: dict[str, Sequence] = {}
-        self._ended: list[Emission] = []  # to be told at the next step
+        self._ended: dict[str, Emission] = {}  # to be told at the next step
         self._step_cost = StepCost()
         self._pace = PromptPace(config.max_step_s, config.block_size)
         self._drafters = Drafters(config.draft, config.draft_order, config.draft_max, config.draft_shared)
@@ -92,8 +93,7 @@ class Engine:
             torch.set_num_threads(config.num_threads)
         data = read_config(folder)
         tokenizer = Tokenizer(folder)
-        device = _device(config)
-        dtype = _dtype(config, data)
+        device, dtype = device_of(config), dtype_of(config, data)
         if refusal(data) is not None:
             runner, config = load_guest(folder, data, config, dtype, device)
             return cls(runner, tokenizer, config, folder.resolve().name, _max_length(config, runner.model.shape.max_length, folder))
@@ -110,7 +110,7 @@ class Engine:
     # ---- requests ------------------------------------------------------------------------------------------------
 
     def add(self, request: Request) -> None:
-        """Queue a request. ValueError if it can never run: too long, unknown tokens, an id in use."""
+        """Queue a request. ValueError if it can never run: too long, unknown tokens, an id whose end has not been told yet."""
         self._check(request)
         if request.sampling.seed is None:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
@@ -130,19 +130,22 @@ class Engine:
         )
         self._num_arrived += 1
         if sequence.finish_reason:  # what was emitted elsewhere was all of it
-            self._ended.append(sequence.emission([], ""))
+            self._ended[request.id] = sequence.emission([], "")
             return
         self._live[request.id] = sequence
         self.scheduler.add(sequence)
 
     def cancel(self, request_id: str) -> bool:
-        """End a request now and free what it holds; the next step reports it as cancelled. False if there is no such live request."""
+        """End a request now and free what it holds; the next step reports it as cancelled, and then its id is free for another.
+
+        False if there is no such live request.
+        """
         sequence = self._live.pop(request_id, None)
         if sequence is None:
             return False
         self.scheduler.drop(sequence)
         sequence.finish_reason = "cancelled"
-        self._ended.append(sequence.emission([], sequence.text.finish()))
+        self._ended[request_id] = sequence.emission([], sequence.text.finish())
         return True
 
     def snapshot(self, request_id: str) -> Snapshot:
@@ -196,6 +199,8 @@ class Engine:
     def _check(self, request: Request) -> None:
         if request.id in self._live:
             raise ValueError(f"request: id {request.id!r} is in use by a live request; choose another")
+        if request.id in self._ended:
+            raise ValueError(f"request: id {request.id!r} has ended, and no step has told so yet; step first, or choose another id")
         if request.adapter:
             self.adapters.check(request.adapter)
         length, limit = len(request.prompt), self.max_length
@@ -207,6 +212,9 @@ class Engine:
                 f"prompt: token {bad} is outside the vocabulary of {self.shape.vocab_size}; encode it with this model's tokenizer"
             )
         most = min(length + request.sampling.max_tokens, limit)
+        known = length + len(request.emitted)
+        if most == limit < length + request.sampling.max_tokens and known >= limit:
+            raise ValueError(f"emitted: with the prompt these are {known} tokens, and the context has {limit}; resume it where max_length is greater")
         if self.scheduler.blocks_needed(most) > self.scheduler.pool.total:
             room = self.scheduler.pool.total * self.config.block_size
             raise ValueError(
@@ -227,31 +235,45 @@ class Engine:
     # ---- the loop ------------------------------------------------------------------------------------------------
 
     def step(self) -> list[Emission]:
-        """Let every sequence that can run advance; what is new."""
+        """Let every sequence that can run advance; what is new.
+
+        If the model's pass raises (out of memory, say), nothing of the step counts: nothing is told or lost, who ran computes again
+        from what the prefix cache has, and any request can be cancelled.
+        """
         began = time.perf_counter()
-        ended, self._ended = self._ended, []
         num_running = len(self.scheduler.running)
         resting = not self._drafters.awake(num_running)
         batch = self.scheduler.plan(self._verify_cost(), began, self._pace.limit)
-        if not batch.chunks:
-            if batch.copies_in:  # of cancelled requests: to be dropped
-                self.runner.run(batch)
-            return ended
-        logits = self.runner.run(batch)
-        chosen = verify([Question.of(chunk) for chunk in batch.sampling], logits)
-        emissions = self.scheduler.commit(batch, chosen)
-        seconds = time.perf_counter() - began
+        emissions: list[Emission] = []
+        if batch.chunks or batch.copies_in:  # or copies of cancelled requests to be dropped
+            emissions = self.scheduler.commit(batch, self._compute(batch))
+        if batch.chunks:
+            self._measure(batch, emissions, num_running, resting, time.perf_counter() - began)
+        for emission in emissions:
+            if emission.finish_reason:
+                sequence = self._live.pop(emission.request_id)
+                self._drafters.learn(sequence.request.tenant, sequence.emitted)
+        emissions[:0] = self._ended.values()
+        self._ended.clear()
+        return emissions
+
+    def _compute(self, batch: Batch) -> list[Run]:
+        """The model's pass, and what is drawn from it."""
+        try:
+            logits = self.runner.run(batch)
+            return verify([Question.of(chunk) for chunk in batch.sampling], logits)
+        except BaseException:  # Ctrl-C, too
+            self.scheduler.abandon(batch)
+            raise
+
+    def _measure(self, batch: Batch, emissions: list[Emission], num_running: int, resting: bool, seconds: float) -> None:
+        """Note how long a step took, for the pace of prompts and the worth of drafts."""
         self._pace.observe(batch.num_prompt_tokens, seconds)
         if all(chunk.end - chunk.start <= 1 + self.config.draft_max for chunk in batch.chunks):
             self._drafters.worth.observe(num_running, sum(len(emission.tokens) for emission in emissions), seconds)
             if not resting or batch.num_tokens > len(batch.chunks):
                 self._step_cost.observe(batch.num_tokens, seconds, len(batch.chunks))
                 self._drafters.thrift.price(len(batch.sampling) / seconds)
-        for emission in emissions:
-            if emission.finish_reason:
-                sequence = self._live.pop(emission.request_id)
-                self._drafters.learn(sequence.request.tenant, sequence.emitted)
-        return ended + emissions
 
     def _verify_cost(self) -> float:
         """What one more drafted token costs: its share of a step, for each sequence that waits for it; infinite with drafts off."""
@@ -366,22 +388,9 @@ class Engine:
         assert line or not (held or self.scheduler.host.num_blocks), "an idle engine holds blocks"
 
 
-def _swap_blocks(runner: Runner | NativeRunner | GuestRunner, config: EngineConfig) -> int:
-    """How many blocks may be in host memory; none where a sequence's state is not in blocks."""
-    each = runner.cache.bytes_per_block if config.preempt == "swap" else 0
-    return config.swap_bytes // each if each else 0
-
-
 def _model_id(weights: Weights, shape: Shape, max_length: int) -> str:
     """All that KV depends on besides its kind, tokens and adapter: LongRoPE's angles are chosen by the longest text."""
     return weights.digest() + (f"-{max_length}" if any(rope.kind == "longrope" for rope in shape.ropes) else "")
-
-
-def _device(config: EngineConfig) -> torch.device:
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        raise ValueError("device: cuda is not available here; use device auto or cpu")
-    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
 
 
 def _max_length(config: EngineConfig, most: int, folder: Path) -> int:
@@ -389,12 +398,3 @@ def _max_length(config: EngineConfig, most: int, folder: Path) -> int:
     if config.max_length is not None and config.max_length > most:
         raise ValueError(f"max_length: {config.max_length} is beyond the {most} tokens of {folder}; lower it")
     return config.max_length or most
-
-
-def _dtype(config: EngineConfig, data: dict[str, object]) -> torch.dtype:
-    """What the config asks for; for auto, what the folder was saved in, bfloat16 for float16."""
-    name = config.dtype
-    if name == "auto":
-        stored = str(data.get("dtype") or data.get("torch_dtype") or "float32")
-        name = "bfloat16" if stored in ("bfloat16", "float16") else "float32"
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}[name]

@@ -1,4 +1,4 @@
-"""Which kernels and which KV a model runs on here: the choice, and the runner that follows from it.
+"""Where a model runs here, in which number type, on which kernels and which KV: the choice, and the runner that follows from it.
 
 Promise: bfloat16 on a CPU that has the instructions runs natively (kernels: auto), as one call a step where `native/decoder.py` knows
 the shape, operator by operator where not; everything else runs on torch. Price: none beyond loading.
@@ -24,9 +24,26 @@ from serve.engine.runner import Runner
 from serve.engine.shape import Shape
 from serve.engine.weights import Weights
 
-__all__ = ["make_runner", "runs_native"]
+__all__ = ["device_of", "dtype_of", "make_runner", "runs_native", "swap_blocks"]
 
 DEFAULT_KV_BYTES = 1 << 30
+
+
+def device_of(config: EngineConfig) -> torch.device:
+    """Where the settings put the model. ValueError for a GPU that is not there."""
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise ValueError("device: cuda is not available here; use device auto or cpu")
+    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+
+
+def dtype_of(config: EngineConfig, data: dict[str, object]) -> torch.dtype:
+    """The number type that the settings ask for; for auto, what the folder was saved in, bfloat16 for float16."""
+    name = config.dtype
+    if name == "auto":
+        stored = str(data.get("dtype") or data.get("torch_dtype") or "float32")
+        name = "bfloat16" if stored in ("bfloat16", "float16") else "float32"
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}[name]
 
 
 def runs_native(config: EngineConfig, dtype: torch.dtype, device: torch.device) -> bool:
@@ -76,3 +93,9 @@ def _num_blocks(config: EngineConfig, each: int, max_length: int) -> int:
         return config.kv_bytes // each
     longest = -(-max_length // config.block_size)
     return max(longest, min(DEFAULT_KV_BYTES // each, longest * config.max_sequences))
+
+
+def swap_blocks(config: EngineConfig, bytes_per_block: int) -> int:
+    """How many blocks may be in host memory; none where a sequence's state is not in blocks, which then have no bytes."""
+    each = bytes_per_block if config.preempt == "swap" else 0
+    return config.swap_bytes // each if each else 0

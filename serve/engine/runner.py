@@ -37,9 +37,11 @@ class HostMemory:
         for key, blocks in batch.copies_out:
             self._copies[key] = self._cache.copy_out(blocks)
         for key, blocks in batch.copies_in:
-            copy = self._copies.pop(key)
             if blocks:
+                copy = self._copies.pop(key)
                 self._cache.copy_in(blocks, copy[len(copy) - len(blocks) :])
+            else:  # dropped; a step that failed may not have made it
+                self._copies.pop(key, None)
 
 
 class BlockReader(ABC):

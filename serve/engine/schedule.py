@@ -250,13 +250,17 @@ class Scheduler:
     def _preempt(self, sequence: Sequence, chunks: dict[int, Chunk]) -> None:
         """Take a sequence out of the batch; what stays of its blocks, cached or copied, is found again when it is readmitted."""
         chunks.pop(sequence.arrival, None)
-        self.running.remove(sequence)
         held = sequence.blocks[sequence.num_behind : -(-sequence.computed // self.block_size)]
         sequence.host_copy = self.host.make(held, sequence.num_behind, sequence.computed)
-        self._release(sequence)
-        sequence.num_preempted += 1
         self.counters.preemptions += 1
         self.counters.swapped += sequence.host_copy is not None
+        self._stand_back(sequence)
+
+    def _stand_back(self, sequence: Sequence) -> None:
+        """From the batch to the line."""
+        self.running.remove(sequence)
+        self._release(sequence)
+        sequence.num_preempted += 1
         self.waiting.add(sequence)
 
     def _release(self, sequence: Sequence) -> None:
@@ -276,11 +280,25 @@ class Scheduler:
         """Blocks at the front that no token from position `computed` on can see."""
         return 0 if self._window is None else max(0, computed - self._window + 1) // self.block_size
 
+    def abandon(self, batch: Batch) -> None:
+        """A batch was not computed, or not to its end: nothing of it counts.
+
+        Who runs goes back to the line, for its new blocks hold anything; copies that the batch was to make are taken for lost.
+        """
+        lost = {key for key, _ in batch.copies_out}
+        for sequence in self.waiting:
+            if sequence.host_copy is not None and sequence.host_copy.key in lost:
+                self.host.use(sequence.host_copy)
+                sequence.host_copy = None
+        self.host.drop(key for key, _ in batch.copies_in)
+        while self.running:
+            self._stand_back(self.running[-1])
+
     # ---- commit --------------------------------------------------------------------------------------------------
 
     def commit(self, batch: Batch, chosen: list[Run]) -> list[Emission]:
         """Advance every chunk's sequence, finish and free; `chosen` goes with `batch.sampling`."""
-        self.counters.steps += 1
+        self.counters.steps += bool(batch.chunks)
         self.counters.tokens_computed += batch.num_tokens
         runs = iter(chosen)
         emissions = []

@@ -6,6 +6,7 @@ only: the runner moves the bytes (`Batch.copies_out`, `Batch.copies_in`). Price:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Series
 from dataclasses import dataclass
 
@@ -54,6 +55,10 @@ class HostCopies:
         del self._live[copy.key]
         self._num_blocks -= copy.num_blocks
         self._in.append((copy.key, list(blocks)))
+
+    def drop(self, keys: Iterable[int]) -> None:
+        """A batch that should have copied these in failed: whatever is left of them goes with the next."""
+        self._in += [(key, []) for key in keys]
 
     def take(self) -> tuple[list[tuple[int, list[int]]], list[tuple[int, list[int]]]]:
         """The copies out and in that the next batch makes; they are its from now on."""

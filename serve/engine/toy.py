@@ -99,8 +99,10 @@ class ToyRunner:
             assert key not in self.host, f"key {key} went out twice"
             self.host[key] = self.cache.copy_out(blocks)
         for key, blocks in batch.copies_in:
-            copies = self.host.pop(key)
-            self.cache.copy_in(blocks, copies[len(copies) - len(blocks) :])
+            copies = self.host.pop(key, None)
+            if blocks:  # else dropped; a step that failed may not have made it
+                assert copies is not None, f"key {key} never went out"
+                self.cache.copy_in(blocks, copies[len(copies) - len(blocks) :])
 
 
 class ToyTokenizer:

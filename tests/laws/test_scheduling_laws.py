@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from torch import Tensor
 
+from serve.engine.batch import Batch
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.fairness import INPUT_WEIGHT, OUTPUT_WEIGHT
@@ -96,7 +98,7 @@ def requests(draw: st.DrawFn) -> Request:
 
 
 class Life(RuleBasedStateMachine):
-    """Requests come, go on, are cancelled, move out and in again; blocks are few."""
+    """Requests come, go on, are cancelled, move out and in again; steps fail; blocks are few."""
 
     @initialize(
         window=st.sampled_from([None, None, 7]),
@@ -120,6 +122,7 @@ class Life(RuleBasedStateMachine):
         )
         if draft:
             self.engine._drafter = lambda request: Seer(request, self.window)  # type: ignore[method-assign]
+            self.engine._verify_cost = lambda: 0.0  # type: ignore[method-assign]
         self.requests: dict[str, Request] = {}
         self.outcomes: dict[str, Outcome] = {}
 
@@ -135,6 +138,29 @@ class Life(RuleBasedStateMachine):
     def step(self, times: int) -> None:
         for _ in range(times):
             collect(self.engine, self.outcomes)
+
+    @rule(moment=st.sampled_from(["before", "between", "after"]))
+    def fail(self, moment: str) -> None:
+        """A step whose pass raises: before it began, between the copies and the computing, or when all was computed."""
+        runner, began, raised = self.engine.runner, self.engine.stats()["steps"], False
+        run = runner.run
+
+        def failing(batch: Batch) -> Tensor:
+            if moment == "between":
+                run(Batch([], batch.copies_out, batch.copies_in))
+            elif moment == "after":
+                run(batch)
+            raise MemoryError(moment)
+
+        runner.run = failing  # type: ignore[method-assign]
+        try:
+            collect(self.engine, self.outcomes)
+        except MemoryError:
+            raised = True
+            assert not self.engine.scheduler.running
+        finally:
+            runner.run = run  # type: ignore[method-assign]
+        assert raised or self.engine.stats()["steps"] == began, "it was computed all the same"
 
     @precondition(lambda self: self.live())
     @rule(data=st.data())

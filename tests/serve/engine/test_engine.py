@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from serve.engine.batch import Batch
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.request import Completion, Emission, Request, Sampling
@@ -142,6 +143,100 @@ def test_cancel_frees_everything_and_is_told_once(engine: Engine) -> None:
     assert stats["free_blocks"] + stats["cached_blocks"] == stats["total_blocks"]
     assert [e.finish_reason for e in engine.step()] == ["cancelled"] * 3
     assert not engine.has_work
+
+
+def test_the_id_of_a_cancelled_request_is_free_once_its_end_is_told(engine: Engine) -> None:
+    first, second = (Request(id="a", prompt=prompt, sampling=GREEDY) for prompt in ((5, 6), (7, 8)))
+    engine.add(first)
+    engine.step()
+    engine.cancel("a")
+    with pytest.raises(ValueError, match="id 'a' has ended, and no step has told so yet; step first"):
+        engine.add(second)
+    assert [(e.request_id, e.finish_reason) for e in engine.step()] == [("a", "cancelled")]
+    engine.add(second)
+    assert sum(len(e.tokens) for e in drain(engine)["a"]) == GREEDY.max_tokens
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_step_that_fails_loses_nothing(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    engine = Engine.load(tiny_model_dir, EngineConfig(dtype="float64", block_size=4, num_blocks=60, max_sequences=4, policy="fair"))
+    requests = [Request(id=f"r{i}", prompt=tuple(range(5 + i, 40 + i)), sampling=GREEDY) for i in range(6)]
+    for request in requests:
+        engine.add(request)
+    expected = {name: [t for e in news for t in e.tokens] for name, news in drain(engine).items()}
+    run, found = engine.runner.run, {request.id: list[int]() for request in requests}
+
+    def fail(batch: Batch) -> torch.Tensor:
+        if moment == "after":
+            run(batch)
+        raise MemoryError("out of memory")
+
+    for request in requests:
+        engine.add(request)
+    engine.cancel("r5")
+    for number in range(200):
+        if number % 3:
+            for emission in engine.step():
+                found[emission.request_id] += emission.tokens
+        elif engine.scheduler.running or engine.scheduler.waiting:
+            monkeypatch.setattr(engine.runner, "run", fail)
+            with pytest.raises(MemoryError):
+                engine.step()
+            monkeypatch.setattr(engine.runner, "run", run)
+            if number == 9:
+                assert engine.cancel("r1")
+        engine.check()
+        if not engine.has_work:
+            break
+    assert not engine.has_work
+    assert found.pop("r5") == []
+    assert 0 < len(cut := found.pop("r1")) < GREEDY.max_tokens
+    assert cut == expected["r1"][: len(cut)]
+    assert found == {name: expected[name] for name in found}
+
+
+def test_an_interrupted_generate_leaves_the_engine_idle(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(batch: Batch) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    (expected,) = engine.generate([PROMPT], GREEDY)
+    monkeypatch.setattr(engine.runner, "run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate([PROMPT] * 3, GREEDY)
+    monkeypatch.undo()
+    engine.check()
+    assert not engine.has_work
+    assert engine.generate([PROMPT], GREEDY)[0].tokens == expected.tokens
+
+
+def test_finished_answers_teach_their_tenants_drafter(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine.load(tiny_model_dir, EngineConfig(dtype="float64"))
+    learnt: list[tuple[str, tuple[int, ...]]] = []
+    monkeypatch.setattr(engine._drafters, "learn", lambda tenant, tokens: learnt.append((tenant, tokens)))
+    for tenant in "ab":
+        engine.add(Request(id=tenant, prompt=(5, 6), sampling=replace(GREEDY, max_tokens=4), tenant=tenant))
+    engine.add(Request(id="c", prompt=(5, 6), sampling=GREEDY))
+    engine.step()
+    engine.cancel("c")  # no answer
+    found = drain(engine)
+    assert sorted(tenant for tenant, _ in learnt) == ["a", "b"]
+    assert all(len(tokens) == 4 and tokens[-1:] == found[tenant][-1].tokens[-1:] for tenant, tokens in learnt)
+
+
+def test_a_request_that_has_outgrown_the_context_is_not_resumed(tiny_model_dir: Path) -> None:
+    large, small = (Engine.load(tiny_model_dir, EngineConfig(dtype="float64", max_length=length)) for length in (64, 16))
+    large.add(Request(id="a", prompt=(5,) * 10, sampling=replace(GREEDY, stop=("no such text",))))
+    for _ in range(40):
+        if len(large.snapshot("a").emitted) >= 6:
+            break
+        large.step()
+    resumed = large.snapshot("a").request()
+    with pytest.raises(ValueError, match=r"emitted: with the prompt these are 1\d tokens, and the context has 16; resume it where"):
+        small.add(resumed)
+    assert not small.has_work
+    whole = replace(resumed, emitted=resumed.emitted[:6], sampling=replace(resumed.sampling, max_tokens=6))
+    small.add(whole)  # all that it asked for
+    assert [(e.tokens, e.finish_reason) for e in small.step()] == [((), "length")]
 
 
 def test_prefix_hits_are_counted_and_shared(tiny_model_dir: Path) -> None:
