@@ -101,7 +101,7 @@ def decide(s: Situation) -> Decision:
     'deadline: 65.0 MB take 0.55 s, and 0.50 s are left'
     """
     if s.num_blocks == 0:
-        return Decision("recompute", "no block of it is complete")
+        return Decision("recompute", "it has no full block of KV")
     num_bytes = s.num_missing * s.block_bytes
     kv_s = NUM_STAGES * CALL_S + num_bytes * max(s.num_leaving, 1) / s.bytes_per_s
     usable_s = max(s.left_s - MARGIN_S, 0.0)

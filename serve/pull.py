@@ -45,7 +45,8 @@ class Puller:
         try:
             await move.run()
         except Gone:
-            move.reason = "it had left its source before it was taken over"
+            move.how = "kv" if move.num_bytes else "recompute"
+            move.reason = "it left its source before it was taken over" + (" to its end" if move.num_bytes else "")
         except Exception as error:  # whatever ends a source is the same here: its stream goes on from the gateway's record
             if self.thread.failure is not None:
                 raise

@@ -45,15 +45,16 @@ class Thread:
 class Lends:
     """A source that computes `growth` blocks during each stage, which takes `stage_s`."""
 
-    def __init__(self, growth: int = 1, stage_s: float = 0.0, fails: Exception | None = None) -> None:
-        self.num_blocks, self.growth, self.stage_s, self.fails, self.stages = 20, growth, stage_s, fails, []
+    def __init__(self, growth: int = 1, stage_s: float = 0.0, fails: Exception | None = None, fails_in: int = 1) -> None:
+        self.num_blocks, self.growth, self.stage_s = 20, growth, stage_s
+        self.fails, self.fails_in, self.stages = fails, fails_in, []
 
     async def look(self) -> Standing:
         return Standing(tuple(bytes([i]) for i in range(self.num_blocks)), self.num_blocks * 16 + 5, 1)
 
     async def stage(self, first: int, *, last: bool) -> AsyncIterator[KvBlocks]:
         self.stages.append((first, last))
-        if self.fails is not None:
+        if self.fails is not None and len(self.stages) >= self.fails_in:
             raise self.fails
         await asyncio.sleep(self.stage_s)
         hashes = tuple(bytes([i]) for i in range(first, self.num_blocks))
@@ -108,9 +109,12 @@ def test_the_link_is_learnt_from_what_it_carried() -> None:
 
 
 def test_a_lost_source_is_a_crash_a_stream_that_has_left_is_none_and_ones_own_failure_is_raised() -> None:
-    assert pull(Thread(), Lends(fails=Gone("r")))[0].reason == "it had left its source before it was taken over"
+    assert pull(Thread(), Lends(fails=Gone("r")))[0].reason == "it left its source before it was taken over"
     pulled, _ = pull(Thread(), Lends(fails=RuntimeError("died\nwith a trace")))
     assert (pulled.how, pulled.reason) == ("crash", "the source was lost in stage 1: RuntimeError: died")
+    pulled, _ = pull(Thread(), Lends(fails=Gone("r"), fails_in=2))
+    assert (pulled.how, pulled.num_bytes) == ("kv", 20 * BLOCK_BYTES)
+    assert pulled.reason == "it left its source before it was taken over to its end"
     thread = Thread()
     thread.failure = ValueError("out of memory")
     with pytest.raises(RuntimeError, match="the engine failed"):
