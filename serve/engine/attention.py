@@ -21,8 +21,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 __all__ = ["FEW", "KvCache", "Scores", "Span", "StepAttention", "block_bytes", "left", "order", "plain_attention"]
 
-FEW = 16
-"""Most queries of a sequence that ride with others'."""
+FEW = 17
+"""Most queries of a sequence that ride with others': one token and the longest usual draft (draft_max). So decoding and verifying are one
+call for all sequences; a longer chunk is a prompt's, with enough rows of its own that a call by itself costs nothing, while padding the
+others to its length would cost as much again for each. Either side computes the same, up to the order of summation."""
 
 
 @dataclass(frozen=True, slots=True)

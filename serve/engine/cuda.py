@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serve.engine.attention import KvCache, Scores, Span, left
+from serve.engine.attention import FEW, KvCache, Scores, Span, left
 from serve.engine.batch import Chunk
 from serve.engine.model import Model
 
 __all__ = ["DecodeGraphs", "Form"]
 
-QUERIES = (1, 4, 8, 17)
+QUERIES = (1, 4, 8, FEW)
 """Tokens per sequence that a form holds: a plain step, and drafts."""
 LEAST_BLOCKS = 8
 

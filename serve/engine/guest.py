@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from serve.engine.adapters import AdapterSet
+from serve.engine.attention import FEW
 from serve.engine.batch import Batch, Chunk
 from serve.engine.config import EngineConfig
 from serve.engine.guest_module import Abilities, GuestModule, load_module
@@ -27,9 +28,6 @@ from serve.engine.score import Piece
 from serve.engine.sequence import Sequence
 
 __all__ = ["GuestRunner", "load_guest"]
-
-FEW = 17
-"""Most new tokens of a sequence that ride with others': one and the longest draft."""
 
 
 def load_guest(

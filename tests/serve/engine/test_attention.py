@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from serve.engine.attention import KvCache, Span, StepAttention, order, plain_attention
+from serve.engine.attention import FEW, KvCache, Scores, Span, StepAttention, order, plain_attention
 
 SIZE, KV_HEADS, HEADS, DIM = 4, 2, 6, 8
 
@@ -28,7 +28,7 @@ def random_kv(length: int, seed: int) -> torch.Tensor:
         [(11, 30)],
         [(5, 1), (9, 1), (3, 1)],
         [(5, 2), (40, 1), (3, 4)],
-        [(0, 1), (0, 17), (21, 25), (8, 3), (60, 2), (2, 1)],
+        [(0, 1), (0, FEW), (0, FEW + 1), (21, 25), (8, 3), (60, 2), (2, 1)],
     ],
 )
 def test_step_attention_is_the_definition(spans: list[tuple[int, int]], window: int | None) -> None:
@@ -53,6 +53,30 @@ def test_step_attention_is_the_definition(spans: list[tuple[int, int]], window: 
         expected = plain_attention(q[row : row + span.length], keys, values, span.start, window)
         torch.testing.assert_close(out[row : row + span.length].view(-1, HEADS, DIM), expected, rtol=0, atol=1e-12)
         row += span.length
+
+
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("start", [0, 1, 6])
+def test_both_sides_of_the_boundary_agree(start: int, window: int | None, soft_cap: float | None) -> None:
+    """A chunk of FEW queries rides with others, a longer one has a call to itself; its rows are the same to rounding."""
+    kv, company = random_kv(start + FEW + 2, 1), random_kv(9, 2)
+    q = torch.randn(FEW + 2, HEADS, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+    def rows(length: int) -> torch.Tensor:
+        cache = KvCache(1, KV_HEADS, DIM, 20, SIZE, torch.float64, torch.device("cpu"))
+        cache.write(0, torch.arange(start), kv[:, :, :start])
+        cache.write(0, torch.arange(40, 48), company[:, :, :8])
+        spans = sorted([Span(start, length, range(10)), Span(8, 1, range(10, 13))], key=order)
+        new = {start: (q[:length], kv[:, :, start : start + length]), 8: (q[:1], company[:, :, 8:])}
+        step = StepAttention(cache, spans, [window], Scores(soft_cap=soft_cap))
+        assert len(step._groups) == (1 if length <= FEW else 2)
+        out = step(0, torch.cat([new[s.start][0] for s in spans]), torch.cat([new[s.start][1] for s in spans], 2))
+        return out[:length] if spans[0].start == start else out[1:]
+
+    few, more, most = (rows(length) for length in (FEW, FEW + 1, FEW + 2))
+    torch.testing.assert_close(more[:FEW], few, rtol=0, atol=1e-12)
+    torch.testing.assert_close(most[: FEW + 1], more, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("quantised", [False, True])

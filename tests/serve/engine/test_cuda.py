@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from serve.engine import cuda
+from serve.engine.attention import FEW
 from serve.engine.config import EngineConfig
 from serve.engine.cuda import DecodeGraphs, Form
 from serve.engine.engine import Engine
@@ -107,9 +108,9 @@ def chunk(length: int, num_blocks: int, adapter: str = "") -> SimpleNamespace:
 def test_the_smallest_form_around_a_step() -> None:
     assert Form.around([chunk(1, 3)]) == Form(1, 1, cuda.LEAST_BLOCKS)
     assert Form.around([chunk(1, 3), chunk(5, 17), chunk(2, 1)]) == Form(4, 8, 32)
-    assert Form.around([chunk(17, 8)] * 5) == Form(8, 17, 8)
+    assert Form.around([chunk(FEW, 8)] * 5) == Form(8, FEW, 8)
     assert Form.around([]) is None
-    assert Form.around([chunk(18, 3)]) is None, "a prompt"
+    assert Form.around([chunk(FEW + 1, 3)]) is None, "a prompt"
     assert Form.around([chunk(1, 3, adapter="a")]) is None
 
 
