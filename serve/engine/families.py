@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve.engine.fields import checked
 from serve.engine.rope import Rope
 from serve.engine.shape import Experts, Shape
 
@@ -55,11 +56,11 @@ def _qwen2_moe_window(config: Config, layer: int) -> bool:
 
 def _experts(config: Config, size: str, *, normalise: bool | None = None, shared: str = "") -> dict[str, Any]:
     experts = Experts(
-        count=int(config.get("num_local_experts") or config["num_experts"]),  # one thing, two names
-        per_token=int(config["num_experts_per_tok"]),
-        size=int(config[size]),
+        count=config.get("num_local_experts") or config["num_experts"],  # one thing, two names
+        per_token=config["num_experts_per_tok"],
+        size=config[size],
         normalise=bool(config.get("norm_topk_prob")) if normalise is None else normalise,
-        shared_size=int(config[shared]) if shared else 0,
+        shared_size=config[shared] if shared else 0,
     )
     dense, step = config.get("mlp_only_layers") or (), config.get("decoder_sparse_step", 1)
     return {"experts": experts, "sparse": tuple(i not in dense and (i + 1) % step == 0 for i in range(config["num_hidden_layers"]))}
@@ -188,22 +189,35 @@ def refusal(config: Config) -> str | None:
 
     ValueError for sizes that make no model: guessed ones would load in transformers, with layers that nobody trained.
     """
-    architecture = (config.get("architectures") or ["?"])[0]
+    architecture = _architecture(config)
     if architecture not in FAMILIES:
         return f"is a {architecture}; the lean decoder runs {', '.join(sorted(FAMILIES))}"
-    family = FAMILIES[architecture]
-    filled = {"hidden_act": "silu"} | family.defaults | config
-    _check_sizes(filled, architecture)
+    family, filled = FAMILIES[architecture], _filled(config)
     activation = filled.get("hidden_activation") or filled["hidden_act"]
     if activation not in _ACTIVATIONS:
         return f"uses the activation {activation!r}; the lean decoder runs {', '.join(sorted(_ACTIVATIONS))}"
     if (reason := family.unknown(filled)) is not None:
         return reason
     try:
-        _ropes(family, filled, _head_dim(filled))
+        ropes = _ropes(family, filled, _head_dim(filled))
     except ValueError as error:
         return str(error)
+    _check_ropes(ropes, _max_length(filled))
     return None
+
+
+def _architecture(config: Config) -> str:
+    """The first of those that config.json names."""
+    named = checked({"architectures": config.get("architectures")})["architectures"]
+    return str(named[0]) if named else "?"
+
+
+def _filled(config: Config) -> Config:
+    """With what the family's config.json leaves out; ValueError for what makes no model."""
+    architecture = _architecture(config)
+    filled = checked({"hidden_act": "silu"} | FAMILIES[architecture].defaults | config)
+    _check_sizes(filled, architecture)
+    return filled
 
 
 def _check_sizes(config: Config, architecture: str) -> None:
@@ -215,28 +229,46 @@ def _check_sizes(config: Config, architecture: str) -> None:
         raise ValueError(
             f"model: its config.json has {heads} heads for {kv_heads} key-value heads, which is no multiple; save the model again"
         )
+    if _head_dim(config) < 1:
+        raise ValueError(f"model: its config.json divides hidden_size {config['hidden_size']} among {heads} heads; save the model again")
+    experts, chosen = config.get("num_local_experts") or config.get("num_experts"), config.get("num_experts_per_tok")
+    if experts and chosen and chosen > experts:
+        raise ValueError(f"model: its config.json chooses {chosen} of {experts} experts for a token; save the model again")
+
+
+def _check_ropes(ropes: tuple[Rope, ...], max_length: int) -> None:
+    """ValueError for numbers that turn nothing."""
+    for rope in ropes:
+        pairs = rope.dim // 2
+        counts = {len(factors) for factors in (rope.short_factors, rope.long_factors) if factors}
+        if rope.dim < 2 or rope.dim % 2 or counts - {pairs}:
+            what = f"{min(counts - {pairs}, default=0)} factors for " if counts - {pairs} else ""
+            raise ValueError(f"model: its config.json has {what}{rope.dim} dimensions of a head to turn by pairs; save the model again")
+        if not all(bool(rope.frequencies(length).isfinite().all()) for length in (1, max_length)):
+            raise ValueError("model: the rope_parameters of its config.json make no rotary embedding; save the model again")
 
 
 def read_shape(config: Config, where: str) -> Shape:
     """The shape of the model in folder `where`. ValueError for what the lean decoder does not run."""
     if (reason := refusal(config)) is not None:
         raise ValueError(f"model: {where} {reason}")
-    family = FAMILIES[config["architectures"][0]]
-    filled = {"hidden_act": "silu"} | family.defaults | config
-    layers, heads, head_dim = int(filled["num_hidden_layers"]), int(filled["num_attention_heads"]), _head_dim(filled)
+    family, filled = FAMILIES[_architecture(config)], _filled(config)
+    layers, heads, head_dim = filled["num_hidden_layers"], filled["num_attention_heads"], _head_dim(filled)
     windows = _windows(family, filled)
     ropes = _ropes(family, filled, head_dim)
-    eos = filled.get("eos_token_id")
+    eos, vocab_size = filled.get("eos_token_id"), filled["vocab_size"]
     fields: dict[str, Any] = {
         "num_layers": layers,
-        "hidden_size": int(filled["hidden_size"]),
-        "mlp_size": int(filled["intermediate_size"]),
+        "hidden_size": filled["hidden_size"],
+        "mlp_size": filled["intermediate_size"],
         "num_heads": heads,
-        "num_kv_heads": int(filled.get("num_key_value_heads") or heads),
+        "num_kv_heads": filled.get("num_key_value_heads") or heads,
         "head_dim": head_dim,
-        "vocab_size": int(filled["vocab_size"]),
+        "vocab_size": vocab_size,
         "max_length": _max_length(filled),
-        "eos_token_ids": () if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
+        "eos_token_ids": tuple(
+            token for token in (eos if isinstance(eos, list) else [eos]) if token is not None and 0 <= token < vocab_size
+        ),
         "tied": bool(filled.get("tie_word_embeddings", False)),
         "norm_eps": float(filled.get("layer_norm_eps") or filled.get("norm_epsilon") or filled.get("rms_norm_eps") or 1e-6),
         "activation": _ACTIVATIONS[filled.get("hidden_activation") or filled["hidden_act"]],
@@ -250,20 +282,20 @@ def read_shape(config: Config, where: str) -> Shape:
 
 
 def _head_dim(config: Config) -> int:
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
 
 
 def _max_length(config: Config) -> int:
-    return int(config.get("max_position_embeddings", 2048))
+    return config.get("max_position_embeddings") or 2048
 
 
 def _windows(family: Family, config: Config) -> tuple[int | None, ...]:
-    layers, window, types = int(config["num_hidden_layers"]), config.get("sliding_window"), config.get("layer_types")
+    layers, window, types = config["num_hidden_layers"], config.get("sliding_window"), config.get("layer_types")
     if family.types is None or not window or config.get("use_sliding_window") is False:
         return (None,) * layers
     if types and family.types is not _everywhere:  # Mistral's module has one window for all layers, whatever layer_types says
-        return tuple(int(window) if kind == SLIDING else None for kind in types)
-    return tuple(int(window) if family.types(config, i) else None for i in range(layers))
+        return tuple(window if kind == SLIDING else None for kind in types)
+    return tuple(window if family.types(config, i) else None for i in range(layers))
 
 
 def _ropes(family: Family, config: Config, head_dim: int) -> tuple[Rope, ...]:

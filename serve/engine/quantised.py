@@ -55,11 +55,17 @@ class Quantisation:
             raise ValueError(
                 f"model: {where} is quantised by {method!r}; the engine reads compressed-tensors folders (see `sterna compress`)"
             )
-        schemes = []
-        for group in (config.get("config_groups") or {}).values():
-            scheme = _scheme(group, group.get("format") or config.get("format"), where)
-            schemes += [(target, scheme) for target in group.get("targets") or ()]
-        return cls(tuple(sorted(schemes, key=lambda pair: _rank(pair[0]))), tuple(config.get("ignore") or ()))
+        try:
+            schemes = []
+            for group in (config.get("config_groups") or {}).values():
+                scheme = _scheme(group, group.get("format") or config.get("format"), where)
+                schemes += [(target, scheme) for target in group.get("targets") or ()]
+            found = cls(tuple(sorted(schemes, key=lambda pair: _rank(pair[0]))), tuple(config.get("ignore") or ()))
+            for target in (*(target for target, _ in found.schemes), *found.ignore):
+                _named("", [target])
+        except (TypeError, AttributeError, re.error) as error:
+            raise ValueError(f"model: {where} has a quantization_config that cannot be read ({error}); quantise the model again") from None
+        return found
 
     def scheme(self, module: str) -> Scheme | None:
         """How the linear module `module` is stored; None for plain floats."""

@@ -59,6 +59,8 @@ class Rope:
             return cls(**rope | (_EXTRAS[kind](rope, given, max_length) if kind in _EXTRAS else {}))
         except KeyError as missing:
             raise ValueError(f"scales its rotary embedding by {kind!r} without saying {missing}") from None
+        except ArithmeticError as error:
+            raise ValueError(f"scales its rotary embedding by {kind!r} with numbers that do not go together ({error})") from None
 
     def frequencies(self, max_length: int) -> Tensor:
         """Radians per position, float32 [dim / 2], for an engine whose texts reach at most `max_length` tokens."""

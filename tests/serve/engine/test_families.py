@@ -81,7 +81,7 @@ def test_what_a_config_leaves_out_is_what_transformers_fills_in(family: str) -> 
         ),
         ("Gemma", {"hidden_act": "gelu"}, {"hidden_act": "gelu_pytorch_tanh"}),
         ("SmolLM3", {"no_rope_layer_interval": 3}, {"no_rope_layers": [1, 1, 0] * 4}),
-        ("Qwen3Moe", {"num_experts": 7}, {"num_local_experts": 7}),
+        ("Qwen3Moe", {"num_experts": 9}, {"num_local_experts": 9}),
     ],
 )
 def test_old_spellings_read_as_new_ones(family: str, old: dict[str, Any], new: dict[str, Any]) -> None:
