@@ -27,6 +27,8 @@ from serve.engine.weights import Weights
 __all__ = ["device_of", "dtype_of", "make_runner", "runs_native", "swap_blocks"]
 
 DEFAULT_KV_BYTES = 1 << 30
+_MOST_BYTES = 1 << 46
+"""64 TiB: memory that is not touched costs nothing, but a process has no more addresses."""
 
 
 def device_of(config: EngineConfig) -> torch.device:
@@ -73,14 +75,21 @@ def make_runner(
 def _make_cache(
     config: EngineConfig, shape: Shape, dtype: torch.dtype, device: torch.device, max_length: int, *, native: bool
 ) -> KvCache | native_cache.NativeCache:
-    """KV blocks, as many as the settings say."""
+    """KV blocks, as many as the settings say. ValueError if they are more than the machine can promise."""
     sizes = (shape.num_layers, shape.num_kv_heads, shape.head_dim)
     quantised, size = config.kv_dtype == "int8", config.block_size
-    if native and native_cache.fits(shape.num_heads, shape.num_kv_heads, shape.head_dim, size):
-        each = native_cache.block_bytes(*sizes, size, quantised)
-        return native_cache.NativeCache(*sizes, _num_blocks(config, each, max_length), size, quantised)
-    each = block_bytes(*sizes, size, dtype, quantised)
-    return KvCache(*sizes, _num_blocks(config, each, max_length), size, dtype, device, quantised)
+    ours = native and native_cache.fits(shape.num_heads, shape.num_kv_heads, shape.head_dim, size)
+    each = native_cache.block_bytes(*sizes, size, quantised) if ours else block_bytes(*sizes, size, dtype, quantised)
+    count = _num_blocks(config, each, max_length)
+    too_many = f"KV: {count} blocks of {each} bytes are more than there is memory for; set num_blocks, kv_bytes or max_length to less"
+    if count * each > _MOST_BYTES:
+        raise ValueError(too_many)
+    try:
+        if ours:
+            return native_cache.NativeCache(*sizes, count, size, quantised)
+        return KvCache(*sizes, count, size, dtype, device, quantised)
+    except (MemoryError, OSError, torch.OutOfMemoryError):
+        raise ValueError(too_many) from None
 
 
 def _num_blocks(config: EngineConfig, each: int, max_length: int) -> int:

@@ -65,6 +65,13 @@ def test_as_many_blocks_as_the_settings_say(tiny_model_dir: Path, monkeypatch: p
         count(kv_bytes=100)
 
 
+@pytest.mark.parametrize("num_blocks", [10**12, 10**30])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_more_blocks_than_memory_are_refused_in_one_line(tiny_model_dir: Path, num_blocks: int, dtype: str) -> None:
+    with pytest.raises(ValueError, match=f"KV: {num_blocks} blocks of .* bytes are more than there is memory for; set num_blocks"):
+        Engine.load(tiny_model_dir, EngineConfig(dtype=dtype, num_blocks=num_blocks))
+
+
 def test_whether_kernels_are_native_is_asked_once(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
