@@ -134,9 +134,15 @@ def rehearsal(document: Mapping[str, Any], *, cpus: float = 1, idle_s: float = 5
     try:
         _await_head(process, f"{LOOPBACK}:{port}", folder)
         yield Rehearsal(f"{LOOPBACK}:{port}", folder)
+        if process.poll() is not None:
+            raise RuntimeError(f"the head ended meanwhile: {_last_words(folder)}")
     finally:
         _end(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_words(folder: Path) -> str:
+    return (folder / "head.log").read_text()[-2000:]
 
 
 def _start_head(folder: Path, port: int, labels: Mapping[str, str], update_s: int) -> subprocess.Popen[bytes]:
@@ -163,7 +169,7 @@ def _await_head(process: subprocess.Popen[bytes], address: str, folder: Path) ->
         if _listens(address) and GcsClient(address=address).get_all_node_info(timeout=5.0):
             return
         if process.poll() is not None or time.monotonic() > deadline:
-            raise TimeoutError(f"the head did not start: {(folder / 'head.log').read_text()[-2000:]}")
+            raise TimeoutError(f"the head did not start: {_last_words(folder)}")
         time.sleep(0.1)
 
 

@@ -99,8 +99,7 @@ def application(config: ServeConfig) -> ray.serve.Application:
         graceful_shutdown_wait_loop_s=0.2,
         logging_config={"enable_access_log": False},
     )
-    same = replace(config, spot_replicas=0, on_demand_replicas=1)  # how many there are is no reason to replace a gateway
-    return gateway.bind(same, replicas, keys)
+    return gateway.bind(config, replicas, keys)
 
 
 def deployed(config: ServeConfig) -> ServeConfig:
@@ -132,7 +131,7 @@ def _replicas(config: ServeConfig, name: str, count: int) -> ray.serve.Applicati
         graceful_shutdown_wait_loop_s=0.2,
         logging_config={"enable_access_log": False},
     )
-    return deployment.bind(config.model, config.engine, config.frame_s)
+    return deployment.bind(config.model, config.engine, config.frame_s, config.move_kv)
 
 
 def _count(config: ServeConfig, count: int) -> dict[str, Any]:

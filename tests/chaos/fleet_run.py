@@ -3,6 +3,7 @@
 python tests/chaos/fleet_run.py MODEL FOLDER
 """
 
+import faulthandler
 import json
 import sys
 import threading
@@ -135,6 +136,7 @@ def perform(rehearsed: Rehearsal, url: str) -> dict[str, Any]:
 
 
 def main(model: str, folder: str) -> None:
+    faulthandler.dump_traceback_later(PATIENCE_S)  # where it hangs, if it does not even begin
     file = Path(folder) / "cluster.yaml"
     file.write_text(yaml.safe_dump(rehearsal_document(document())))
     config = parse(ServeConfig, {
@@ -146,6 +148,7 @@ def main(model: str, folder: str) -> None:
     with quiet_ray(), rehearsal(document()) as rehearsed:
         ray.init(address=rehearsed.address, log_to_driver=False, logging_level="ERROR")
         with running(config) as url:
+            faulthandler.cancel_dump_traceback_later()
             found = perform(rehearsed, url)
         ray.shutdown()
     print(json.dumps(found))

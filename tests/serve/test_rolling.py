@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import ray.serve
 import yaml
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
-from serve.app import APP, application, free_port, running
+from serve.app import APP, free_port, running
 from serve.config import ServeConfig
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
@@ -121,32 +121,46 @@ def settled() -> bool:
     return ray.serve.status().applications[APP].status == ApplicationStatus.RUNNING
 
 
-def test_a_replica_that_is_scaled_down_hands_its_streams_over(url: str, config: ServeConfig, undisturbed: list[str]) -> None:
-    before = replicas("on_demand")
-    gateway = ray.serve.get_app_handle(APP)
-    with busy(url, undisturbed):
-        ray.serve.api._run(application(replace(config, on_demand_replicas=1)), name=APP, route_prefix="/", _blocking=False)
-        until(lambda: len(replicas("on_demand")) == 1)
-    (gone,) = before - replicas("on_demand")
-    ends = [stay["end"] for stay in gateway.journal.remote().result() if stay["replica_id"] == gone and stay["num_tokens"]]
-    assert "moved" in ends, "it had streams"
-    assert set(ends) <= {"moved", "done"}, "and none was cut"
-
-
-def test_a_rolling_update_by_config_file_drops_no_stream(url: str, config: ServeConfig, undisturbed: list[str]) -> None:
-    document = yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text())
-    args = document["applications"][0]["args"]
-    del args["cluster"]  # its machines are not here
+@pytest.fixture
+def document(config: ServeConfig) -> dict[str, Any]:
+    """deploy/serve.yaml with the tiny model, and machines that are here."""
+    made: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "serve.yaml").read_text())
+    args = made["applications"][0]["args"]
+    del args["cluster"]
     args["autoscale"]["replica_tokens_per_s"] = 1e6  # the load is not what this is about
     args |= {"model": config.model, "name": "tern", "cpus_per_replica": 0.5, "engine": {"dtype": "float64", "num_threads": 1}}
-    client = ray.serve.context._get_global_client()
+    return made
+
+
+def deploy(document: dict[str, Any], *, replaced: tuple[str, ...]) -> None:
+    """As `serve deploy` does, until nothing of these deployments is what it was."""
+    before = {name: replicas(name) for name in replaced}
+    ray.serve.context._get_global_client().deploy_apps(ServeDeploySchema.model_validate(document))
+    until(lambda: settled() and all(replicas(name) and not replicas(name) & old for name, old in before.items()))
+
+
+def test_a_rolling_update_by_config_file_drops_no_stream(url: str, document: dict[str, Any], undisturbed: list[str]) -> None:
     with busy(url, undisturbed):
         for frame_s in (0.01, 0.03):  # from the application of before to the file's, and then the file with another setting
-            args["frame_s"] = frame_s
-            before = {name: replicas(name) for name in ("gateway", "on_demand")}
-            client.deploy_apps(ServeDeploySchema.model_validate(document))
-            until(lambda before=before: settled() and all(replicas(name) and not replicas(name) & old for name, old in before.items()))
+            document["applications"][0]["args"]["frame_s"] = frame_s
+            deploy(document, replaced=("gateway", "on_demand"))
     assert set(ray.serve.status().applications[APP].deployments) == {"gateway", "spot", "on_demand"}
+
+
+def test_a_replica_that_is_scaled_down_hands_its_streams_over(url: str, document: dict[str, Any], undisturbed: list[str]) -> None:
+    app = document["applications"][0]
+    app["args"] |= {"autoscaling": False, "spot_replicas": 0, "on_demand_replicas": 2}
+    deploy(document, replaced=("gateway", "on_demand"))
+    before, gateways = replicas("on_demand"), replicas("gateway")
+    with busy(url, undisturbed):
+        app["deployments"] = [{"name": "on_demand", "num_replicas": 1}]
+        deploy(document, replaced=())
+        until(lambda: len(replicas("on_demand")) == 1)
+    assert replicas("gateway") == gateways, "a count alone restarts nothing"
+    (gone,) = before - replicas("on_demand")
+    ends = [stay["end"] for stay in ray.serve.get_app_handle(APP).journal.remote().result() if stay["replica_id"] == gone]
+    assert "moved" in ends, "it had streams"
+    assert set(ends) <= {"moved", "done"}, "and none was cut"
 
 
 def test_an_interrupt_lets_running_streams_end(tiny_model_dir: Path, undisturbed: list[str]) -> None:
