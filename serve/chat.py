@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from serve.convention import Convention
 from serve.protocol import Body, Generation, Unsupported
 from serve.tools import Tool, Toolbox, ToolCall, ToolChoice, toolbox
 
-__all__ = ["ChatRequest", "Message"]
+__all__ = ["ChatRequest", "Message", "TemplateVariables"]
 
 
 class _TextPart(Body):
@@ -71,7 +71,17 @@ class _Result(Body):
 
 Message = Annotated[_Said | _Answered | _Result, Field(discriminator="role")]
 """One message of a conversation."""
-_OURS = ("messages", "tools", "add_generation_prompt")
+_OURS = ("messages", "tools", "add_generation_prompt", "self")
+
+
+def _check_variables(variables: dict[str, Any]) -> dict[str, Any]:
+    if taken := [name for name in variables if name in _OURS]:
+        raise ValueError(f"{taken[0]!r} is not for the client to give")
+    return variables
+
+
+TemplateVariables = Annotated[dict[str, Any], AfterValidator(_check_variables)]
+"""What a client may want a chat template to know."""
 
 
 class ChatRequest(Generation):
@@ -84,7 +94,7 @@ class ChatRequest(Generation):
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateVariables | None = None
     functions: Unsupported = None
     function_call: Unsupported = None
     modalities: list[Literal["text"]] | None = None
@@ -100,8 +110,6 @@ class ChatRequest(Generation):
             raise ValueError("top_logprobs: only allowed when logprobs is true")
         if self.tool_choice not in (None, "none", "auto") and not self.tools:
             raise ValueError("tool_choice: only allowed with tools")
-        if taken := [name for name in self.chat_template_kwargs or () if name in _OURS]:
-            raise ValueError(f"chat_template_kwargs: {taken[0]!r} is not for the client to give")
         if self.structured_outputs is not None and self.calls_allowed:
             raise ValueError("structured_outputs: given together with tools; use response_format, or tool_choice none")
         return self

@@ -11,11 +11,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
 from serve.answers import Answer
 from serve.migrate import Fresh
 from serve.protocol import ApiError
 
-__all__ = ["News", "Run", "events", "next_news", "whole"]
+__all__ = ["EventStream", "News", "Run", "events", "next_news", "whole"]
 
 KEEP_ALIVE_S = 5.0
 """A stream with nothing to say sends a comment this often, so that no proxy on the way gives it up."""
@@ -61,6 +64,22 @@ async def whole(run: Run) -> dict[str, Any]:
         else:
             run.answer.add(index, what)
     return run.answer.whole()
+
+
+class EventStream(StreamingResponse):
+    """The answer as an HTTP response; whatever happens to the connection, its choices stop with it."""
+
+    def __init__(self, run: Run, first: News | None) -> None:
+        """`first` is the first piece of news, None if there is none yet."""
+        super().__init__(events(run, first), media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        self._run = run
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._run.cancel()
 
 
 async def events(run: Run, news: News | None) -> AsyncIterator[bytes]:

@@ -58,7 +58,7 @@ class Gateway:
         self._config = config
         self._served = Served(config)
         self._replicas = Handles(replicas)
-        self._embedder = Embedder(replicas, BOARD, config.max_wait_s)
+        self._embedder = Embedder(replicas, BOARD, max_wait_s=config.max_wait_s, max_request_s=config.max_request_s)
         self._watch = DrainWatch()
         BOARD.draining = lambda: self._watch.nodes
         self._engines = list(replicas.values())

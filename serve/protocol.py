@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
 
 from serve.structured import ResponseFormat, StructuredOutputs
 
@@ -59,7 +59,11 @@ def _supported(value: Any) -> Any:
     return value
 
 
-Unsupported = Annotated[Any, AfterValidator(_supported)]
+Unsupported = Annotated[
+    Any,
+    AfterValidator(_supported),
+    WithJsonSchema({"enum": [None, 0, False, [], {}, "", "none", "auto"], "description": "Not supported: only what changes nothing."}),
+]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0)]
@@ -149,6 +153,7 @@ class Generation(Addressed):
 
 
 B = TypeVar("B", bound=Addressed)
+"""The kind of a body."""
 
 
 def read_body(raw: bytes, kind: type[B], *, models: Collection[str]) -> B:
@@ -169,7 +174,7 @@ def check_model(name: str, models: Collection[str]) -> None:
         raise ApiError(404, f"model {name!r} does not exist here; this server has: {known}", param="model", code="model_not_found")
 
 
-_TAGS = ("str", "int", "float", "bool")  # what pydantic adds to the path for the branches of a union
+_TAGS = ("str", "int", "float", "bool", "constrained-str", "constrained-int")  # what pydantic adds to the path for the branches of a union
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -179,8 +184,8 @@ def _discriminator(error: Any) -> tuple[str, ...]:
 
 
 def _refusal(error: ValidationError) -> ApiError:
-    # Each branch of a union has complained: the one that got furthest, and about more than the type, is the one that was meant.
-    first = max(error.errors(), key=lambda e: (len(e["loc"]) + len(_discriminator(e)), not e["type"].endswith("_type")))
+    # Each branch of a union has complained: the one that complains of more than the type, or got furthest, is the one that was meant.
+    first = max(error.errors(), key=lambda e: (not e["type"].endswith("_type"), len(e["loc"]) + len(_discriminator(e))))
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")
     param, before = "", None

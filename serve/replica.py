@@ -8,12 +8,14 @@ replaces it. Price: none beyond Serve's own.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import numpy as np
 import ray
 import ray.serve
+from numpy.typing import NDArray
 
 from cluster.bulletin import Poster
 from cluster.preemption import DrainWatch
@@ -63,6 +65,10 @@ class EngineReplica:
         if replica_id != self._replica_id:
             raise RuntimeError(f"{replica_id} has gone; {self._replica_id} was not asked")
         return await self._streams.pull(lend.RemoteLender(offer), ticket, left_s)
+
+    async def embed(self, texts: Sequence[Sequence[int]], adapter: str, *, replica_id: str = "") -> NDArray[np.float32]:
+        """[n, hidden] of token ids, each of length 1; see `Streams.embed`."""
+        return await self._streams.embed(texts, adapter)
 
     def _report(self) -> dict[str, Any]:
         return {"node_id": self._node_id, "deployment": self._deployment, "leaving": self._streams.leaving}

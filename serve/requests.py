@@ -6,7 +6,7 @@ the same tokens; what does not fit into the context is refused here. Price: none
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from serve.chat import ChatRequest
@@ -14,18 +14,25 @@ from serve.completion import CompletionRequest
 from serve.engine.request import Request, Sampling
 from serve.protocol import MAX_CHOICES, ApiError
 
-__all__ = ["engine_requests", "token_prompts"]
+__all__ = ["check_tokens", "engine_requests", "token_prompts"]
 
 
-def token_prompts(prompts: Sequence[str | list[int]], encode: Any, vocab_size: int) -> list[tuple[int, ...]]:
+def token_prompts(
+    prompts: Sequence[str | list[int]], encode: Callable[[str], list[int]], vocab_size: int, param: str = "prompt"
+) -> list[tuple[int, ...]]:
     """Token ids per prompt: text through `encode`, ids as they are (ApiError 400 where one is outside the vocabulary)."""
     found = [tuple(encode(p)) if isinstance(p, str) else tuple(p) for p in prompts]
     for ids in found:
         if not ids:
-            raise ApiError(400, "prompt: must hold at least one token", param="prompt")
-        if max(ids) >= vocab_size:
-            raise ApiError(400, f"prompt: token id {max(ids)} is outside the vocabulary of {vocab_size}", param="prompt")
+            raise ApiError(400, f"{param}: must hold at least one token", param=param)
+        check_tokens(ids, vocab_size, param)
     return found
+
+
+def check_tokens(tokens: Sequence[int], vocab_size: int, param: str) -> None:
+    """ApiError 400 where a token id is outside the vocabulary."""
+    if tokens and max(tokens) >= vocab_size:
+        raise ApiError(400, f"{param}: token id {max(tokens)} is outside the vocabulary of {vocab_size}", param=param)
 
 
 def engine_requests(

@@ -13,10 +13,13 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from serve.engine.config import EngineConfig
 from serve.engine.request import Request
@@ -26,6 +29,7 @@ from serve.lend import Lender, Lends
 from serve.migrate import Begun, Done, Frame, Leaving, Moved, Offer, Pulled, Refused, Tokens
 from serve.outbox import Outbox
 from serve.pull import Puller
+from serve.reading import embedded
 
 __all__ = ["StreamEngine", "Streams"]
 
@@ -111,6 +115,10 @@ class Streams:
         if self.leaving:
             raise RuntimeError(f"{self.replica_id} takes nothing over: it leaves itself")
         return await self.puller.pull(lender, ticket, left_s)
+
+    async def embed(self, texts: Sequence[Sequence[int]], adapter: str) -> NDArray[np.float32]:
+        """Embeddings [n, hidden] of token ids, read between the steps of the streams."""
+        return await embedded(self._thread, texts, adapter)
 
     def leave(self, deadline_s: float) -> None:
         """This replica will be gone at a time (unix seconds, `math.inf` for nobody knows when). Called from any thread, maybe again."""

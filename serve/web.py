@@ -6,17 +6,20 @@ Promise: no traceback and no page of HTML reaches a client, whatever it asks for
 from __future__ import annotations
 
 import logging
+from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from serve.openapi import Route, document
 from serve.protocol import ApiError
 
-__all__ = ["api", "raw_body"]
+__all__ = ["api", "documented", "raw_body"]
 
 _log = logging.getLogger(__name__)
-api = FastAPI(title="Sterna", docs_url=None, redoc_url=None)
+api = FastAPI(title="Sterna", version=version("sterna"), docs_url=None, redoc_url=None, openapi_url=None)
 
 
 @api.exception_handler(ApiError)
@@ -35,6 +38,17 @@ async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse
 async def _on_failure(_: Request, error: Exception) -> JSONResponse:
     _log.error("a request failed", exc_info=error)
     return JSONResponse(ApiError(500, "the server failed; its log has the reason").body(), status_code=500)
+
+
+def documented(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document of an application's routes."""
+    paths = app.openapi()["paths"]  # which knows the routes, and no bodies
+    routes = [
+        Route(method, path, operation.get("description", "").partition("\n")[0])
+        for path, operations in paths.items()
+        for method, operation in operations.items()
+    ]
+    return document(routes, app.title, app.version)
 
 
 async def raw_body(request: Request, max_bytes: int) -> bytes:

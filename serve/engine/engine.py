@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from collections.abc import Sequence as Series
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ from serve.engine.rules import rules
 from serve.engine.runner import Runner
 from serve.engine.sample import Question, verify
 from serve.engine.schedule import Scheduler
-from serve.engine.score import Pooling, Score, as_pairs, as_tokens, check_lengths, embed, score
+from serve.engine.score import Pooled, Score, as_pairs, as_tokens, check_lengths, embedding, finished, logits, score
 from serve.engine.sequence import Sequence
 from serve.engine.shape import Shape
 from serve.engine.snapshot import Snapshot
@@ -214,7 +215,9 @@ class Engine:
         most = min(length + request.sampling.max_tokens, limit)
         known = length + len(request.emitted)
         if most == limit < length + request.sampling.max_tokens and known >= limit:
-            raise ValueError(f"emitted: with the prompt these are {known} tokens, and the context has {limit}; resume it where max_length is greater")
+            raise ValueError(
+                f"emitted: with the prompt these are {known} tokens, and the context has {limit}; resume it where max_length is greater"
+            )
         if self.scheduler.blocks_needed(most) > self.scheduler.pool.total:
             room = self.scheduler.pool.total * self.config.block_size
             raise ValueError(
@@ -321,28 +324,23 @@ class Engine:
         self._ended.clear()
 
     def logits(self, tokens: Series[int]) -> Tensor:
-        """Logits [T, vocab] of a text in one teacher-forced pass (row i: what follows tokens[:i+1]), by the same weights and kernels."""
+        """Logits [T, vocab] of a text, teacher-forced (row i: what follows tokens[:i+1]), by the same weights and kernels."""
         (given,) = as_tokens([tokens], self.tokenizer.encode, self.shape.vocab_size)
         check_lengths([len(given)], self.max_length)
-        return self.runner.logits(given)
+        return logits(self.runner, given, self.config.max_tokens_per_step)
 
-    def embed(
-        self,
-        texts: Series[str | Series[int]],
-        *,
-        pooling: Pooling = "mean",
-        normalize: bool = True,
-        adapter: str = "",
-        progress: Callable[[int], None] | None = None,
-    ) -> Tensor:
+    def embed(self, texts: Series[str | Series[int]], *, progress: Callable[[int], None] | None = None, **how: Unpack[Pooled]) -> Tensor:
         """Embeddings [n, hidden] of texts (or token ids): the mean of their final hidden states, or the last token's.
 
         Of length 1 unless `normalize` is off. Live requests go on undisturbed. `progress` is called with the tokens of each pass.
         """
+        return finished(self.embedding(texts, **how), progress)
+
+    def embedding(self, texts: Series[str | Series[int]], **how: Unpack[Pooled]) -> Generator[int, None, Tensor]:
+        """The same, yielding the tokens of each pass when it is done, so that live requests can take a step before the next."""
         given = as_tokens(texts, self.tokenizer.encode, self.shape.vocab_size)
-        self._check_reading([len(tokens) for tokens in given], adapter)
-        most = self.config.max_tokens_per_step
-        return embed(self.runner, given, max_tokens=most, pooling=pooling, normalize=normalize, adapter=adapter, progress=progress)
+        self._check_reading([len(tokens) for tokens in given], how.get("adapter", ""))
+        return embedding(self.runner, given, self.config.max_tokens_per_step, **how)
 
     def score(
         self,

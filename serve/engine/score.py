@@ -8,12 +8,12 @@ side (longest first, so that neighbours are alike), long ones in parts; the logi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Series
 from dataclasses import dataclass
 from functools import partial
 from operator import index
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,7 +21,20 @@ from torch import Tensor
 from serve.engine.attention import Span, order
 from serve.engine.request import TokenLogprob
 
-__all__ = ["Piece", "Pooling", "Reader", "Score", "as_pairs", "as_tokens", "check_lengths", "embed", "score"]
+__all__ = [
+    "Piece",
+    "Pooled",
+    "Pooling",
+    "Reader",
+    "Score",
+    "as_pairs",
+    "as_tokens",
+    "check_lengths",
+    "embedding",
+    "finished",
+    "logits",
+    "score",
+]
 
 Progress = Callable[[int], None]
 Pooling = Literal["mean", "last"]
@@ -84,6 +97,16 @@ class Score:
         return math.exp(-self.logprob / len(self.tokens))
 
 
+class Pooled(TypedDict, total=False):
+    """How texts become embeddings."""
+
+    pooling: Pooling
+    """The mean of the final hidden states (if nothing is said), or the last token's."""
+    normalize: bool
+    """Whether to length 1 (if nothing is said, yes)."""
+    adapter: str
+
+
 def score(
     reader: Reader,
     prompts: Series[Series[int]],
@@ -100,7 +123,7 @@ def score(
     texts = [[*prompt, *rest][:-1] for prompt, rest in zip(prompts, continuations, strict=True)]
     found: list[list[TokenLogprob]] = [[] for _ in texts]
     greedy = [True] * len(texts)
-    for i, rows in _read(reader, texts, [len(rest) for rest in continuations], max_tokens, False, adapter, progress):
+    for i, rows in _told(_read(reader, texts, [len(rest) for rest in continuations], max_tokens, False, adapter), progress):
         given = torch.tensor(continuations[i][len(found[i]) : len(found[i]) + len(rows)], device=rows.device)
         wide = rows.to(torch.promote_types(rows.dtype, torch.float32)).log_softmax(-1)
         own = wide.gather(-1, given[:, None]).flatten()
@@ -116,29 +139,51 @@ def _tops(logprobs: Tensor, count: int) -> list[tuple[tuple[int, float], ...]]:
     return [tuple(zip(i, v, strict=True)) for i, v in zip(indices.tolist(), values.tolist(), strict=True)]
 
 
-def embed(
-    reader: Reader,
-    texts: Series[Series[int]],
-    *,
-    max_tokens: int,
-    pooling: Pooling = "mean",
-    normalize: bool = True,
-    adapter: str = "",
-    progress: Progress | None = None,
-) -> Tensor:
-    """[n, hidden] in float32 (float64 if the model is): each text's final hidden states, their mean or the last one."""
+def embedding(
+    reader: Reader, texts: Series[Series[int]], max_tokens: int, *, pooling: Pooling = "mean", normalize: bool = True, adapter: str = ""
+) -> Generator[int, None, Tensor]:
+    """[n, hidden] in float32 (float64 if the model is): each text's final hidden states, their mean or the last one.
+
+    Yields the tokens of each pass when it is done.
+    """
     if pooling not in ("mean", "last"):
         raise ValueError(f"pooling: {pooling!r} is unknown; use mean or last")
     if not texts:
         return torch.empty(0, reader.model.shape.hidden_size)
     sums: list[Tensor | None] = [None] * len(texts)
     num_rows = [len(text) if pooling == "mean" else 1 for text in texts]
-    for i, rows in _read(reader, texts, num_rows, max_tokens, True, adapter, progress):
-        wide = rows.to(torch.promote_types(rows.dtype, torch.float32)).sum(0)
-        before = sums[i]
-        sums[i] = wide if before is None else before + wide
+    for num_tokens, parts in _read(reader, texts, num_rows, max_tokens, True, adapter):
+        for i, rows in parts:
+            wide = rows.to(torch.promote_types(rows.dtype, torch.float32)).sum(0)
+            before = sums[i]
+            sums[i] = wide if before is None else before + wide
+        yield num_tokens
     pooled = torch.stack([total / count for total, count in zip(sums, num_rows, strict=True) if total is not None])
     return torch.nn.functional.normalize(pooled, dim=-1) if normalize else pooled
+
+
+def finished(passes: Generator[int, None, Tensor], progress: Progress | None = None) -> Tensor:
+    """What comes of all passes; `progress` is called with the tokens of each."""
+    while True:
+        try:
+            num_tokens = next(passes)
+        except StopIteration as end:
+            result: Tensor = end.value
+            return result
+        if progress is not None:
+            progress(num_tokens)
+
+
+def logits(reader: Reader, tokens: Series[int], max_tokens: int) -> Tensor:
+    """[T, vocab] after every token of a text, read in parts: but for the result it takes no more memory than a step does."""
+    cache, most = reader.scratch(len(tokens)), max_tokens if reader.reads_in_parts else len(tokens)
+    found: Tensor | None = None
+    for ((_, start, end),) in passes([0], [len(tokens)], most):
+        rows = reader.read(cache, [_piece(tokens, start, end, len(tokens), 0, reader.cache.block_size)], states=False, adapter="")
+        found = rows.new_empty(len(tokens), rows.shape[1]) if found is None else found
+        found[start:end] = rows
+    assert found is not None, "a text has at least a token"
+    return found
 
 
 def as_tokens(texts: Series[str | Series[int]], encode: Callable[[str], list[int]], vocab_size: int, least: int = 1) -> list[list[int]]:
@@ -185,9 +230,8 @@ def _read(
     max_tokens: int,
     states: bool,
     adapter: str,
-    progress: Progress | None,
-) -> Iterator[tuple[int, Tensor]]:
-    """(text, next rows of its last `num_rows`), pass by pass; a text's rows come in order, and perhaps in several parts."""
+) -> Iterator[tuple[int, list[tuple[int, Tensor]]]]:
+    """For each pass its tokens, and (text, next rows of its last `num_rows`); a text's rows come in order, perhaps in several passes."""
     size = reader.cache.block_size
     lengths = [len(text) for text in texts]
     for pack in packs(lengths, max_tokens):
@@ -200,11 +244,16 @@ def _read(
             pieces = {i: _piece(texts[i], start, end, num_rows[i], firsts[i], size) for i, start, end in parts}
             ordered = sorted(pieces, key=lambda i: order(pieces[i].span))
             rows = reader.read(cache, [pieces[i] for i in ordered], states=states, adapter=adapter)
-            for i, part in zip(ordered, rows.split([pieces[i].num_rows for i in ordered]), strict=True):
-                if len(part):
-                    yield i, part
-            if progress is not None:
-                progress(sum(len(piece.tokens) for piece in pieces.values()))
+            split = zip(ordered, rows.split([pieces[i].num_rows for i in ordered]), strict=True)
+            yield sum(len(piece.tokens) for piece in pieces.values()), [(i, part) for i, part in split if len(part)]
+
+
+def _told(passes: Iterator[tuple[int, list[tuple[int, Tensor]]]], progress: Progress | None) -> Iterator[tuple[int, Tensor]]:
+    """The rows of all passes; `progress` is called with the tokens of each when its rows have been taken."""
+    for num_tokens, parts in passes:
+        yield from parts
+        if progress is not None:
+            progress(num_tokens)
 
 
 def _piece(text: Series[int], start: int, end: int, num_rows: int, first_block: int, block_size: int) -> Piece:

@@ -222,6 +222,10 @@ class Tokenizer:
         """One token's own text, special tokens included."""
         return str(self._fast.decode([token], skip_special_tokens=False))
 
+    def token_name(self, token: int) -> str | None:
+        """A token as the vocabulary has it; None outside of it."""
+        return self._fast.id_to_token(token)  # type: ignore[no-any-return]
+
     def token_id(self, token: str) -> int | None:
         """The id of a token given by its name, if there is one."""
         found = self._fast.token_to_id(token)

@@ -17,10 +17,9 @@ from openai import OpenAI
 
 from serve.app import APP, running
 from serve.config import ServeConfig
-from serve.engine.config import UNLIMITED, EngineConfig
+from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.request import Request, Sampling
-from serve.gateway import _limits
 
 PROMPT = "def add(left"
 FAST = EngineConfig(dtype="float64", num_threads=1)
@@ -45,24 +44,6 @@ def url(ray_session: None, tiny_model_dir: Path, tiny_adapter_dir: Path) -> Iter
 def client(url: str) -> Iterator[OpenAI]:
     with OpenAI(base_url=url, api_key="unused", max_retries=0) as made:
         yield made
-
-
-@pytest.mark.parametrize(
-    ("config", "max_length", "limits"),
-    [
-        ({"max_position_embeddings": 512, "vocab_size": 40}, None, (512, 40)),
-        ({"max_position_embeddings": 512, "vocab_size": 40}, 64, (64, 40)),
-        ({"n_positions": 1024, "vocab_size": 40}, None, (1024, 40)),
-        ({"vocab_size": 40}, None, (UNLIMITED, 40)),
-        ({"vocab_size": 40}, 99, (99, 40)),
-        ({"text_config": {"max_position_embeddings": 8, "vocab_size": 5}, "vision_config": {}}, None, (8, 5)),
-    ],
-)
-def test_limits_are_the_models_own_by_whatever_name(
-    config: dict[str, Any], max_length: int | None, limits: tuple[int, int], tmp_path: Path
-) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert _limits(tmp_path, max_length) == limits
 
 
 def test_models(client: OpenAI) -> None:

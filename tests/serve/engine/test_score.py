@@ -116,6 +116,28 @@ def test_reading_disturbs_no_live_request(tiny_model_dir: Path) -> None:
     assert tuple(tokens) == expected
 
 
+def test_live_requests_take_their_steps_between_the_passes_of_an_embedding(tiny_model_dir: Path) -> None:
+    alone, engine = (load(tiny_model_dir, dtype="float64", max_tokens_per_step=16) for _ in range(2))
+    request = Request(id="live", prompt=tuple(range(5, 25)), sampling=Sampling(temperature=0, max_tokens=20, ignore_eos=True))
+    tokens: list[int] = []
+    engine.add(request)
+    texts = [list(range(1, 101)), [5, 6, 7], [8] * 20]
+    passes, sizes = engine.embedding(texts), []
+    found = None
+    while found is None:
+        tokens += [token for emission in engine.step() for token in emission.tokens]
+        try:
+            sizes.append(next(passes))
+        except StopIteration as end:
+            found = end.value
+    assert max(sizes) <= 16
+    assert sum(sizes) == 123
+    torch.testing.assert_close(found, alone.embed(texts), rtol=0, atol=1e-12)
+    while engine.has_work:
+        tokens += [token for emission in engine.step() for token in emission.tokens]
+    assert tuple(tokens) == alone.generate([request.prompt], request.sampling)[0].tokens
+
+
 def test_no_text_is_no_work(engine: Engine) -> None:
     assert engine.score([]) == []
     assert engine.embed([]).shape == (0, engine.shape.hidden_size)
