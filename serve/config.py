@@ -6,10 +6,13 @@ Price: none.
 
 from __future__ import annotations
 
+from typing import get_args
+
 from cluster.autoscale import AutoscaleSettings
 from cluster.placement import PlacementSettings
 from cluster.settings import settings
 from serve.engine.config import EngineConfig
+from serve.handover import MoveKv
 
 __all__ = ["ServeConfig"]
 
@@ -63,6 +66,9 @@ class ServeConfig:
     """How long a stream waits for a replica when there is none, as when every machine was taken at once."""
     frame_s: float = 0.02
     """A replica sends what it has at most this often per stream: fewer messages, for a delay nobody sees."""
+    move_kv: MoveKv = "auto"
+    """Whether a stream that leaves a machine with notice takes its KV along: where that pauses it for less than computing it again (auto),
+    wherever it fits before the deadline (always), or never, as where traffic between zones costs more than prefill."""
     gateways: int = 1
     """Gateway processes, on nodes that stay; each takes a share of the clients."""
     grace_s: float = 600.0
@@ -81,6 +87,8 @@ class ServeConfig:
         for name in ("max_streams", "gateways", "max_body_bytes", "max_queue"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is too few; use at least 1")
+        if self.move_kv not in get_args(MoveKv):
+            raise ValueError(f"move_kv: {self.move_kv!r} is unknown; use auto, always or never")
         for name in ("max_wait_s", "frame_s", "cpus_per_replica", "gpus_per_replica", "grace_s", "start_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative")

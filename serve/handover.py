@@ -19,8 +19,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Decision", "Rate", "Situation", "decide", "is_last"]
+__all__ = ["Decision", "MoveKv", "Rate", "Situation", "decide", "is_last"]
 
+MoveKv = Literal["auto", "always", "never"]
+"""auto: whatever pauses the stream for less; always: KV wherever it fits before the deadline; never: recompute."""
 CALL_S = 0.01
 """Delay of one call between two replicas over Ray, an object of one MiB included (measured: 3 ms without, 10 ms with it)."""
 MARGIN_S = 1.0
@@ -89,7 +91,7 @@ class Decision:
     """For people and for the journal."""
 
 
-def decide(s: Situation) -> Decision:
+def decide(s: Situation, move_kv: MoveKv = "auto") -> Decision:
     """KV or recompute.
 
     >>> long = Situation(num_tokens=2000, num_blocks=124, num_missing=124, block_size=16, block_bytes=524_288, bytes_per_s=5e8,
@@ -100,6 +102,8 @@ def decide(s: Situation) -> Decision:
     >>> decide(replace(long, left_s=1.5)).reason
     'deadline: 65.0 MB take 0.55 s, and 0.50 s are left'
     """
+    if move_kv == "never":
+        return Decision("recompute", "KV is not to be moved (move_kv: never)")
     if s.num_blocks == 0:
         return Decision("recompute", "it has no full block of KV")
     num_bytes = s.num_missing * s.block_bytes
@@ -110,7 +114,7 @@ def decide(s: Situation) -> Decision:
     again = s.num_tokens - (s.num_blocks - s.num_missing) * s.block_size
     recompute_gap_s = CALL_S + again / s.tokens_per_s
     kv_gap_s = 2 * CALL_S + s.block_size / s.tokens_per_s
-    if recompute_gap_s <= kv_gap_s:
+    if recompute_gap_s <= kv_gap_s and move_kv == "auto":
         return Decision("recompute", f"{again} tokens are computed again in {recompute_gap_s:.3f} s, as soon as a last stage ends")
     return Decision(
         "kv", f"{num_bytes / 1e6:.1f} MB in {kv_s:.2f} s while decoding goes on; computing {again} tokens again "

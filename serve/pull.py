@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from serve.engine_thread import EngineThread, Gone, Steps
-from serve.handover import Decision, Rate, Situation, decide, is_last
+from serve.handover import Decision, MoveKv, Rate, Situation, decide, is_last
 from serve.lend import Lends
 from serve.migrate import Pulled
 
@@ -34,9 +34,12 @@ T = TypeVar("T")
 class Puller:
     """Takes streams over for one replica, and remembers how fast its link has been."""
 
-    def __init__(self, thread: EngineThread, *, block_size: int, block_bytes: int, tokens_per_s: Callable[[], float]) -> None:
+    def __init__(
+        self, thread: EngineThread, *, block_size: int, block_bytes: int, tokens_per_s: Callable[[], float], move_kv: MoveKv = "auto"
+    ) -> None:
         """`tokens_per_s`: how many prompt tokens the engine computes in a second, as measured now."""
         self.thread, self.block_size, self.block_bytes, self.tokens_per_s = thread, block_size, block_bytes, tokens_per_s
+        self.move_kv = move_kv
         self.link = Rate(100e6)  # 1 MiB at a time between two object stores (see serve/lend.py)
 
     async def pull(self, lender: Lends, ticket: str, left_s: float) -> Pulled:
@@ -101,7 +104,8 @@ class _Move:
                 tokens_per_s=self._puller.tokens_per_s(),
                 num_leaving=standing.num_leaving,
                 left_s=self._left_s,
-            )
+            ),
+            self._puller.move_kv,
         )
         return decision, NO_MORE if decision.how == "recompute" else min(missing, default=len(standing.hashes))
 

@@ -23,6 +23,7 @@ from serve import lend
 from serve.engine.config import EngineConfig
 from serve.engine.request import Request
 from serve.folder import adapter_folder, model_folder
+from serve.handover import MoveKv
 from serve.load import REPLICAS
 from serve.metrics import ReplicaMetrics
 from serve.migrate import Frame, Offer, Pulled
@@ -35,7 +36,7 @@ __all__ = ["EngineReplica"]
 class EngineReplica:
     """One replica."""
 
-    def __init__(self, model: str, config: EngineConfig, frame_s: float = 0.02) -> None:
+    def __init__(self, model: str, config: EngineConfig, frame_s: float = 0.02, move_kv: MoveKv = "auto") -> None:
         """`model` and the adapters' folders are folders that this node can read, or s3://…"""
         from serve.engine.engine import Engine  # torch: only where the engine runs, not where the deployment is declared
 
@@ -43,7 +44,7 @@ class EngineReplica:
         me = ray.serve.get_replica_context().replica_id
         self._node_id, self._replica_id = ray.get_runtime_context().get_node_id(), me.unique_id
         self._streams = Streams(
-            self._engine, node_id=self._node_id, replica_id=self._replica_id, actor=me.to_full_id_str(), frame_s=frame_s
+            self._engine, node_id=self._node_id, replica_id=self._replica_id, actor=me.to_full_id_str(), frame_s=frame_s, move_kv=move_kv
         )
         lend.LENDERS[self._replica_id] = self._streams.lender
         self._watch = DrainWatch()

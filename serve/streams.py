@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from serve.engine.config import EngineConfig
 from serve.engine.request import Request
 from serve.engine_thread import EngineThread, News, Steps
-from serve.handover import MARGIN_S
+from serve.handover import MARGIN_S, MoveKv
 from serve.lend import Lender, Lends
 from serve.migrate import Begun, Done, Frame, Leaving, Moved, Offer, Pulled, Refused, Tokens
 from serve.outbox import Outbox
@@ -54,7 +54,9 @@ class StreamEngine(Steps, Protocol):
 class Streams:
     """An engine, its thread, and the streams it has."""
 
-    def __init__(self, engine: StreamEngine, *, node_id: str, replica_id: str, actor: str = "", frame_s: float = 0.02) -> None:
+    def __init__(
+        self, engine: StreamEngine, *, node_id: str, replica_id: str, actor: str = "", frame_s: float = 0.02, move_kv: MoveKv = "auto"
+    ) -> None:
         """`actor` is the name by which other replicas reach this one."""
         self.replica_id, self._node_id, self._actor, self._frame_s = replica_id, node_id, actor, frame_s
         self._numbers = count()
@@ -68,6 +70,7 @@ class Streams:
             block_size=engine.config.block_size,
             block_bytes=engine.kv_block_bytes,
             tokens_per_s=lambda: engine.prompt_tokens_per_s,
+            move_kv=move_kv,
         )
 
     @property

@@ -19,6 +19,7 @@ from serve.config import ServeConfig
         ({"max_queue": 0}, "max_queue: 0 is too few"),
         ({"max_ttft_s": 0}, "max_ttft_s: 0.0 leaves no time"),
         ({"max_request_s": -1}, "max_request_s: -1.0 leaves no time"),
+        ({"move_kv": "sometimes"}, "move_kv"),
         ({"engine": {"dtype": "int3"}}, "engine.dtype"),
         ({"replicas": 3}, "unknown key 'replicas'"),
     ],

@@ -69,6 +69,15 @@ def test_reasons(change: dict, how: str, reason: str) -> None:
     assert (decision.how, decision.reason[: len(reason)]) == (how, reason)
 
 
+@given(situations)
+def test_always_leaves_only_the_deadline_and_never_leaves_nothing(s: Situation) -> None:
+    assert decide(s, "never").how == "recompute"
+    always = decide(s, "always")
+    assert always.how == "kv" or s.num_blocks == 0 or always.reason.startswith("deadline: ")
+    if decide(s).how == "kv":
+        assert always == decide(s)
+
+
 def test_a_short_stage_many_stages_or_little_time_make_the_next_stage_the_last() -> None:
     assert is_last(1, 0.1, 60.0)
     assert not is_last(1, 1.0, 60.0)
