@@ -64,8 +64,8 @@ class ServeConfig:
     """How long a request may take in all; then it ends with an error. As long as OpenAI's own clients wait by default."""
     max_wait_s: float = 120.0
     """How long a stream waits for a replica when there is none, as when every machine was taken at once."""
-    frame_s: float = 0.02
-    """A replica sends what it has at most this often per stream: fewer messages, for a delay nobody sees."""
+    frame_s: float = 0.05
+    """A replica sends what it has at most this often per stream, the first token at once: fewer messages, for a delay nobody sees."""
     move_kv: MoveKv = "auto"
     """Whether a stream that leaves a machine with notice takes its KV along: where that pauses it for less than computing it again (auto),
     wherever it fits before the deadline (always), or never, as where traffic between zones costs more than prefill."""
