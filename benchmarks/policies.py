@@ -3,9 +3,9 @@
 Promise: the engine's own scheduler, policies and length predictor, driven by a trace; only the model is simulated (a step takes so
 long, and so much longer per token and per token of context). The same requests at the same moments for each policy. `oracle` is
 shortest-first with the true lengths: the most a better predictor could give. Price: half a minute, no model. Prints one table;
-`--json FILE` keeps the figures.
+`--json FILE` keeps the figures. `--waiting` adds what planning a step costs with so many requests waiting all the time.
 
-    python -m benchmarks.policies --trace azure-conversation.csv --load 1.1 --json runs/policies.json
+    python -m benchmarks.policies --trace azure-conversation.csv --load 1.1 --waiting 100 5000 20000 --json runs/policies.json
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import csv
 import json
 import random
 import statistics
+import time
 from bisect import bisect, insort
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -178,6 +179,60 @@ def compare(jobs: list[Job]) -> list[Figures]:
     return [figures(name, replay(jobs, policy)) for name, policy in policies.items()]
 
 
+@dataclass(frozen=True, slots=True)
+class PlanCost:
+    """What deciding costs with a long line; microseconds."""
+
+    policy: str
+    waiting: int
+    plan_us: float
+    """Mean of a step's `plan`, in which one or two requests start."""
+    longest_plan_us: float
+    add_us: float
+    drop_us: float
+
+
+def plan_cost(name: str, num_waiting: int, *, clients: int = 20, priorities: int = 1, steps: int = 200) -> PlanCost:
+    """Keep so many requests waiting for `steps` steps, then cancel some."""
+    rng = random.Random(0)
+    sizes = {"block_size": BLOCK, "max_sequences": MAX_SEQUENCES, "max_tokens_per_step": MAX_TOKENS}
+    scheduler = Scheduler(BlockPool(MAX_SEQUENCES * 64), **sizes, prefix_cache=False, policy=policy_named(name))  # type: ignore[arg-type]
+    plans: list[float] = []
+    adds: list[float] = []
+    drops: list[float] = []
+    num_arrived = 0
+    for step in range(steps + 1):
+        while len(scheduler.waiting) < num_waiting:
+            sequence = _sequence(num_arrived, Job(0.0, 48, rng.randrange(4, 36), str(num_arrived % clients)))
+            sequence.request = replace(sequence.request, priority=rng.randrange(priorities))
+            num_arrived += 1
+            began = time.perf_counter()
+            scheduler.add(sequence)
+            adds.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        batch = scheduler.plan()
+        plans.append(time.perf_counter() - began)
+        scheduler.commit(batch, [Run([1]) for _ in batch.sampling])
+        if not step:
+            plans.clear()
+    for sequence in rng.sample(list(scheduler.waiting), num_waiting // 2):
+        began = time.perf_counter()
+        scheduler.drop(sequence)
+        drops.append(time.perf_counter() - began)
+    mean = [1e6 * statistics.fmean(each) for each in (plans, adds, drops)]
+    return PlanCost(name, num_waiting, mean[0], 1e6 * max(plans), mean[1], mean[2])
+
+
+def plan_costs(lengths: list[int]) -> list[PlanCost]:
+    """A row for each policy and length; `fcfs` with eight priorities, too, and `fair` with a client for each request."""
+    rows = []
+    for length in lengths:
+        rows += [plan_cost(name, length) for name in ("fcfs", "fair", "shortest")]
+        rows.append(replace(plan_cost("fcfs", length, priorities=8), policy="priority"))
+        rows.append(replace(plan_cost("fair", length, clients=1 << 30), policy="fair, each"))
+    return rows
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -185,6 +240,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--load", type=float, default=1.1, help="work asked for over what the machine can do while requests come in")
     parser.add_argument("--seed", type=int, default=0, help="which requests are the heavy client's")
+    parser.add_argument("--waiting", type=int, nargs="*", default=[], help="requests that wait while the cost of planning is measured")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = compare(read_trace(options.trace, options.requests, options.load, options.seed))
@@ -192,9 +248,15 @@ def main() -> None:
     for row in rows:
         times = (row.mean_latency_s, row.p50_latency_s, row.p99_latency_s, row.max_latency_s, row.mean_first_token_s, row.light_latency_s)
         print(f"{row.policy:10}" + "".join(f"{time:8.1f}" for time in times) + f"{row.max_overtaken:11}")
+    costs = plan_costs(options.waiting)
+    if costs:
+        print(f"\n{'policy':12}{'waiting':>8}{'plan':>8}{'longest':>9}{'add':>7}{'drop':>7}   microseconds")
+    for cost in costs:
+        print(f"{cost.policy:12}{cost.waiting:8}{cost.plan_us:8.0f}{cost.longest_plan_us:9.0f}{cost.add_us:7.1f}{cost.drop_us:7.1f}")
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"load": options.load, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        kept = {"load": options.load, "rows": [asdict(row) for row in rows], "costs": [asdict(cost) for cost in costs]}
+        options.json.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

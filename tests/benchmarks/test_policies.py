@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.policies import Figures, compare, read_trace
+from benchmarks.policies import Figures, compare, plan_costs, read_trace
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +43,9 @@ def test_only_the_lines_asked_for_are_read(tmp_path: Path) -> None:
     jobs = read_trace(trace, count=4, load=1.0, seed=1)
     assert [job.num_inputs for job in jobs] == [10] * 4
     assert jobs[0].arrived_s == 0 < jobs[-1].arrived_s
+
+
+def test_the_cost_of_planning_is_measured_for_every_policy() -> None:
+    rows = plan_costs([40])
+    assert [row.policy for row in rows] == ["fcfs", "fair", "shortest", "priority", "fair, each"]
+    assert all(0 < row.plan_us <= row.longest_plan_us and row.add_us > 0 and row.drop_us > 0 for row in rows)
