@@ -15,7 +15,7 @@ from typing import Literal
 
 from serve.convention import Convention
 
-__all__ = ["Arguments", "Called", "CallReader", "Content", "Piece"]
+__all__ = ["Arguments", "Called", "CallReader", "Content", "Piece", "overlap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class CallReader:
     def _certain(self) -> int:
         """Characters that no mark can have begun in, and that are no white space before one."""
         marks = (self._convention.begin, *self._convention.around)
-        longest = max(_overlap(self._held, mark) for mark in marks if mark) if marks[0] else 0
+        longest = max(overlap(self._held, mark) for mark in marks if mark) if marks[0] else 0
         return len(self._held[: len(self._held) - longest].rstrip())
 
     def _up_to(self, end: int, final: bool) -> list[Piece]:
@@ -226,6 +226,6 @@ class CallReader:
         return []
 
 
-def _overlap(text: str, mark: str) -> int:
+def overlap(text: str, mark: str) -> int:
     """Length of the longest end of `text` that begins `mark`."""
     return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-n:])), 0)

@@ -1,7 +1,7 @@
 """How models write tool calls: the conventions of the common chat templates, as data.
 
 Promise: a template's own words say which convention its model was trained on; each is one line of a table. Price: none.
-Sources: the chat templates of Hermes and Qwen, Llama 3, Mistral, DeepSeek V3 and Granite, as published on the Hugging Face hub.
+Sources: the chat templates of Hermes and Qwen, Llama 3, Mistral, DeepSeek V3, Granite and GLM, as published on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ class Convention:
     """What comes between a name and its arguments where these are no JSON object together."""
     around: tuple[str, ...] = ()
     """What stands around all calls and says nothing more."""
+    is_xml: bool = False
+    """Whether arguments are elements (serve/xml_calls.py)."""
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -42,6 +44,8 @@ class Convention:
 PLAIN = Convention("plain", "")
 """Calls as bare JSON: for models that mark theirs with special tokens, which a grammar cannot hold a text to."""
 _KNOWN = (
+    Convention("qwen-xml", "<function=", "<tool_call>", is_xml=True),
+    Convention("glm", "<arg_key>", "<tool_call>", is_xml=True),
     Convention("hermes", "<tool_call>", "<tool_call>", "</tool_call>", gap="\n", separator="\n"),
     Convention("mistral-args", "[ARGS]", "[TOOL_CALLS]", separator="", name_end="[ARGS]"),
     Convention("mistral", "[TOOL_CALLS]", "[TOOL_CALLS]"),
@@ -57,7 +61,6 @@ _KNOWN = (
     ),
     Convention("llama", '"parameters":', arguments="parameters"),
 )
-_OTHERS = ("<function=", "<arg_key>")  # calls as XML: Qwen3-Coder, GLM
 
 
 def convention_of(template: str | None, is_special: Callable[[str], bool]) -> tuple[Convention | None, bool]:
@@ -68,7 +71,7 @@ def convention_of(template: str | None, is_special: Callable[[str], bool]) -> tu
     >>> convention_of("{{ messages }} <tool_call>", lambda mark: False)
     (None, False)
     """
-    if template is None or "tools" not in template or any(sign in template for sign in _OTHERS):
+    if template is None or "tools" not in template:
         return None, False
     found = next((convention for convention in _KNOWN if convention.sign in template), None)
     return found, found is not None and any(is_special(mark) for mark in found.marks)

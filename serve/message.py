@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serve.calls import Called, CallReader, Content, Piece
+from serve.xml_calls import XmlCallReader
 
 __all__ = ["Message"]
 
@@ -19,7 +20,7 @@ __all__ = ["Message"]
 class Message:
     """One choice's message."""
 
-    reader: CallReader | None
+    reader: CallReader | XmlCallReader | None
     """Finds the calls; None where there can be none."""
     content: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)

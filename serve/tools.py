@@ -17,6 +17,7 @@ from pydantic import Field
 from serve.calls import CallReader
 from serve.convention import PLAIN, Convention
 from serve.protocol import ApiError, Body
+from serve.xml_calls import GLM, QWEN, XmlCallReader
 
 __all__ = ["Tool", "ToolCall", "ToolChoice", "Toolbox", "toolbox"]
 
@@ -113,9 +114,13 @@ class Toolbox:
         either = [self._calls(), {"type": "json_schema", "json_schema": json.loads(schema)}]
         return {"structural_tag": _structural({"type": "or", "elements": either})}
 
-    def reader(self) -> CallReader:
+    def reader(self) -> CallReader | XmlCallReader:
         """What finds the calls in one answer."""
-        return CallReader(self._written, [tool.function.name for tool in self.tools], most=1 if self._only_one else None)
+        most, how = 1 if self._only_one else None, self._written
+        if how.is_xml:
+            schemas = {tool.function.name: tool.function.parameters or {} for tool in self.tools}
+            return XmlCallReader(GLM if how.name == "glm" else QWEN, schemas, most)
+        return CallReader(how, [tool.function.name for tool in self.tools], most)
 
     @property
     def _only_one(self) -> bool:
@@ -187,7 +192,7 @@ def toolbox(
 
 def _is_marked(convention: Convention, special: bool) -> bool:
     """Whether a convention's marks are beyond a grammar."""
-    return special or bool(convention.name_end)
+    return special or convention.is_xml or bool(convention.name_end)
 
 
 def _chosen(choice: ToolChoice) -> tuple[Literal["auto", "required", "named"], list[str]]:
