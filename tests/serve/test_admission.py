@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.intervals import percentile
-from serve.admission import Admission, Limits, Refusal, Visit, WrongKey
+from serve.admission import Admission, Closing, Limits, Refusal, Visit, WrongKey
 from serve.engine.request import Request, Sampling
 from serve.keys import ApiKey, digest
 
@@ -103,6 +103,19 @@ def test_each_limit_of_a_key_refuses_the_third_and_forgives_it_later(
         visit.leave()  # may be said twice
     clock.now_s += 30.0
     let_in(admission, HEADER)
+
+
+def test_a_closed_door_turns_newcomers_away_and_those_inside_stay() -> None:
+    admission, _, notes = door()
+    visit = let_in(admission)
+    admission.closed = True
+    with pytest.raises(Closing) as caught:
+        let_in(admission)
+    assert (caught.value.status, caught.value.headers) == (503, {"retry-after": "10"})
+    assert admission.enter(None, counts=False), "who only looks may look"
+    visit.heard(0, 3)
+    assert notes.gaps
+    assert len(admission.streams) == 1
 
 
 def test_a_full_queue_refuses_and_a_free_place_never_does() -> None:
