@@ -30,7 +30,7 @@ from serve.config import ServeConfig
 from serve.embedder import Embedder
 from serve.embedding import EmbeddingRequest, embedding_answer
 from serve.events import EventStream, Run, next_news, whole
-from serve.guard import Guard, visit_of
+from serve.guard import OPEN, Guard, visit_of
 from serve.handles import Handles
 from serve.keys import ApiKey
 from serve.load import GATEWAYS, report
@@ -56,7 +56,7 @@ class Gateway:
     def __init__(self, config: ServeConfig, replicas: dict[str, DeploymentHandle[Any]], keys: tuple[ApiKey, ...] = ()) -> None:
         """`replicas` maps the name of each deployment of engines to its handle, the cheaper first. Without `keys` everyone may ask."""
         self._config = config
-        self._served = Served(config)
+        self._served, self._keyed = Served(config), bool(keys)
         self._replicas = Handles(replicas)
         self._embedder = Embedder(replicas, BOARD, max_wait_s=config.max_wait_s, max_request_s=config.max_request_s)
         self._watch = DrainWatch()
@@ -138,7 +138,7 @@ class Gateway:
     @api.get("/openapi.json")
     async def openapi(self) -> Response:
         """This document."""
-        return JSONResponse(documented(api))
+        return JSONResponse(documented(api, OPEN if self._keyed else None))
 
     def close(self) -> None:
         """Let nobody in any more; the streams that run go on."""

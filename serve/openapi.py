@@ -7,7 +7,7 @@ long), and every answer has the shape it names, errors too. Price: built once, w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +50,8 @@ _EXCHANGES = {
 }
 
 
-def document(routes: Iterable[Route], title: str, version: str) -> dict[str, Any]:
-    """OpenAPI 3.1, as plain data."""
+def document(routes: Iterable[Route], title: str, version: str, *, open_to_all: Collection[str] | None = None) -> dict[str, Any]:
+    """OpenAPI 3.1, as plain data. `open_to_all`: where keys are asked for, the paths that need none; None where no path needs one."""
     bodies = [(each.body, "validation") for each in _EXCHANGES.values()]
     answers = [(kind, "serialization") for each in _EXCHANGES.values() for kind in (each.answer, each.event)]
     kinds = [(kind, mode) for kind, mode in (*bodies, *answers, (shapes.ErrorBody, "serialization")) if kind is not None]
@@ -61,15 +61,21 @@ def document(routes: Iterable[Route], title: str, version: str) -> dict[str, Any
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         paths.setdefault(_plain(route.path), {})[route.method.lower()] = _operation(route, _EXCHANGES.get(_plain(route.path)), refs)
+    keyed: dict[str, Any] = {}
+    if open_to_all is not None:
+        keyed["security"] = [{"key": []}]
+        for path in open_to_all:
+            for operation in paths.get(path, {}).values():
+                operation["security"] = []
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": definitions.get("$defs", {}),
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "Where the server asks for keys."}},
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
-        "security": [{"key": []}, {}],
+        **keyed,
     }
 
 

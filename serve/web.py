@@ -6,6 +6,7 @@ Promise: no traceback and no page of HTML reaches a client, whatever it asks for
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from importlib.metadata import version
 from typing import Any
 
@@ -40,15 +41,15 @@ async def _on_failure(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(ApiError(500, "the server failed; its log has the reason").body(), status_code=500)
 
 
-def documented(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of an application's routes."""
+def documented(app: FastAPI, open_to_all: Collection[str] | None) -> dict[str, Any]:
+    """The OpenAPI document of an application's routes; see `serve.openapi.document`."""
     paths = app.openapi()["paths"]  # which knows the routes, and no bodies
     routes = [
         Route(method, path, operation.get("description", "").partition("\n")[0])
         for path, operations in paths.items()
         for method, operation in operations.items()
     ]
-    return document(routes, app.title, app.version)
+    return document(routes, app.title, app.version, open_to_all=open_to_all)
 
 
 async def raw_body(request: Request, max_bytes: int) -> bytes:

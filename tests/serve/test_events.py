@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 import serve.events
 from serve.answers import Answer
 from serve.engine.request import Request
-from serve.events import Run, events, next_news, whole
+from serve.events import EventStream, Run, events, next_news, whole
 from serve.migrate import Done, Record, Tokens
 from serve.protocol import ApiError
 from tests.serve.bodies import chat, completion
@@ -98,3 +99,19 @@ def test_a_whole_answer_waits_for_every_choice_and_raises_what_failed_one() -> N
     assert [choice["text"] for choice in asyncio.run(scene(False))["choices"]] == ["a", "b"]
     with pytest.raises(ApiError, match="no machine"):
         asyncio.run(scene(True))
+
+
+def test_a_connection_that_is_gone_before_the_first_event_stops_the_choices() -> None:
+    async def scene() -> bool:
+        run = run_of(completion(stream=True))
+        run.tasks = [asyncio.create_task(asyncio.sleep(60))]
+
+        async def gone(*_: Any) -> Any:
+            raise OSError("the connection is closed")
+
+        with pytest.raises(ClientDisconnect):
+            await EventStream(run, None)({"type": "http", "asgi": {"spec_version": "2.4"}}, gone, gone)
+        await asyncio.wait(run.tasks)
+        return run.tasks[0].cancelled()
+
+    assert asyncio.run(scene())

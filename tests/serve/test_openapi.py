@@ -48,6 +48,14 @@ def test_paths_bodies_and_answers() -> None:
     assert len(set(names)) == len(names)
 
 
+def test_keys_are_named_where_they_are_asked_for() -> None:
+    assert "security" not in DOCUMENT
+    keyed = document(ROUTES, "Sterna", "1", open_to_all=["/health"])
+    assert keyed["security"] == [{"key": []}]
+    assert keyed["paths"]["/health"]["get"]["security"] == []
+    assert "security" not in keyed["paths"]["/tokenize"]["post"]
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3000) | st.text(max_size=3), lambda inner: st.lists(inner, max_size=3), max_leaves=5
 )
