@@ -19,6 +19,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled, wit
 
 __all__ = ["Bulletin", "Poster"]
 
+FORGET_S = 600.0
 _SPACE = b"sterna"
 _RPC_TIMEOUT_S = 5.0
 _log = logging.getLogger(__name__)
@@ -36,12 +37,19 @@ class Bulletin:
         self._client.internal_kv_put(_key(topic, writer), text, True, _SPACE, timeout=_RPC_TIMEOUT_S)
 
     def read(self, topic: str, *, max_age_s: float | None = None) -> dict[str, dict[str, Any]]:
-        """Writer -> note, those of the last `max_age_s` seconds; each has its `time_s` (unix seconds)."""
+        """Writer -> note, those of the last `max_age_s` seconds; each has its `time_s` (unix seconds).
+
+        With an age given, what is older than `FORGET_S` is taken down: its writer is gone.
+        """
         keys = self._client.internal_kv_keys(_key(topic, ""), _SPACE, timeout=_RPC_TIMEOUT_S)
         found = self._client.internal_kv_multi_get(keys, _SPACE, timeout=_RPC_TIMEOUT_S) if keys else {}
         notes = {key.decode().partition("/")[2]: json.loads(text) for key, text in found.items()}
-        oldest = -1.0 if max_age_s is None else time.time() - max_age_s
-        return {writer: note for writer, note in notes.items() if note["time_s"] >= oldest}
+        if max_age_s is None:
+            return notes
+        now_s = time.time()
+        for writer in [writer for writer, note in notes.items() if now_s - note["time_s"] > max(FORGET_S, max_age_s)]:
+            self.remove(topic, writer)
+        return {writer: note for writer, note in notes.items() if now_s - note["time_s"] <= max_age_s}
 
     def remove(self, topic: str, writer: str) -> None:
         """Take a note down."""

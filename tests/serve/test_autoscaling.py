@@ -1,8 +1,7 @@
 """The thread in Serve's controller: whose question starts it, what it answers, and a service that really scales."""
 
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import ray.serve
 from ray.serve.config import AutoscalingContext
 
 from cluster.autoscale import AutoscaleSettings
-from cluster.bulletin import Bulletin, Poster
-from cluster.census import census
 from cluster.placement import PlacementSettings
 from serve import autoscaling
 from serve.app import APP, free_port, running
@@ -62,52 +59,6 @@ def test_two_deployments_share_one_thread_until_the_settings_change(monkeypatch:
     SpotPolicy({"a": 2})(context("spot", 3))
     assert first.closed
     assert autoscaling._RUNNING["app"] is not first
-
-
-@pytest.fixture
-def bulletin(ray_session: None) -> Iterator[Bulletin]:
-    made = Bulletin()
-    yield made
-    for writer in made.read("test"):
-        made.remove("test", writer)
-
-
-def test_a_note_is_what_its_writer_last_said_and_ages(bulletin: Bulletin) -> None:
-    bulletin.post("test", "a", {"n": 1})
-    bulletin.post("test", "a", {"n": 2})
-    bulletin.post("test", "b/c", {"n": 3})
-    notes = bulletin.read("test", max_age_s=60)
-    assert {writer: note["n"] for writer, note in notes.items()} == {"a": 2, "b/c": 3}
-    assert abs(notes["a"]["time_s"] - time.time()) < 30
-    assert bulletin.read("test", max_age_s=-1) == {}
-    bulletin.remove("test", "a")
-    assert set(bulletin.read("test")) == {"b/c"}
-    assert bulletin.read("tes") == {}, "topics do not run into each other"
-
-
-def test_a_poster_posts_until_it_is_closed_and_outlives_a_failing_report(bulletin: Bulletin) -> None:
-    count, failed = 0, threading.Event()
-
-    def report() -> dict[str, int]:
-        nonlocal count
-        count += 1
-        if count == 2:
-            failed.set()
-            raise RuntimeError("no report now")
-        return {"n": count}
-
-    poster = Poster("test", "p", report, interval_s=0.02, bulletin=bulletin)
-    assert failed.wait(PATIENCE_S)
-    until(lambda: bulletin.read("test").get("p", {"n": 0})["n"] > 2)
-    poster.close()
-    assert "p" not in bulletin.read("test")
-
-
-def test_the_census_knows_this_machine(ray_session: None) -> None:
-    seen = census(ray.get_runtime_context().gcs_address)
-    (node,) = seen.nodes
-    assert node.node_id == ray.get_runtime_context().get_node_id()
-    assert (node.node_type, node.draining, node.resources["CPU"], seen.launching, seen.refusals) == ("", False, 4, {}, ())
 
 
 def test_a_service_scales_from_nothing_with_its_load_and_back(ray_session: None, tiny_model_dir: Path) -> None:
