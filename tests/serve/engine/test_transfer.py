@@ -227,15 +227,16 @@ def test_twice_is_once() -> None:
 # ---- pins --------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_here_already_is_kept_for_the_request_to_come() -> None:
+@pytest.mark.parametrize("ticket", ["t", None])
+def test_what_is_here_already_is_kept_for_the_request_to_come(ticket: str | None) -> None:
     source, destination = make_engine(), make_engine(14)
     add(source, count=3)
     carry(source, destination, "r", "earlier")
     destination.kv_release("earlier")
-    assert destination.kv_missing(source.kv_chain("r"), "t") == ()
-    add(destination, **other(31, max_tokens=1))  # wants all that is free, and more
-    steps(destination, 3)
-    assert destination.kv_missing(source.kv_chain("r")) == ()
+    assert destination.kv_missing(source.kv_chain("r"), ticket) == ()
+    for name in ("first", "second"):  # the second finds four blocks free, and evicts the oldest
+        add(destination, **other(24, name, max_tokens=1), count=1)
+    assert (destination.kv_missing(source.kv_chain("r")) == ()) == (ticket == "t")
 
 
 def test_a_newcomer_waits_for_the_ticket_to_end_while_others_run() -> None:
@@ -256,6 +257,17 @@ def test_where_nobody_runs_pins_keep_nobody_from_starting() -> None:
     assert carry(source, destination, "r", "t") == 9
     add(destination, **other(40, max_tokens=4))
     assert len(answer(destination, "other")) == 4
+
+
+def test_where_nobody_runs_pins_keep_nobody_from_coming_back() -> None:
+    source, destination = make_engine(), make_engine(12, max_sequences=1, prefix_cache=False, swap_bytes=1 << 20)
+    add(source, count=18)
+    add(destination, **other(30, "low", max_tokens=18), count=2)
+    add(destination, **other(4, "high", max_tokens=1, priority=1), count=1)
+    assert destination.stats()["swapped_blocks"] == 8
+    assert carry(source, destination, "r", "t") == 9
+    assert len(answer(destination, "low")) == 16
+    assert destination.stats()["prefill_tokens"] == 30 + 4, "its copy came back"
 
 
 def test_pins_give_way_before_a_request_of_lower_priority_does() -> None:
