@@ -47,9 +47,14 @@ def region_of(zone: str) -> str:
 
 
 def own_prices(per_hour: Mapping[str, float]) -> tuple[Price, ...]:
-    """Prices as their owner gives them: dollars an hour for `spot`, for `on-demand`, or for an instance type on demand."""
+    """Prices as their owner gives them: dollars an hour for `spot`, for `on-demand`, or for an instance type on demand.
+
+    ValueError for what is no price.
+    """
     prices = []
     for name, value in per_hour.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"node_prices: {name} is {value}; must be a number of dollars an hour")
         market: MarketKind = SPOT if name == SPOT else ON_DEMAND
         kind = ANY if name in (SPOT, ON_DEMAND) else name
         prices.append(Price(Pool(ANY, kind), market, float(value), source="yours"))

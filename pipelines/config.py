@@ -5,9 +5,11 @@ Promise: frozen data; a wrong setting is one line before anything is read. Price
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
 
+from cluster.price_book import own_prices
 from cluster.settings import settings
 from serve.engine.config import EngineConfig
 from serve.engine.request import Sampling
@@ -99,10 +101,13 @@ class GenerateConfig:
     """Engines at most; 0 is as many as the cluster has room for."""
     cpus_per_engine: int = 0
     """CPUs of an engine, and its threads; 0 is half of the smallest machine's, at most 8: two engines waste less than twice the threads."""
+    node_prices: Mapping[str, float] = field(default_factory=dict)
+    """Dollars an hour of a machine, for `spot`, `on-demand` or an instance type, instead of AWS's prices: what the run costs is shown."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """The engine's own settings."""
 
     def __post_init__(self) -> None:
+        own_prices(self.node_prices)  # ValueError for what is no price
         if self.batch_size < 1:
             raise ValueError(f"batch_size: must be at least 1, not {self.batch_size}")
         for name in ("concurrency", "cpus_per_engine"):

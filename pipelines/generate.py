@@ -27,6 +27,8 @@ from pyarrow import fs as arrow_fs
 from cluster import figure
 from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
 from cluster.console import progress, say
+from cluster.ledger import Bill
+from cluster.meter import Meter
 from cluster.runtime import attached
 from cluster.storage import absolute, content_digest, resolve
 from pipelines.batch_engine import ANSWER, BatchEngine, answers_uri
@@ -54,7 +56,7 @@ def generate(config: GenerateConfig) -> Artifact:
     inputs = {"model": digest, "input": input_digest(config.input)}
     if config.adapter:
         inputs["adapter"] = content_digest(str(adapter_folder(config.adapter)))
-    same_work = replace(config, concurrency=0, cpus_per_engine=0)  # a rerun on other machines goes on with the work of this one
+    same_work = replace(config, concurrency=0, cpus_per_engine=0, node_prices={})  # a rerun on other machines goes on with this one's work
     if done := finished(config.output, stage="generate", inputs=inputs, config=same_work):
         say(f"{config.output}: already done")
         return done
@@ -64,10 +66,11 @@ def generate(config: GenerateConfig) -> Artifact:
         column = _prompt_column(config, staged, folder)
         batches = _batches(staged.num_rows, config.batch_size)
         started = time.monotonic()
-        curve = _run(config, work, column, batches) if not _gathered(draft, staged) else []
+        curve, bill = _run(config, work, column, batches) if not _gathered(draft, staged) else ([], None)
         seconds = time.monotonic() - started
         _gather(draft, work, batches, staged)
         _fill(draft, staged, curve, seconds)
+        _charge(draft, bill)
     return open_artifact(config.output, made_by="generate")
 
 
@@ -104,8 +107,8 @@ def _batches(num_rows: int, batch_size: int) -> list[tuple[int, int]]:
     return [(first, min(first + size, num_rows)) for first in range(0, num_rows, size)]
 
 
-def _run(config: GenerateConfig, work: str, column: str, batches: list[tuple[int, int]]) -> list[tuple[float, int]]:
-    """Compute the batches that are not there yet; returns (seconds, tokens so far) as they came."""
+def _run(config: GenerateConfig, work: str, column: str, batches: list[tuple[int, int]]) -> tuple[list[tuple[float, int]], Bill | None]:
+    """Compute the batches that are not there yet; returns (seconds, tokens so far) as they came, and what that cost."""
     filesystem, answers = resolve(f"{work}/answers")
     filesystem.create_dir(answers, recursive=True)
     there = _answered(work)
@@ -113,17 +116,37 @@ def _run(config: GenerateConfig, work: str, column: str, batches: list[tuple[int
     if len(missing) < len(batches):
         say(f"generate: {len(batches) - len(missing)} of {len(batches)} batches were done before")
     if not missing:
-        return []
-    total = sum(last - first for first, last in missing)
+        return [], None
+    total, rows = sum(last - first for first, last in missing), 0
     curve, tokens, began = [(0.0, 0)], 0, time.monotonic()
     with attached(), streaming(), progress("generate", total, "rows") as advance:
+        meter = Meter(config.node_prices)
+        bill = meter.bill(0)
         for done in _dataset(config, work, column, missing):
             if done["mistake"]:
                 raise ValueError(done["mistake"])
             tokens += int(done["tokens"])
+            rows += int(done["rows"])
             curve.append((time.monotonic() - began, tokens))
-            advance(int(done["rows"]), f"{tokens / curve[-1][0]:,.0f} tokens/s")
-    return curve
+            bill = meter.bill(tokens)
+            advance(int(done["rows"]), f"{tokens / curve[-1][0]:,.0f} tokens/s{_cost_words(bill, rows / total)}")
+    return curve, bill
+
+
+def _cost_words(bill: Bill, share: float) -> str:
+    """What was paid, and what all of it will cost if the rest goes like the share that is done; nothing without prices."""
+    if bill.per_million_tokens is None:
+        return ""
+    return f"  ${bill.dollars:,.2f} of about ${bill.dollars / share:,.2f}"
+
+
+def _charge(draft: Draft, bill: Bill | None) -> None:
+    """Say what this run cost, where the machines have prices."""
+    if bill is None or bill.per_million_tokens is None:
+        return
+    summary = bill.summary()
+    draft.metrics |= {name: summary[name] for name in ("dollars", "on_demand_dollars", "dollars_per_million_tokens")}
+    draft.headline += f", ${bill.dollars:,.2f} (${bill.per_million_tokens:,.2f} per million tokens)"
 
 
 def _dataset(config: GenerateConfig, work: str, column: str, missing: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:

@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipelines.generate
+from cluster.ledger import Bill, Life, MachineCost
+from cluster.market import Pool
 from pipelines.batch_engine import BatchEngine
 from pipelines.config import GenerateConfig
-from pipelines.generate import generate
+from pipelines.generate import _cost_words, generate
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.request import Request, Sampling
@@ -56,7 +58,7 @@ def answered(ray_session, tiny_model_dir, tmp_path_factory):
     source = write_prompts(folder / "in.jsonl", [*PROMPTS, None, "", "word " * 600, PROMPTS[0]])
     with source.open("a") as out:
         out.write("{broken\n" + json.dumps({"name": "no prompt at all"}) + "\n")
-    config = config_of(tiny_model_dir, source, folder / "rows", batch_size=3)
+    config = config_of(tiny_model_dir, source, folder / "rows", batch_size=3, node_prices={"on-demand": 36.0})
     return config, generate(config)
 
 
@@ -92,6 +94,20 @@ def test_the_manifest_counts_every_row_and_line(answered):
     assert "9 rows" in answered[1].manifest.headline
     assert not (answered[1].local() / "work").exists()
     assert answered[1].manifest.figures.keys() == {"lengths", "rate"}
+
+
+def test_what_it_cost_is_told_where_machines_have_prices(answered):
+    manifest = answered[1].manifest
+    dollars, seconds = manifest.metrics["dollars"], manifest.metrics["seconds_this_run"]
+    assert 0 < dollars < 0.01 * seconds, "a cent a second, from when the cluster was there"
+    assert manifest.metrics["dollars_per_million_tokens"] == pytest.approx(1e6 * dollars / manifest.metrics["tokens_this_run"])
+    assert manifest.headline.endswith("per million tokens)")
+
+
+def test_what_the_rest_will_cost_is_told_meanwhile():
+    machine = MachineCost(Life("a", Pool("any"), "on-demand", 0.0), 1.0, 2.0, 2.0)
+    assert _cost_words(Bill((machine,), tokens=5), 0.25) == "  $2.00 of about $8.00"
+    assert _cost_words(Bill((replace(machine, dollars=None),), tokens=5), 0.25) == ""
 
 
 def test_a_second_run_does_nothing_even_with_other_concurrency(answered, capsys):
