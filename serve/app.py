@@ -32,6 +32,7 @@ from cluster.console import say
 from cluster.runtime import attached
 from cluster.settings import parse
 from cluster.storage import absolute
+from serve.books import Books
 from serve.config import ServeConfig
 from serve.folder import adapter_folder, model_folder
 from serve.gateway import Ingress
@@ -99,7 +100,8 @@ def application(config: ServeConfig) -> ray.serve.Application:
         graceful_shutdown_wait_loop_s=0.2,
         logging_config={"enable_access_log": False},
     )
-    return gateway.bind(config, replicas, keys)
+    books = ray.serve.deployment(Books).options(name="books", ray_actor_options={"num_cpus": 0, "resources": {HEAD: 0.001}})
+    return gateway.bind(config, replicas, keys, books.bind(config.ledger and absolute(config.ledger), dict(config.node_prices)))
 
 
 def deployed(config: ServeConfig) -> ServeConfig:

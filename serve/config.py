@@ -6,10 +6,13 @@ Price: none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import field
 from typing import get_args
 
 from cluster.autoscale import AutoscaleSettings
 from cluster.placement import PlacementSettings
+from cluster.price_book import own_prices
 from cluster.settings import settings
 from serve.engine.config import EngineConfig
 from serve.handover import MoveKv
@@ -69,6 +72,11 @@ class ServeConfig:
     move_kv: MoveKv = "auto"
     """Whether a stream that leaves a machine with notice takes its KV along: where that pauses it for less than computing it again (auto),
     wherever it fits before the deadline (always), or never, as where traffic between zones costs more than prefill."""
+    ledger: str = ""
+    """A file (on the head's disk) in which the service keeps what its machines cost and what it served, so that a restart goes on with
+    it; `sterna cluster ledger` reads it. By default costs count from the start of the service and are forgotten with it."""
+    node_prices: Mapping[str, float] = field(default_factory=dict)
+    """Dollars an hour of a machine, for `spot`, `on-demand` or an instance type, instead of AWS's prices."""
     gateways: int = 1
     """Gateway processes, on nodes that stay; each takes a share of the clients."""
     grace_s: float = 600.0
@@ -84,6 +92,9 @@ class ServeConfig:
         fewest = 0 if self.autoscaling else 1
         if self.spot_replicas < 0 or self.on_demand_replicas < 0 or self.spot_replicas + self.on_demand_replicas < fewest:
             raise ValueError("on_demand_replicas: there is no replica at all; ask for at least one, spot or on demand")
+        own_prices(self.node_prices)  # ValueError for what is no price
+        if "://" in self.ledger:
+            raise ValueError(f"ledger: {self.ledger} is no file, and only a file can be appended to; name one on the head's disk")
         for name in ("max_streams", "gateways", "max_body_bytes", "max_queue"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is too few; use at least 1")

@@ -36,6 +36,7 @@ from serve.keys import ApiKey
 from serve.load import GATEWAYS, report
 from serve.metrics import PATIENCE_S, GatewayMetrics, answers, page
 from serve.migrate import Fresh, Record
+from serve.overview import Overview, live_page
 from serve.protocol import ApiError, B, read_body
 from serve.relay import Journal, follow
 from serve.requests import engine_requests
@@ -53,7 +54,10 @@ _log = logging.getLogger(__name__)
 class Gateway:
     """One gateway process."""
 
-    def __init__(self, config: ServeConfig, replicas: dict[str, DeploymentHandle[Any]], keys: tuple[ApiKey, ...] = ()) -> None:
+    def __init__(
+        self, config: ServeConfig, replicas: dict[str, DeploymentHandle[Any]], keys: tuple[ApiKey, ...] = (),
+        books: DeploymentHandle[Any] | None = None,
+    ) -> None:  # fmt: skip
         """`replicas` maps the name of each deployment of engines to its handle, the cheaper first. Without `keys` everyone may ask."""
         self._config = config
         self._served, self._keyed = Served(config), bool(keys)
@@ -68,6 +72,9 @@ class Gateway:
         self.admission = Admission(keys, limits, slots=self._num_slots, clock=time.monotonic, observer=self.metrics)
         self.metrics.watch(self.admission)
         self._poster = Poster(GATEWAYS, ray.serve.get_replica_context().replica_id.unique_id, self._report)
+        self._overview = Overview(
+            self._served.name, config.engine.max_sequences, self._journal, self.metrics, self._watch, self._engines, books
+        )
 
     @api.get("/health")
     async def health(self) -> Response:
@@ -78,16 +85,35 @@ class Gateway:
             raise ApiError(503, "no replica is ready", code="no_capacity")
         return JSONResponse({"status": "ok"})
 
+    @api.get("/")
+    async def live_page(self) -> Response:
+        """The live page."""
+        return live_page()
+
+    @api.get("/status")
+    async def status(self) -> Response:
+        """What the live page shows: every gateway's, replica's and machine's state, costs and decisions."""
+        return await self._overview.page()
+
+    def overview(self) -> dict[str, Any]:
+        """This gateway's part of /status, for the one that was asked."""
+        return self._overview.report()
+
+    def newly_served(self) -> int:
+        """Tokens sent since the books asked before."""
+        return self._overview.newly_served()
+
     @api.get("/metrics")
     async def all_metrics(self) -> Response:
         """Every gateway's and every replica's figures, as Prometheus reads them."""
         context = ray.serve.get_replica_context()
         peers = ray.serve.get_deployment_handle(context.deployment, context.app_name)
-        gateways, replicas = await asyncio.gather(
+        gateways, replicas, costs = await asyncio.gather(
             answers([peers.broadcast("figures").results_async(timeout_s=PATIENCE_S, return_exceptions=True)]),
             answers(h.broadcast("stats").results_async(timeout_s=PATIENCE_S, return_exceptions=True) for h in self._engines),
+            self._overview.costs(),
         )
-        return Response(page(gateways, replicas), media_type="text/plain; version=0.0.4")
+        return Response(page(gateways, replicas, costs), media_type="text/plain; version=0.0.4")
 
     def figures(self) -> tuple[str, list[Any]]:
         """This gateway's name and figures, for the one that was asked."""

@@ -107,14 +107,16 @@ async def answers(calls: Iterable[Awaitable[list[Any]]]) -> list[Any]:
     return [answer for each in found if isinstance(each, list) for answer in each if not isinstance(answer, BaseException)]
 
 
-def page(gateways: Sequence[tuple[str, list[Metric]]], replicas: Sequence[Mapping[str, Any]]) -> bytes:
-    """The text that Prometheus reads, from each gateway's name and families and each replica's stats."""
+def page(
+    gateways: Sequence[tuple[str, list[Metric]]], replicas: Sequence[Mapping[str, Any]], costs: Mapping[str, Any] | None = None
+) -> bytes:
+    """The text that Prometheus reads, from each gateway's name and families, each replica's stats and the books' costs, if they answer."""
     families: dict[str, Metric] = {}
     for gateway, metrics in gateways:
         for metric in metrics:
             family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
             family.samples += [sample._replace(labels={**sample.labels, "gateway": gateway}) for sample in metric.samples]
-    shown = [*families.values(), *_engine_families(replicas), *_node_families(replicas)]
+    shown = [*families.values(), *_engine_families(replicas), *_node_families(replicas), *_cost_families(costs)]
     return generate_latest(_Ready(shown))
 
 
@@ -148,6 +150,21 @@ def _node_families(replicas: Sequence[Mapping[str, Any]]) -> list[Metric]:
     for node, stats in nodes.items():
         family.add_metric([node, str(stats.get("market", "")), str(bool(stats.get("draining"))).lower()], 1.0)
     return [family]
+
+
+def _cost_families(costs: Mapping[str, Any] | None) -> list[Metric]:
+    """What the machines with a known price cost, and would have cost on demand (cluster.ledger.Bill.summary)."""
+    paid = CounterMetricFamily("sterna_cost_dollars", "what machines cost, since the ledger began", labels=["market"])
+    fixed = CounterMetricFamily("sterna_on_demand_cost_dollars", "what they would have cost on demand", labels=["market"])
+    sums: dict[str, list[float]] = {}
+    for part in costs["by"] if costs else ():
+        if part["dollars"] is not None:
+            paid_s, fixed_s = sums.setdefault(part["market"], [0.0, 0.0])
+            sums[part["market"]] = [paid_s + part["dollars"], fixed_s + part["on_demand_dollars"]]
+    for market, (dollars, on_demand) in sums.items():
+        paid.add_metric([market], dollars)
+        fixed.add_metric([market], on_demand)
+    return [paid, fixed]
 
 
 def _figures(stats: Mapping[str, Any]) -> dict[str, float]:

@@ -20,6 +20,8 @@ from serve.config import ServeConfig
         ({"max_ttft_s": 0}, "max_ttft_s: 0.0 leaves no time"),
         ({"max_request_s": -1}, "max_request_s: -1.0 leaves no time"),
         ({"move_kv": "sometimes"}, "move_kv"),
+        ({"ledger": "s3://bucket/costs"}, "only a file can be appended to"),
+        ({"node_prices": {"spot": -1}}, "node_prices: spot is -1"),
         ({"engine": {"dtype": "int3"}}, "engine.dtype"),
         ({"replicas": 3}, "unknown key 'replicas'"),
     ],

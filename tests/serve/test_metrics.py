@@ -74,3 +74,12 @@ def test_processes_that_fail_to_answer_are_left_out() -> None:
         raise TimeoutError
 
     assert asyncio.run(answers([some(), none()])) == [1, 2]
+
+
+def test_costs_are_added_up_by_market() -> None:
+    part = {"market": "spot", "instance_type": "a", "dollars": 1.0, "on_demand_dollars": 3.0}
+    by = [part, part | {"instance_type": "b"}, part | {"market": "on-demand", "dollars": 2.0}, part | {"dollars": None}]
+    families = text_string_to_metric_families(page([], [], {"by": by}).decode())
+    samples = {(sample.name, sample.labels["market"]): sample.value for family in families for sample in family.samples}
+    assert samples["sterna_cost_dollars_total", "spot"] == samples["sterna_cost_dollars_total", "on-demand"] == 2
+    assert samples["sterna_on_demand_cost_dollars_total", "spot"] == 6
