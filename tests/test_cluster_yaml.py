@@ -38,6 +38,12 @@ def test_labels_say_what_the_market_is(config):
         assert node["labels"][MARKET] == ("spot" if is_spot(node) else "on-demand")
 
 
+def test_labels_say_what_a_machine_is_and_where_so_that_it_can_be_priced(config):
+    for node in config["available_node_types"].values():
+        assert node["labels"]["sterna.io/instance-type"] == node["node_config"]["InstanceType"]
+        assert node["labels"]["ray.io/availability-region"] == config["provider"]["region"]
+
+
 def test_head_and_gateways_are_on_demand_and_take_no_work(config):
     nodes = config["available_node_types"]
     for name in (config["head_node_type"], "gateway"):
