@@ -45,13 +45,13 @@ class HostMemory:
 
 
 class BlockReader(ABC):
-    """Reads whole texts into blocks of their own, by the kernels that decode: what every runner over KV blocks has."""
+    """Reads texts into blocks of their own, by the kernels that decode: what every runner over KV blocks has."""
 
     reads_in_parts = True
     cache: KvCache | NativeCache
 
     def logits(self, tokens: Series[int]) -> Tensor:
-        """Logits [T, vocab] after every token of a text, in one pass."""
+        """Logits [T, vocab] after every token of a text, in one pass: what reading in parts (score.py) is held to."""
         return self._whole(tokens, states=False)
 
     def hidden(self, tokens: Series[int]) -> Tensor:

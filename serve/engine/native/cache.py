@@ -16,7 +16,7 @@ from torch import Tensor
 
 from serve.engine.attention import Scores, Span
 from serve.engine.native.library import load
-from serve.engine.native.memory import aligned_bytes
+from serve.engine.native.memory import own_bytes
 
 __all__ = ["NativeAttention", "NativeCache", "Workspace", "block_bytes", "fits"]
 
@@ -74,7 +74,7 @@ class NativeCache:
         self.num_layers, self.num_kv_heads, self.head_dim = num_layers, num_kv_heads, head_dim
         self.bytes_per_block = block_bytes(num_layers, num_kv_heads, head_dim, block_size, quantised)
         self.kv_kind = f"native-{'int8' if quantised else 'bfloat16'}"
-        self.data = aligned_bytes(num_blocks * self.bytes_per_block).view(num_blocks, self.bytes_per_block)
+        self.data = own_bytes(num_blocks * self.bytes_per_block).view(num_blocks, self.bytes_per_block)
         self._struct = _Cache(self.data.data_ptr(), num_layers, num_kv_heads, head_dim, block_size, quantised)
         self.address = ctypes.addressof(self._struct)
         self.workspace = Workspace()

@@ -14,6 +14,7 @@ import torch
 from serve.engine.batch import Batch
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
+from serve.engine.native.library import native
 from serve.engine.request import Completion, Emission, Request, Sampling
 
 PROMPT = "def add(left, right):\n    return"
@@ -73,6 +74,22 @@ def test_logits_agree_with_what_generate_emits(engine: Engine) -> None:
     (completion,) = engine.generate([[9, 8, 7]], GREEDY)
     logits = engine.logits([9, 8, 7, *completion.tokens])
     assert logits[2:-1].argmax(-1).tolist() == list(completion.tokens)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+def test_logits_of_a_long_text_take_no_longer_pass_than_a_step(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """What a pass needs is kept for the next, so a pass over thousands of tokens would never be given back."""
+    engine = Engine.load(tiny_model_dir, EngineConfig(dtype=dtype, max_tokens_per_step=40))
+    tokens = [5 + i * i % 390 for i in range(100)]
+    whole, passes, read = engine.runner.logits(tokens), list[int](), engine.runner.read
+
+    def watched(cache: Any, pieces: Any, **how: Any) -> torch.Tensor:
+        passes.append(sum(len(piece.tokens) for piece in pieces))
+        return read(cache, pieces, **how)
+
+    monkeypatch.setattr(engine.runner, "read", watched)
+    torch.testing.assert_close(engine.logits(tokens), whole, rtol=0, atol=1e-9 if dtype == "float64" or native("auto") else 0.1)
+    assert passes == [40, 40, 20]
 
 
 def test_a_stop_string_ends_the_text_before_it(engine: Engine) -> None:
@@ -380,7 +397,7 @@ def test_a_broken_folder_is_one_line(tiny_model_dir: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("content", [b"{", b"", b"[5]", b"null", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"{", b"", b"[5]", b"null", b"\xff\xfe", b"[" * 100_000])
 def test_broken_files_beside_the_weights_are_one_line(tiny_model_dir: Path, tmp_path: Path, name: str, content: bytes) -> None:
     copy = without(tiny_model_dir, tmp_path / "copy", name)
     (copy / name).write_bytes(content)

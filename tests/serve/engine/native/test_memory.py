@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.engine.native import memory
-from serve.engine.native.memory import CHUNK, aligned_bytes
+from serve.engine.native.memory import CHUNK, aligned_bytes, own_bytes
 
 
 @settings(max_examples=30, deadline=None)
@@ -35,3 +35,15 @@ def test_a_mapping_goes_with_its_last_tensor() -> None:
     assert mapping() is None
     assert first.untyped_storage().nbytes() > 0
     assert len(memory._room) < CHUNK
+
+
+def test_what_has_its_own_mapping_leaves_nothing_behind() -> None:
+    weights = aligned_bytes(5000)
+    scratch = own_bytes(5000)
+    assert (len(scratch), scratch.data_ptr() % (2 << 20)) == (5000, 0)
+    assert not scratch.any()
+    mapping = weakref.ref(scratch.untyped_storage())
+    del scratch
+    gc.collect()
+    assert mapping() is None
+    assert len(weights) == 5000
