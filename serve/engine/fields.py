@@ -7,7 +7,6 @@ for any other; fields it does not know are nobody's business. Price: one look at
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite
 from typing import Any
 
 __all__ = ["checked"]
@@ -47,6 +46,7 @@ _SWITCHES = ("tie_word_embeddings", "use_sliding_window", "norm_topk_prob", "use
 _WORDS = ("hidden_act", "hidden_activation", "rope_type", "type")
 _PER_LAYER = ("layer_types", "no_rope_layers")
 _GROUPS = ("rope_parameters", "rope_scaling", "quantization_config")
+_TYPES = ("full_attention", "sliding_attention")
 
 
 def checked(config: Config) -> Config:
@@ -84,17 +84,27 @@ def _field(name: str, value: Any) -> Any:
         return [_whole(name, token, -1, _LONGEST) for token in value] if isinstance(value, list) else _whole(name, value, -1, _LONGEST)
     if name in _GROUPS:
         return _group(name, value)
-    kind = _LISTS.get(name)
-    return value if kind is None else _kept(name, value, isinstance(value, list) and all(map(kind, value)), "list of such things")
+    if name in _LISTS:
+        kind, fits = _LISTS[name]
+        return _kept(name, value, isinstance(value, list) and all(map(fits, value)), f"list of {kind}")
+    return value
 
 
-_LISTS: dict[str, Callable[[Any], bool]] = {
-    "architectures": lambda each: isinstance(each, str),
-    "layer_types": lambda each: isinstance(each, str),
-    "no_rope_layers": lambda each: each in (0, 1),
-    "mlp_only_layers": lambda each: isinstance(each, int),
-    "short_factor": lambda each: isinstance(each, (int, float)) and isfinite(each) and each > 0,
-    "long_factor": lambda each: isinstance(each, (int, float)) and isfinite(each) and each > 0,
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < 1e30
+
+
+_LISTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "architectures": ("texts", _is_text),
+    "layer_types": ("texts", _is_text),
+    "no_rope_layers": ("zeros and ones", lambda each: each in (0, 1)),
+    "mlp_only_layers": ("whole numbers", lambda each: isinstance(each, int)),
+    "short_factor": ("positive numbers", _is_positive),
+    "long_factor": ("positive numbers", _is_positive),
 }
 
 
@@ -103,9 +113,12 @@ def _group(name: str, value: Any) -> Any:
     _kept(name, value, isinstance(value, dict), "object")
     if name == "quantization_config":
         return value
-    return {
-        key: _group(name, each) if key.endswith("_attention") and each is not None else _field(key, each) for key, each in value.items()
-    }
+    return {key: _by_type(key, each) if key in _TYPES else _field(key, each) for key, each in value.items()}
+
+
+def _by_type(name: str, value: Any) -> Any:
+    _kept(name, value, value is None or isinstance(value, dict), "object")
+    return value and {key: _field(key, each) for key, each in value.items()}
 
 
 def _whole(name: str, value: Any, least: int, most: int) -> int:

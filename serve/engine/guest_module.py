@@ -71,9 +71,12 @@ def load_module(folder: Path, data: dict[str, Any], dtype: torch.dtype, device: 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        module = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        loader = transformers.AutoModelForCausalLM
+        module, about = loader.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
+        if missing := sorted(about["missing_keys"]):  # transformers would make them up
+            raise ValueError(f"its weights lack {missing[0]}")
         return GuestModule(module.eval().to(device), data, dtype, device, unlimited or UNLIMITED)
-    except (ValueError, ImportError, OSError, RuntimeError, KeyError, AttributeError, TypeError, NotImplementedError) as error:
+    except Exception as error:  # modules and their configurations raise whatever they like
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"model: {folder} is a {name}, which neither the lean decoder nor transformers {transformers.__version__} runs here: {reason}"

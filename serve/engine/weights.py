@@ -42,7 +42,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         generation = folder / "generation_config.json"
         if generation.is_file():
             config |= {k: v for k, v in dict(json.loads(generation.read_text())).items() if k == "eos_token_id" and v is not None}
-    except (ValueError, TypeError) as error:  # no JSON, no text, or no object
+    except (ValueError, TypeError, RecursionError) as error:  # no JSON, no text, no object, or brackets without end
         raise ValueError(f"model: {folder}: broken JSON in config.json or generation_config.json ({error}); save the model again") from None
     return config
 

@@ -57,6 +57,9 @@ def line(place: Path) -> str:
         ("rms_norm_eps", float("nan"), "rms_norm_eps nan, which is no number"),
         ("rope_parameters", 5, "rope_parameters 5, which is no object"),
         ("rope_parameters", {"rope_type": 5}, "rope_type 5, which is no text"),
+        ("rope_parameters", {"full_attention": 5}, "full_attention 5, which is no object"),
+        ("rope_parameters", {"full_attention": {"factor": "x"}}, "factor 'x', which is no number"),
+        ("rope_scaling", {"rope_type": "longrope", "short_factor": [10**400]}, "which is no list of positive numbers"),
         ("rope_parameters", {"rope_theta": 0}, "rope_theta 0, which is no number"),
         ("rope_parameters", {"rope_type": "linear", "factor": "2"}, "factor '2', which is no number"),
         (
@@ -70,7 +73,7 @@ def line(place: Path) -> str:
             "1 factors for 16 dimensions",
         ),
         ("layer_types", ["full_attention"], "layer_types for 1 layers, which is no one for each of the 2"),
-        ("architectures", "LlamaForCausalLM", "architectures 'LlamaForCausalLM', which is no list"),
+        ("architectures", "LlamaForCausalLM", "architectures 'LlamaForCausalLM', which is no list of texts"),
         ("architectures", [5], "architectures [5], which is no list"),
         ("hidden_act", ["silu"], "hidden_act ['silu'], which is no text"),
         ("eos_token_id", "</s>", "eos_token_id '</s>', which is no whole number"),
@@ -100,6 +103,11 @@ def test_an_odd_value_is_one_line(folder: Folder, name: str, value: Any, expecte
 )
 def test_numbers_that_do_not_go_together_are_one_line(folder: Folder, changes: dict[str, Any], expected: str) -> None:
     assert expected in line(folder(changes))
+
+
+@pytest.mark.parametrize("changes", [{"n_head": 0}, {"n_embd": "x"}, {"vocab_size": []}, {"n_layer": -1}, {"eos_token_id": "</s>"}])
+def test_a_guests_odd_values_are_one_line_too(folder: Folder, changes: dict[str, Any]) -> None:
+    assert "is a GPT2LMHeadModel, which neither" in line(folder({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"} | changes))
 
 
 def test_whole_numbers_may_be_written_with_a_point_and_null_says_nothing() -> None:

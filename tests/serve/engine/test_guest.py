@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from serve.engine.batch import Batch
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.guest import GuestRunner
@@ -119,6 +121,32 @@ def test_drafts_that_hold_or_fall_change_nothing(name: str, folders: dict[str, P
     assert 20 < stats["accepted"] < stats["drafted"]
 
 
+@pytest.mark.parametrize("name", ["GPT2", "Mamba2", "RecurrentGemma"])
+def test_a_step_that_fails_when_states_have_moved_on_is_computed_again(
+    name: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, prompts = load(folders[name]), make_prompts()
+    sampling = Sampling(temperature=0, max_tokens=12, ignore_eos=True)
+    expected = [list(done.tokens) for done in engine.generate(prompts, sampling)]
+    run, found = engine.runner.run, [list[int]() for _ in prompts]
+
+    def fail(batch: Batch) -> torch.Tensor:
+        run(batch)
+        raise MemoryError("out of memory")
+
+    for i, prompt in enumerate(prompts):
+        engine.add(Request(id=str(i), prompt=tuple(prompt), sampling=sampling))
+    for moment in range(200):
+        monkeypatch.setattr(engine.runner, "run", fail if moment % 3 == 0 else run)
+        with pytest.raises(MemoryError) if moment % 3 == 0 else nullcontext():
+            for emission in engine.step():
+                found[int(emission.request_id)] += emission.tokens
+        engine.check()
+        if not engine.has_work:
+            break
+    assert found == expected
+
+
 @pytest.mark.parametrize("name", ["GPT2", "Mamba", "Mamba2", "RecurrentGemma"])
 def test_a_request_goes_on_in_another_engine(name: str, folders: dict[str, Path]) -> None:
     prompt, sampling = tuple(make_prompts()[0]), Sampling(temperature=0.8, seed=3, max_tokens=20, ignore_eos=True)
@@ -197,4 +225,8 @@ def test_refusals_are_one_line(folders: dict[str, Path], tmp_path: Path) -> None
         load(folders["GPT2"], adapters=("one=somewhere",))
     with pytest.raises(ValueError, match="max_length: 4096 is beyond the 128 tokens"):
         load(folders["GPT2"], max_length=4096)
+    config.write_text((folders["GPT2"] / "config.json").read_text().replace('"n_layer": 2', '"n_layer": 3'))
+    with pytest.raises(ValueError, match=r"runs here: its weights lack transformer\.h\.2\.") as refused:
+        load(tmp_path / "odd")
+    assert "\n" not in str(refused.value)
     assert load(folders["Mamba"], max_length=100_000).max_length == 100_000, "it sets no limit itself"
