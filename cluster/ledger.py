@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cluster.market import ON_DEMAND, MarketKind, Pool
-from cluster.price_book import Price, PriceBook
+from cluster.price_book import Price, PriceBook, pool_data
 
 __all__ = ["Bill", "Entry", "Joined", "Ledger", "Left", "Life", "MachineCost", "Present", "Tick", "entry_line", "observe", "read_entries"]
 
@@ -236,8 +236,10 @@ def observe(ledger: Ledger, machines: Sequence[Present], tokens: int, now_s: flo
 
 def entry_line(entry: Entry) -> str:
     """An entry as one line of JSON."""
-    kind = next(name for name, cls in _KINDS.items() if isinstance(entry, cls))
-    return json.dumps({"entry": kind, **asdict(entry)}, separators=(",", ":")) + "\n"
+    data = {"entry": next(name for name, cls in _KINDS.items() if isinstance(entry, cls)), **asdict(entry)}
+    if isinstance(entry, Joined | Price):
+        data["pool"] = pool_data(entry.pool)
+    return json.dumps(data, separators=(",", ":")) + "\n"
 
 
 def read_entries(text: str, *, where: str) -> list[Entry]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from cluster.market import ON_DEMAND, SPOT, MarketKind, Pool
 
-__all__ = ["ANY", "Price", "PriceBook", "own_prices", "region_of"]
+__all__ = ["ANY", "Price", "PriceBook", "own_prices", "pool_data", "region_of"]
 
 ANY = "any"
 """The zone or type of a price that holds wherever nothing nearer is known."""
@@ -35,6 +35,11 @@ class Price:
     def __post_init__(self) -> None:
         if not 0 <= self.per_hour < math.inf:
             raise ValueError(f"{self.pool} {self.market}: price is {self.per_hour}; must be a number of dollars an hour")
+
+
+def pool_data(pool: Pool) -> dict[str, str]:
+    """A pool as it is written to files, `Pool(**…)` when it is read again."""
+    return {"zone": pool.zone, "instance_type": pool.instance_type}
 
 
 def region_of(zone: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from cluster.console import say
 from cluster.market import ON_DEMAND, SPOT, Pool
-from cluster.price_book import ANY, Price, PriceBook, own_prices, region_of
+from cluster.price_book import ANY, Price, PriceBook, own_prices, pool_data, region_of
 from cluster.settings import settings
 
 __all__ = ["ASSUMED_SPOT", "LIST_PRICES", "PricesConfig", "Quotes", "ask_aws", "listed", "prices", "prices_of", "quotes"]
@@ -246,7 +246,7 @@ def _keep(cache: Path, found: Quotes, hours: float) -> None:
         "as_of_s": found.as_of_s,
         "hours": hours,
         "types": found.types,
-        "prices": [asdict(p) for p in found.book.prices()],
+        "prices": [{**asdict(p), "pool": pool_data(p.pool)} for p in found.book.prices()],
     }
     writing = cache.with_name(f"{cache.name}.{os.getpid()}")
     try:

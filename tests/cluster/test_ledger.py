@@ -22,9 +22,9 @@ FIXED = [Price(pool, ON_DEMAND, 10.0) for pool in REGION]
 @st.composite
 def histories(draw) -> list[tuple[float, list[Present], int]]:
     """Looks at a fleet: (moment, machines shown, tokens served since the look before)."""
-    spans = draw(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 40), st.sampled_from(ZONES), st.sampled_from([SPOT, ON_DEMAND]))))
+    spans = draw(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20), st.sampled_from(ZONES), st.sampled_from([SPOT, ON_DEMAND]))))
     looks = []
-    for now in range(0, draw(st.integers(1, 50))):
+    for now in range(0, draw(st.integers(1, 25))):
         shown = [
             Present(f"m{n}", pool, market, start * 60.0)
             for n, (start, length, pool, market) in enumerate(spans)
