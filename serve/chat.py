@@ -48,7 +48,7 @@ class _Answered(Body):
     @model_validator(mode="after")
     def _check(self) -> _Answered:
         if self.content is None and not self.tool_calls:
-            raise ValueError("content: must be given where there are no tool_calls")
+            raise ValueError("must have content where there are no tool_calls")
         return self
 
     @property

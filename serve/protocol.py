@@ -195,7 +195,7 @@ def _refusal(error: ValidationError) -> ApiError:
         elif part not in _TAGS and "[" not in part and not part.startswith("_") and not (isinstance(before, int) and part in _ROLES):
             param += f".{part}" if param else part
         before = part
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").removeprefix(f"{param}: ")
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"{param}: unknown field", param=param, code="unknown_parameter")
     if not param:  # a rule over several fields: the message itself opens with the field

@@ -12,7 +12,8 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
 
 from serve.openapi import Route, document
 from serve.protocol import ApiError
@@ -33,6 +34,11 @@ async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse
     what = {404: f"there is no {request.url.path} here", 405: f"{request.method} is not allowed for {request.url.path}"}
     refusal = ApiError(error.status_code, what.get(error.status_code, str(error.detail)))
     return JSONResponse(refusal.body(), status_code=refusal.status, headers=error.headers)
+
+
+@api.exception_handler(ClientDisconnect)
+async def _on_disconnect(*_: Any) -> Response:
+    return Response(status_code=499)  # nobody reads it; the figures count it as nginx does
 
 
 @api.exception_handler(Exception)

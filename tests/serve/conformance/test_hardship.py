@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -51,7 +52,8 @@ def test_a_slow_reader_gets_everything(served: Served) -> None:
         while b"[DONE]" not in received:
             received += connection.recv(97)
             time.sleep(0.005)  # this is the slow reader
-    events = [json.loads(line[6:]) for line in received.decode().split("\r\n") if line.startswith("data: {")]
+    body = re.sub(rb"(^|\r\n)[0-9a-f]+\r\n", b"", received.partition(b"\r\n\r\n")[2])  # the sizes of chunks
+    events = [json.loads(line[6:]) for line in body.decode().split("\n") if line.startswith("data: {")]
     assert "".join(event["choices"][0]["text"] for event in events) == want
 
 
