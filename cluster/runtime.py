@@ -20,7 +20,12 @@ from cluster.console import say
 
 __all__ = ["attached", "num_cpus_available"]
 
-_QUIET = {
+_ENVIRONMENT = {
+    # Ray Serve's hops for a third of the CPU: streams by gRPC, no thread between a request and its code. Read by every process of the
+    # cluster, so cluster.yaml exports them, too.
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -37,7 +42,7 @@ def attached(*, num_cpus: int | None = None, **init: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in _QUIET.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, **init}
     if not _join(options):
