@@ -36,12 +36,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
         admission, metrics = self._door()
-        status: int | None = None
+        status, whole = None, False
 
         async def note(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            nonlocal status, whole
+            status = message.get("status", status)
+            whole = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
 
         try:
@@ -56,7 +56,7 @@ class Guard:
             finally:
                 visit.leave()
         finally:
-            metrics.answered(_route(scope), status)
+            metrics.answered(_route(scope), status if whole else None)
 
 
 def visit_of(request: Request) -> Visit:

@@ -45,7 +45,7 @@ class GatewayMetrics:
         self._tokens = Counter("sterna_tokens", "tokens sent to clients", registry=registry)
         self._requests = Counter("sterna_requests", "answered requests", ["path", "status"], registry=registry)
         self._refused = Counter("sterna_refused", "requests not let in", ["reason"], registry=registry)
-        self._left = Counter("sterna_clients_gone", "requests whose client went away", registry=registry)
+        self._left = Counter("sterna_clients_gone", "requests whose client went away before the end of the answer", registry=registry)
         self._ttft = Histogram("sterna_ttft_seconds", "from a request's headers to its first token", buckets=TTFT_S, registry=registry)
         self._gap = Histogram("sterna_inter_token_seconds", "between tokens, mean of a frame", buckets=GAP_S, registry=registry)
         self._moves = Counter("sterna_migrations", "streams that went on at another replica", ["how"], registry=registry)
@@ -75,7 +75,7 @@ class GatewayMetrics:
             self._gap.observe(since_s / num_tokens)
 
     def answered(self, path: str, status: int | None) -> None:
-        """A request is over; without a status its client went away before it was answered."""
+        """A request is over; without a status its client went away before the end of the answer."""
         if status is None:
             self._left.inc()
         else:

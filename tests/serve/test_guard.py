@@ -1,12 +1,13 @@
 """The guard around an application of a few lines; tests/serve/test_limits.py has it around the real one."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -87,3 +88,33 @@ def test_a_refusal_says_when_to_come_again_and_reading_a_page_costs_no_request()
     refused = house.ask("POST", "/v1/x", ME)
     assert refused.headers["retry-after"] == "60"
     assert (refused.json()["error"]["type"], refused.json()["error"]["code"]) == ("requests", "rate_limit_exceeded")
+
+
+def test_a_client_that_leaves_is_counted_as_gone_and_ends_its_visit() -> None:
+    house = House(ApiKey("me", digest(SECRET), max_streams=1))
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/x",
+        "query_string": b"",
+        "headers": [(b"authorization", ME["authorization"].encode())],
+    }
+    received = iter([{"type": "http.request", "body": b""}, {"type": "http.disconnect"}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(received)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        await asyncio.sleep(0)  # so that the news of the disconnect gets through between two parts
+
+    async def leave() -> None:
+        with suppress(ClientDisconnect):
+            await house.app(scope, receive, send)
+
+    asyncio.run(leave())
+    assert house.admission._allowances["me"].num_streams == 0
+    assert house.metrics.registry.get_sample_value("sterna_clients_gone_total") == 1
+    assert house.ask("POST", "/v1/x", ME).text == "ab"
+    assert house.metrics.registry.get_sample_value("sterna_requests_total", {"path": "/v1/{what}", "status": "200"}) == 1

@@ -46,7 +46,9 @@ def url(ray_session: None, tiny_model_dir: Path, tmp_path_factory: pytest.TempPa
     shape = json.loads((patient / "config.json").read_text())
     (patient / "config.json").write_text(json.dumps({**shape, "max_position_embeddings": 8192}))
     engine = EngineConfig(dtype="float32", num_threads=1, draft="off")
-    config = ServeConfig(model=str(patient), name="tern", port=free_port(), engine=engine, gateways=2, api_keys=str(keys), max_queue=16)
+    config = ServeConfig(
+        model=str(patient), name="tern", port=free_port(), engine=engine, gateways=2, api_keys=str(keys), max_queue=16, max_request_s=40
+    )
     with running(config) as base:
         yield base
 
@@ -79,10 +81,18 @@ def is_idle() -> bool:
     return not (stats["running"] or stats["waiting"] or stats["held_blocks"])
 
 
-def opened(held: ExitStack, url: str, n: int, **other: Any) -> httpx.Response:
-    """The response to a request for n long streams, its first bytes there; closed with `held`."""
+def opened(held: ExitStack, url: str, **other: Any) -> httpx.Response:
+    """The response to a request for long streams, its first bytes there; closed with `held`."""
     client = held.enter_context(httpx.Client(timeout=PATIENCE_S, headers={"authorization": f"Bearer {KEY}"}))
-    return held.enter_context(client.stream("POST", f"{url}/completions", json={**LONG, "n": n, **other}))
+    return held.enter_context(client.stream("POST", f"{url}/completions", json={**LONG, **other}))
+
+
+def sent(held: ExitStack, url: str, **other: Any) -> None:
+    """Send a request for long streams, and read nothing; the connection ends with `held`."""
+    host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
+    body = json.dumps({**LONG, **other}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n"
+    held.enter_context(socket.create_connection((host, int(port)))).sendall(head.encode() + body)
 
 
 def test_only_a_known_key_comes_in(url: str) -> None:
@@ -110,13 +120,21 @@ def test_a_keys_limits_are_429_with_the_time_to_come_again(url: str) -> None:
     assert client(url, KEY).completions.create(model="tern", prompt="def", max_tokens=9).usage.completion_tokens  # others are not held up
 
 
+def refused(url: str) -> httpx.Response | None:
+    """The answer to one more request of many streams, if it is refused at once."""
+    try:
+        response = httpx.post(f"{url}/completions", json={**LONG, "n": 24}, headers={"authorization": f"Bearer {KEY}"}, timeout=1.0)
+    except httpx.ReadTimeout:
+        return None
+    return response if response.status_code == 429 else None
+
+
 def test_a_full_queue_is_429_and_the_refused_hold_nothing(url: str) -> None:
     with ExitStack() as held:
-        statuses = iter(opened(held, url, 16) for _ in range(6))
-        response = next(response for response in statuses if response.status_code != 200)
-        assert response.status_code == 429
-        error = json.loads(response.read())["error"]
-        assert (error["type"], error["code"]) == ("overloaded", "overloaded")
+        for _ in range(4):
+            sent(held, url, n=24)
+        response = until(lambda: refused(url))
+        assert (response.json()["error"]["type"], response.json()["error"]["code"]) == ("overloaded", "overloaded")
         assert int(response.headers["retry-after"]) >= 1
     until(is_idle)
 
@@ -124,11 +142,8 @@ def test_a_full_queue_is_429_and_the_refused_hold_nothing(url: str) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_frees_its_blocks_at_once(url: str, stream: bool) -> None:
     until(is_idle)
-    address = url.removeprefix("http://").removesuffix("/v1").split(":")
-    body = json.dumps({**LONG, "stream": stream}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: here\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n"
-    with socket.create_connection((address[0], int(address[1]))) as connection:
-        connection.sendall(head.encode() + body)
+    with ExitStack() as held:
+        sent(held, url, stream=stream)
         until(lambda: replica()["running"])
     began, finished = time.monotonic(), replica()["finished"]
     until(is_idle)
@@ -176,7 +191,7 @@ def test_when_a_gateway_dies_its_streams_end_and_the_others_go_on(url: str) -> N
     streams: list[tuple[str, Iterator[str]]] = []
     with ExitStack() as held:
         while len({where for where, _ in streams}) < 2 or len(streams) < 6:
-            lines = opened(held, url, 1, max_tokens=2500).iter_lines()
+            lines = opened(held, url, n=1, max_tokens=2500).iter_lines()
             name = json.loads(next(lines).removeprefix("data: "))["id"]
             found = zip(*(gateways.broadcast(what).results(timeout_s=PATIENCE_S) for what in ("figures", "journal")), strict=True)
             streams.append((next(owner[0] for owner, rows in found if any(row["stream"].startswith(name) for row in rows)), lines))
@@ -186,3 +201,12 @@ def test_when_a_gateway_dies_its_streams_end_and_the_others_go_on(url: str) -> N
     until(is_idle)
     until(lambda: len(gateways.broadcast("figures").results(timeout_s=PATIENCE_S, return_exceptions=True)) == 2)  # Serve replaces it
     assert client(url, KEY).completions.create(model="tern", prompt="def", max_tokens=9).usage.completion_tokens
+
+
+@pytest.mark.slow
+def test_a_request_that_takes_too_long_ends_with_an_error(url: str) -> None:
+    """Twenty-four streams of 8,000 tokens; the limit is 40 s."""
+    with ExitStack() as held:
+        lines = [line for line in opened(held, url, n=24).iter_lines() if line.startswith("data: ")]
+    assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "request_timeout"
+    until(is_idle)
