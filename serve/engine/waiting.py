@@ -1,6 +1,7 @@
 """Who waits to run, first in line first, however many there are and however often their order changes.
 
-Promise: the order is that of priority; then those that have started before, by their first start; then the policy's key; then arrival.
+Promise: the order is that of priority; then those that have started before, by their first start; then those that have emitted elsewhere,
+for somebody reads them already; then the policy's key; then arrival.
 Coming, leaving and finding the first cost the logarithm of the number that wait. Price: an entry per group, and a stale one or so.
 How: sequences that share a policy's key (a client's, under fair shares) are a group, in order of arrival. A group's key only grows
 while it waits, so its entry in the heap is at worst too early, and is put right when it comes to the top; a key that fell is told
@@ -15,6 +16,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import chain
+from math import inf
 
 from serve.engine.policy import Policy
 from serve.engine.sequence import Sequence
@@ -124,16 +126,20 @@ class WaitingLine:
 
     def _place(self, group: _Group) -> Place:
         first = group.first
-        return -first.request.priority, self._policy.key(first), first.arrival
+        return -first.request.priority, self._key(first), first.arrival
+
+    def _key(self, sequence: Sequence) -> float:
+        """The policy is asked about those only that nobody has heard of yet."""
+        return -inf if sequence.request.emitted else self._policy.key(sequence)
 
     def _name(self, sequence: Sequence) -> Hashable:
-        return sequence.request.priority, self._policy.group(sequence)
+        return sequence.request.priority, bool(sequence.request.emitted), self._policy.group(sequence)
 
     def _order(self, sequence: Sequence) -> tuple[int, int, float, int]:
         """Where in the whole line a sequence is."""
         if sequence.started is not None:
             return -sequence.request.priority, 0, 0.0, sequence.started
-        return -sequence.request.priority, 1, self._policy.key(sequence), sequence.arrival
+        return -sequence.request.priority, 1, self._key(sequence), sequence.arrival
 
 
 def rank(sequence: Sequence) -> tuple[int, int]:

@@ -21,8 +21,9 @@ from serve.engine.toy import ToyTokenizer
 from serve.engine.waiting import WaitingLine
 
 
-def make_sequence(arrival: int, client: str = "", priority: int = 0) -> Sequence:
-    request = Request(id=str(arrival), prompt=(1, 2), sampling=Sampling(max_tokens=50, seed=0), client=client, priority=priority)
+def make_sequence(arrival: int, client: str = "", priority: int = 0, emitted: tuple[int, ...] = ()) -> Sequence:
+    sampling = Sampling(max_tokens=50, seed=0)
+    request = Request(id=str(arrival), prompt=(1, 2), sampling=sampling, client=client, priority=priority, emitted=emitted)
     text = TextStream(ToyTokenizer(), request.prompt)
     return Sequence(request=request, arrival=arrival, limit=52, stop_ids=frozenset({0}), text=text, drafter=None, root=b"")
 
@@ -31,7 +32,9 @@ def plain_place(policy: Policy, sequence: Sequence) -> tuple[float, ...]:
     """The definition."""
     if sequence.started is not None:
         return -sequence.request.priority, 0, 0.0, sequence.started
-    return -sequence.request.priority, 1, policy.key(sequence), sequence.arrival
+    if sequence.request.emitted:
+        return -sequence.request.priority, 1, 0.0, sequence.arrival
+    return -sequence.request.priority, 2, policy.key(sequence), sequence.arrival
 
 
 class Line:
@@ -44,7 +47,8 @@ class Line:
         self.num_arrived = self.num_started = 0
 
     def arrive(self, client: int, priority: int) -> None:
-        sequence = make_sequence(self.num_arrived, "abcdef"[client], priority)
+        emitted = (5,) if client == 5 else ()  # on its way from another engine
+        sequence = make_sequence(self.num_arrived, "abcdef"[client], priority, emitted)
         self.num_arrived += 1
         self.policy.arrive(sequence)
         self.add(sequence)
