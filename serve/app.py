@@ -196,7 +196,7 @@ def serve(config: ServeConfig) -> None:
         for name in (signal.SIGINT, signal.SIGTERM):  # only now: Ray sets handlers of its own when it starts
             signal.signal(name, interrupt)
         model = config.name or Path(config.model).absolute().name
-        say(f"{model} is served at {url} (Ctrl-C stops it); for example")
+        say(f"{model} is served at {url} (Ctrl-C stops it), a live page at {url.removesuffix('v1')}; for example")
         example = json.dumps({"model": model, "prompt": "def add(", "max_tokens": 32})
         say(f"  curl {url}/completions -H 'content-type: application/json' -d '{example}'")
         stop.wait()

@@ -1,20 +1,19 @@
-"""A real browser for tests: Chromium without a window, spoken to over its DevTools protocol."""
+"""A real browser for tests: Chromium without a window, spoken to over its DevTools protocol, through a pair of pipes."""
 
 from __future__ import annotations
 
 import base64
+import fcntl
 import itertools
 import json
 import os
+import select
 import shutil
-import subprocess
+import signal
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-import httpx
-from websockets.sync.client import connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -29,39 +28,47 @@ class Browser:
 
     def __init__(self, width: int = 1280, height: int = 900) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
+        heard, self._out = _pipe()
+        self._in, said = _pipe()
         command = [
             str(executable()), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-            "--remote-debugging-port=0", f"--user-data-dir={self._folder.name}", f"--window-size={width},{height}", "about:blank",
+            "--remote-debugging-pipe", f"--user-data-dir={self._folder.name}", f"--window-size={width},{height}", "about:blank",
         ]  # fmt: skip
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_WRONLY, 0) for number in (1, 2)]
+        ears = [(os.POSIX_SPAWN_DUP2, heard, 3), (os.POSIX_SPAWN_DUP2, said, 4)]  # the browser hears on 3 and speaks on 4
+        self._process = os.posix_spawn(command[0], command, os.environ, file_actions=[*quiet, *ears])
+        os.close(heard)
+        os.close(said)
         self._numbers = itertools.count(1)
+        self._rest = b""
+        self._page: dict[str, str] = {}
         self.events: list[dict[str, Any]] = []
         """What the browser told unasked: exceptions, messages of the console."""
-        port = self._port()
-        pages = httpx.get(f"http://127.0.0.1:{port}/json", trust_env=False).json()
-        url = next(page["webSocketDebuggerUrl"] for page in pages if page["type"] == "page")
-        self._socket = connect(url, max_size=None, compression=None)
+        pages = self.ask("Target.getTargets")["targetInfos"]
+        page = next(target["targetId"] for target in pages if target["type"] == "page")
+        self._page = {"sessionId": self.ask("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]}
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.ask(f"{domain}.enable")
 
-    def _port(self) -> int:
-        told, deadline = Path(self._folder.name, "DevToolsActivePort"), time.monotonic() + 30
-        while not told.exists() or not told.read_text():
-            assert self._process.poll() is None, "the browser ended at once"
-            assert time.monotonic() < deadline, "the browser did not start within 30 s"
-            time.sleep(0.05)
-        return int(told.read_text().split()[0])
+    def _next(self) -> dict[str, Any]:
+        """The next message, of which each ends with a zero byte."""
+        while b"\0" not in self._rest:
+            ready, _, _ = select.select([self._in], [], [], 30)
+            assert ready, "the browser says nothing"
+            part = os.read(self._in, 1 << 20)
+            assert part, "the browser has ended"
+            self._rest += part
+        message, _, self._rest = self._rest.partition(b"\0")
+        return json.loads(message)
 
     def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
         """One command, and its answer."""
         number = next(self._numbers)
-        self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        while True:
-            message = json.loads(self._socket.recv(timeout=30))
-            if message.get("id") == number:
-                assert "error" not in message, message["error"]
-                return message["result"]
+        os.write(self._out, json.dumps({"id": number, "method": method, "params": parameters, **self._page}).encode() + b"\0")
+        while (message := self._next()).get("id") != number:
             self.events.append(message)
+        assert "error" not in message, message["error"]
+        return message["result"]
 
     def open(self, url: str, *, dark: bool = False, headers: dict[str, str] | None = None) -> None:
         """Go to a page, as one who likes it light or dark."""
@@ -71,7 +78,7 @@ class Browser:
         self.events.clear()
         self.ask("Page.navigate", url=url)
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-            self.events.append(json.loads(self._socket.recv(timeout=30)))
+            self.events.append(self._next())
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page; a promise is awaited."""
@@ -105,7 +112,17 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
-        self._process.terminate()
-        self._process.wait(10)
+        os.kill(self._process, signal.SIGTERM)
+        os.waitpid(self._process, 0)
+        os.close(self._in)
+        os.close(self._out)
         self._folder.cleanup()
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe whose ends are not 3 and 4, which mean something else to the browser."""
+    ends = os.pipe()
+    moved = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    for end in ends:
+        os.close(end)
+    return moved[0], moved[1]
