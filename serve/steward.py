@@ -125,15 +125,13 @@ class Steward:
             nodes.setdefault(self.ground.node_of(machine.machine_id), Counter())[machine.pool] += 1
         known = {node.node_id: node for node in sight.census.nodes}
         lost: Counter[Pool] = Counter()
-        warned = 0
         for node, pools in self._nodes.items():
             if node and node not in self._given_back and (node not in known or known[node].draining):
                 lost += pools
-                warned += pools.total() if node in known else 0
         self._nodes = nodes
         held = dict(Counter(machine.pool for machine in staying))
         refused = self._refused(sight, held)
-        self.observed = self.observed.after(sight.now_s, held=Counter(held) + lost, lost=lost, refused=refused, warned=warned)
+        self.observed = self.observed.after(sight.now_s, held=Counter(held) + lost, lost=lost, refused=refused)
 
     def _refused(self, sight: Sight, held: Mapping[Pool, int]) -> dict[Pool, int]:
         """Launches that failed since the last look, and those that nobody has begun for too long."""

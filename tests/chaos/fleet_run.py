@@ -98,7 +98,9 @@ def until(what: str, done: Callable[[], bool]) -> float:
         if time.monotonic() - began > PATIENCE_S:
             raise TimeoutError(f"{what}: not within {PATIENCE_S:g} s; {json.dumps(decisions(APP)[-3:])}")
         time.sleep(0.25)  # neither Serve nor the autoscaler has an event for it
-    return round(time.monotonic() - began, 1)
+    took_s = round(time.monotonic() - began, 1)
+    print(f"{what}: {took_s} s", file=sys.stderr, flush=True)
+    return took_s
 
 
 def perform(rehearsed: Rehearsal, url: str) -> dict[str, Any]:

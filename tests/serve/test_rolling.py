@@ -144,7 +144,7 @@ def test_a_rolling_update_by_config_file_drops_no_stream(url: str, document: dic
         for frame_s in (0.01, 0.03):  # from the application of before to the file's, and then the file with another setting
             document["applications"][0]["args"]["frame_s"] = frame_s
             deploy(document, replaced=("gateway", "on_demand"))
-    assert set(ray.serve.status().applications[APP].deployments) == {"gateway", "spot", "on_demand"}
+    assert {"gateway", "spot", "on_demand"} <= set(ray.serve.status().applications[APP].deployments)
 
 
 def test_a_replica_that_is_scaled_down_hands_its_streams_over(url: str, document: dict[str, Any], undisturbed: list[str]) -> None:

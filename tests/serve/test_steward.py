@@ -78,10 +78,10 @@ def test_a_machine_that_goes_unasked_was_taken_by_the_market_and_counts_once(mon
     mine.decide(sight(3600.0, 200.0, node("a", "spot_m", draining=True), node("b", "spot_m")))
     mine.decide(sight(3601.0, 200.0, node("b", "spot_m")))
     record = mine.observed.of(SPOT_M)
-    assert (mine.observed.lost, mine.observed.warned, record.last_lost_s) == (1, 1, 3600.0)
+    assert record.last_lost_s == 3600.0
     assert record.machine_hours == pytest.approx(2.0, abs=0.01)
     mine.decide(sight(3602.0, 200.0))
-    assert (mine.observed.lost, mine.observed.warned) == (2, 1), "the other one went without a word"
+    assert mine.observed.of(SPOT_M).last_lost_s == 3602.0, "the other one went without a word"
 
 
 def test_a_machine_that_was_given_back_was_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_a_machine_that_was_given_back_was_not_taken(monkeypatch: pytest.MonkeyP
     assert mine.decide(sight(0.0, 100.0, *nodes)).give_back == ("a",)
     mine.decide(sight(1.0, 100.0, node("a", "spot_m", draining=True), nodes[1]))
     mine.decide(sight(2.0, 100.0, nodes[1]))
-    assert mine.observed.lost == 0
+    assert mine.observed.of(SPOT_M).last_lost_s is None
 
 
 def test_a_node_is_given_back_only_whole_and_only_if_it_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
