@@ -54,7 +54,6 @@ class Autoscaling:
         self._wanted: dict[MarketKind, int] = {}
         self._window, self._log = Window(), deque[dict[str, Any]](maxlen=_NUM_LOGGED)
         self._decision: Decision | None = None
-        self._doomed: tuple[str, ...] = ()
         self._asked_s, self._closed = time.monotonic(), threading.Event()
         threading.Thread(target=self._run, name="autoscaling", daemon=True).start()
 
@@ -93,14 +92,14 @@ class Autoscaling:
             self._steward.target = Target(sum(self._wanted.values()))
         now_s, running = time.time(), bulletin.read(REPLICAS, max_age_s=FRESH_S)
         sight = Sight(now_s, self._window.load(), census(self._gcs_address), running, self._wanted)
-        before, self._decision = self._decision, self._steward.decide(sight)
-        if self._decision.differs(before):
-            self._tell(bulletin, self._decision)
-        if before is None or before.bundles != self._decision.bundles:
-            self._ask(self._decision.bundles)
-        for node in self._doomed:  # decided a look ago: by now Serve's targets are down, and it starts no replacement
-            drain(node, "given back: " + "; ".join(self._decision.reasons), None, gcs_address=self._gcs_address)
-        self._doomed = self._decision.give_back
+        decision = self._steward.decide(sight)
+        for node in decision.give_back:  # before the counts go down: then the replicas there are those that Serve stops
+            drain(node, "given back: " + "; ".join(decision.reasons), None, gcs_address=self._gcs_address)
+        before, self._decision = self._decision, decision
+        if decision.differs(before):
+            self._tell(bulletin, decision)
+        if before is None or before.bundles != decision.bundles:
+            self._ask(decision.bundles)
 
     def _ask(self, bundles: tuple[Bundle, ...]) -> None:
         """Replace Ray's standing request for machines."""
