@@ -21,6 +21,8 @@ __all__ = ["NEW", "Arrival", "Departure", "Places", "Pulls"]
 
 FAREWELL_S = 2.0
 """A source whose stream has been taken over says so within this time, or is not waited for."""
+RETRY_S = 0.2
+"""After so long a source that could not be read is asked again."""
 PULL_S = 5.0
 """How long a destination may take to say that it has all, once the source has given the stream up."""
 _log = logging.getLogger(__name__)
@@ -69,6 +71,7 @@ class Departure:
         self._task: asyncio.Task[None] | None = None
         self._choice: Choice | None = None  # a place that is kept for the stream
         self._pulled: Pulled | None = None
+        self._failed = Pulled("crash", "its source was lost while it was taken over")
         self._limit: asyncio.Timeout | None = None
 
     def begin(self, leaving: Leaving) -> None:
@@ -101,8 +104,7 @@ class Departure:
         if choice is None:
             how = "crash" if end == "lost" else "recompute"
             return Arrival(Pulled(how, "no place took it over before its source had gone"))
-        lost = Pulled("crash", "its source was lost while it was taken over")
-        return Arrival(self._pulled or lost, choice, self._ticket)
+        return Arrival(self._pulled or self._failed, choice, self._ticket)
 
     def close(self) -> None:
         """Stop; a place that was not used is free again."""
@@ -112,7 +114,7 @@ class Departure:
 
     async def _take_over(self, leaving: Leaving) -> None:
         while (left_s := leaving.deadline_s - time.time()) > 0.0:
-            self._choice = await self._places.place(left_s, self._wanted)
+            self._choice = self._choice or await self._places.place(left_s, self._wanted)
             if self._choice is None:
                 return
             place = self._choice.place
@@ -125,9 +127,12 @@ class Departure:
                 self._places.suspect(place.replica_id)
                 self._give_back()
                 continue
-            self._pulled = pulled
-            self.bound(self._limit)
-            return
+            if pulled.how != "crash":
+                self._pulled = pulled
+                self.bound(self._limit)
+                return
+            self._failed = pulled
+            await asyncio.sleep(RETRY_S)  # a source that is gone ends this; one that is not can be asked again, for what is missing
 
     def _give_back(self) -> None:
         if self._choice is not None:

@@ -126,6 +126,7 @@ def _short_waits() -> Any:
         patch.setattr("serve.relay.MAX_FRUITLESS", 99)
         patch.setattr("serve.departure.FAREWELL_S", 0.01)
         patch.setattr("serve.departure.PULL_S", 0.01)
+        patch.setattr("serve.departure.RETRY_S", 0.0)
         yield
 
 

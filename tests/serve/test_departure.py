@@ -55,6 +55,10 @@ async def dies() -> Pulled:
     raise RuntimeError("the actor died")
 
 
+async def loses() -> Pulled:
+    return Pulled("crash", "lost in stage 2", 50, 2)
+
+
 async def hangs() -> Pulled:
     await asyncio.Event().wait()
     raise AssertionError
@@ -100,6 +104,15 @@ def test_a_destination_that_dies_is_suspected_and_another_is_found() -> None:
 def test_a_source_that_dies_meanwhile_leaves_the_place_and_the_ticket() -> None:
     arrival, _ = outcome("lost", hangs)
     assert (arrival.pulled.how, arrival.ticket, arrival.choice.place.replica_id) == ("crash", "r@1", "r0")
+
+
+def test_a_source_that_could_not_be_read_is_asked_again_from_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.departure.RETRY_S", 0.001)
+    arrival, world = outcome("moved", loses, loses, done)
+    assert (arrival.pulled, arrival.choice.place.replica_id, world.asked) == (TAKEN, "r0", ["r0"])
+    monkeypatch.setattr("serve.departure.RETRY_S", 60.0)
+    arrival, _ = outcome("lost", loses)
+    assert (arrival.pulled.how, arrival.pulled.reason, arrival.ticket) == ("crash", "lost in stage 2", "r@1")
 
 
 def test_a_destination_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
