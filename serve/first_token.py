@@ -18,7 +18,10 @@ __all__ = ["Expectation", "FirstToken", "Stream"]
 
 RATE = 0.05
 """The weight of the newest observation in the running means."""
+MOST = 4.0
+"""How far above its mean an observation counts."""
 NUM_ERRORS = 300
+"""Errors that are remembered: with 100 of them one request in fifty came late where answers' lengths varied, with 300 one in two hundred."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +91,9 @@ class FirstToken:
         if stream.first_s is None:
             stream.first_s = now_s
             took_s = now_s - stream.entered_s
-            if stream.expected.waits:
+            if self.prompt_s:  # of those who did not wait too, so that an outage is forgotten when nobody may wait
                 self._errors.append(took_s - stream.expected.seconds)
-            elif stream.num_prompt:
+            if stream.num_prompt and not stream.expected.waits:
                 self.prompt_s = _moved(self.prompt_s, took_s / (stream.num_prompt + stream.ahead))
         else:
             self.token_s = _moved(self.token_s, (now_s - stream.last_s) / num_tokens)
@@ -107,4 +110,5 @@ class FirstToken:
 
 
 def _moved(mean: float, value: float) -> float:
-    return mean + RATE * (value - mean) if mean else value
+    """The running mean; what is far above it (a stream that went on elsewhere) counts as MOST times the mean."""
+    return mean + RATE * (min(value, MOST * mean) - mean) if mean else value

@@ -52,15 +52,22 @@ def test_it_learns_speeds_and_how_much_of_their_limits_answers_use() -> None:
     assert first_token.share == pytest.approx(19 / 40, abs=0.01)
 
 
-def test_the_margin_is_the_worst_late_experience_and_forgets() -> None:
-    first_token = FirstToken()
+def test_a_stream_that_stood_still_hardly_changes_what_a_token_takes() -> None:
+    first_token, stream = learnt(token_s=0.02), made(first_s=0.0)
+    first_token.heard(stream, 1, 60.0)
+    assert first_token.token_s < 0.024
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_margin_is_the_worst_late_experience_and_forgets(waits: bool) -> None:
+    first_token = learnt()
     late = Stream(10, 100, 0.0, Expectation(1.0, waits=True))
     assert first_token.margin_s([late], 0.5) == 0.0
     assert first_token.margin_s([late], 4.0) == 3.0  # it has not even come yet
     first_token.heard(late, 1, 5.0)
     assert first_token.margin_s([], 5.0) == 4.0
     for _ in range(300):
-        first_token.heard(Stream(10, 100, 0.0, Expectation(1.0, waits=True)), 1, 0.9)
+        first_token.heard(Stream(10, 100, 0.0, Expectation(1.0, waits=waits)), 1, 0.9)
     assert first_token.margin_s([], 6.0) == 0.0
 
 
