@@ -1,0 +1,37 @@
+"""The storm, short: a strike with notice and one without, each in the middle of at least four streams, change nothing that a client sees."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_machines_taken_with_and_without_notice_change_no_stream(models_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    plan = ["--strikes", "2", "--streams", "12", "--tokens", "400", "--notice-s", "4", "--pause-s", "1", "--parts", "kv"]
+    where = [
+        "--model",
+        models_dir / "tiny-code",
+        "--prompts",
+        data_dir / "code/HumanEval.jsonl.gz",
+        "--trace",
+        data_dir / "traces/spot/bamboo-p3.csv",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.storm", *plan, *map(str, where), "--output", str(tmp_path)],
+        cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr[-4000:]
+    found = json.loads((tmp_path / "storm.json").read_text())["kv"]
+    assert found["differences"] == []
+    assert found["complete"] == found["streams"]
+    assert found["strikes"] >= 2
+    assert found["fewest_hit"] >= 4
+    assert found["gaps"]["kv"]["count"] >= 1
+    assert found["gaps"]["crash"]["count"] >= 1
+    assert found["most_computed_after_kv"] <= 16
+    assert (tmp_path / "storm.png").stat().st_size > 0
