@@ -21,7 +21,8 @@ RATE = 0.05
 MOST = 4.0
 """How far above its mean an observation counts."""
 NUM_ERRORS = 300
-"""Errors that are remembered: with 100 of them one request in fifty came late where answers' lengths varied, with 300 one in two hundred."""
+"""Errors that are remembered. In the overload of tests/serve/test_admission.py, limit 2 s, answers of 16 to 112 tokens, the p99 of those
+let in was 2.24 s with 100 of them and is 1.8 to 1.95 s with 300 (four seeds)."""
 
 
 @dataclass(frozen=True, slots=True)
