@@ -94,7 +94,7 @@ def table(found: Mapping[str, Any]) -> str:
         lines += [
             f"{'KV moves where it pays' if part == 'kv' else 'KV never moves'}: {f['strikes']} strikes ({f['with_notice']} with notice), "
             f"at least {f['fewest_hit']} streams hit by each",
-            f"  {f['complete']} of {f['streams']} streams complete, {f['tokens']:,} tokens; {len(f['differences'])} unlike the undisturbed run",
+            f"  {f['complete']} of {f['streams']} streams complete, {f['tokens']:,} tokens; {len(f['differences'])} unlike undisturbed",
             "  strikes by stream: " + ", ".join(f"{count} streams hit {times}x" for times, count in f["hits"].items()),
             f"  computed again after a move with KV: at most {f['most_computed_after_kv']} tokens; {f['kv_bytes'] / 1e6:.1f} MB moved",
             f"  {'gap':<10} {'streams':>8} {'p50 ms':>8} {'p99 ms':>8} {'longest':>8}",

@@ -1,4 +1,4 @@
-"""The storm, short: a strike with notice and one without, each in the middle of at least four streams, change nothing that a client sees."""
+"""The storm, short: a strike with notice and one without, in the middle of four streams and more, change nothing that a client sees."""
 
 from __future__ import annotations
 
