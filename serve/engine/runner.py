@@ -67,7 +67,7 @@ class BlockReader(ABC):
         return self.cache.scratch(num_tokens)
 
     @abstractmethod
-    def read(self, cache: Any, pieces: Series[Piece], *, states: bool, adapter: str = "") -> Tensor:
+    def read(self, cache: Any, pieces: Series[Piece], *, states: bool, adapter: str = "", out: Tensor | None = None) -> Tensor:
         """As `score.Reader.read`; `cache`: what `scratch` gave."""
 
 
@@ -109,7 +109,9 @@ class Runner(BlockReader):
         return self.model.forward(torch.tensor(tokens, device=device), torch.tensor(positions, device=device), attend, index, adapters)
 
     @torch.inference_mode()
-    def read(self, cache: KvCache | NativeCache, pieces: Series[Piece], *, states: bool, adapter: str = "") -> Tensor:
+    def read(
+        self, cache: KvCache | NativeCache, pieces: Series[Piece], *, states: bool, adapter: str = "", out: Tensor | None = None
+    ) -> Tensor:
         """As `score.Reader.read`; the pieces come sorted by `order`."""
         attend = cache.attend([piece.span for piece in pieces], self.model.shape.windows, self._scores)
         device = self.model.device
@@ -121,7 +123,9 @@ class Runner(BlockReader):
             at += len(piece.tokens)
             rows += range(at - piece.num_rows, at)
         index = None if len(rows) == len(tokens) else torch.tensor(rows, dtype=torch.long, device=device)
-        if not states:
-            return self.model.forward(tokens, positions, attend, index, adapters)
-        hidden = self.model.hidden(tokens, positions, attend, adapters)
-        return hidden if index is None else hidden[index]
+        if states:
+            rows = self.model.hidden(tokens, positions, attend, adapters)
+            rows = rows if index is None else rows[index]
+        else:
+            rows = self.model.forward(tokens, positions, attend, index, adapters)
+        return rows if out is None else out.copy_(rows)

@@ -70,8 +70,11 @@ class Reader(Protocol):
     reads_in_parts: bool
     """Whether a text can be read a piece at a time; otherwise pieces are whole texts."""
 
-    def read(self, cache: Any, pieces: Series[Piece], *, states: bool, adapter: str) -> Tensor:
-        """The wanted rows, piece after piece: logits [R, vocab], or final hidden states [R, hidden]. `cache`: from `scratch`."""
+    def read(self, cache: Any, pieces: Series[Piece], *, states: bool, adapter: str, out: Tensor | None = None) -> Tensor:
+        """The wanted rows, piece after piece: logits [R, vocab], or final hidden states [R, hidden]. `cache`: from `scratch`.
+
+        Into `out`, if it is given: rows that are copied elsewhere leave holes in the heap, hundreds of megabytes for a long text.
+        """
 
     def scratch(self, num_tokens: int) -> Any:
         """Room for texts of so many tokens, each rounded up to whole blocks."""
@@ -176,13 +179,12 @@ def finished(passes: Generator[int, None, Tensor], progress: Progress | None = N
 
 def logits(reader: Reader, tokens: Series[int], max_tokens: int) -> Tensor:
     """[T, vocab] after every token of a text, read in parts: but for the result it takes no more memory than a step does."""
-    cache, most = reader.scratch(len(tokens)), max_tokens if reader.reads_in_parts else len(tokens)
-    found: Tensor | None = None
-    for ((_, start, end),) in passes([0], [len(tokens)], most):
-        rows = reader.read(cache, [_piece(tokens, start, end, len(tokens), 0, reader.cache.block_size)], states=False, adapter="")
-        found = rows.new_empty(len(tokens), rows.shape[1]) if found is None else found
-        found[start:end] = rows
-    assert found is not None, "a text has at least a token"
+    model, cache = reader.model, reader.scratch(len(tokens))
+    wide = torch.promote_types(model.dtype, torch.float32)
+    found = torch.empty(len(tokens), model.shape.vocab_size, dtype=wide, device=model.device)
+    for ((_, start, end),) in passes([0], [len(tokens)], max_tokens if reader.reads_in_parts else len(tokens)):
+        piece = _piece(tokens, start, end, len(tokens), 0, reader.cache.block_size)
+        reader.read(cache, [piece], states=False, adapter="", out=found[start:end])
     return found
 
 

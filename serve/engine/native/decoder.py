@@ -174,12 +174,18 @@ class NativeDecoder:
         self._cosines, self._sines = ((ctypes.c_void_p * max(1, len(tables)))(*(t[i].data_ptr() for t in tables)) for i in range(2))
         self._length = min((t.shape[1] for t in tables), default=length)
 
-    def run(self, work: Pass, cache: NativeCache, states: bool = False) -> Tensor:
-        """Logits [R, vocab] of the wanted rows, or their final states [R, hidden]; float32. Writes the KV of every token."""
+    def run(self, work: Pass, cache: NativeCache, states: bool = False, out: Tensor | None = None) -> Tensor:
+        """Logits [R, vocab] of the wanted rows, or their final states [R, hidden]; float32, into `out` if it is given.
+
+        Writes the KV of every token.
+        """
         self._turn_upto(work.end)
         num_rows = len(work.rows)
         plan, tables, tokens, rows = (array("i", values) for values in (work.plan, work.tables, work.tokens, work.rows))
-        out = torch.empty(num_rows, self.shape.hidden_size if states else self.shape.vocab_size)
+        size = (num_rows, self.shape.hidden_size if states else self.shape.vocab_size)
+        out = torch.empty(size) if out is None else out
+        assert out.shape == size, "rows go where they are asked for"
+        assert out.is_contiguous(), "the kernels write row after row"
         address = out.data_ptr()
         self._run(
             self._workspace.address,

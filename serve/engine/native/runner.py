@@ -54,14 +54,14 @@ class NativeRunner(BlockReader):
             work.add(chunk.start, chunk.tokens, chunk.sequence.blocks, len(chunk.draft) + 1 if chunk.samples else 0)
         return self.model.run(work, self.cache)
 
-    def read(self, cache: NativeCache, pieces: Series[Piece], *, states: bool, adapter: str = "") -> Tensor:
+    def read(self, cache: NativeCache, pieces: Series[Piece], *, states: bool, adapter: str = "", out: Tensor | None = None) -> Tensor:
         """As `score.Reader.read`."""
         if adapter:
-            return self._piecewise.read(cache, pieces, states=states, adapter=adapter)
+            return self._piecewise.read(cache, pieces, states=states, adapter=adapter, out=out)
         work = Pass()
         for piece in pieces:
             work.add(piece.start, list(piece.tokens), list(piece.blocks), piece.num_rows)
-        return self.model.run(work, cache, states)
+        return self.model.run(work, cache, states, out)
 
 
 def _merged(chunks: Series[Chunk], plain: Tensor, adapted: Tensor) -> Tensor:
