@@ -11,11 +11,14 @@ import ray.serve
 from ray.serve.config import AutoscalingContext
 
 from cluster.autoscale import AutoscaleSettings
+from cluster.bulletin import Bulletin
+from cluster.market import SPOT
 from cluster.placement import PlacementSettings
 from serve import autoscaling
 from serve.app import APP, free_port, running
 from serve.config import ServeConfig
 from serve.engine.config import EngineConfig
+from serve.load import GATEWAYS
 from serve.policy_settings import policy_settings
 from serve.serve_policy import SpotPolicy
 
@@ -59,6 +62,22 @@ def test_two_deployments_share_one_thread_until_the_settings_change(monkeypatch:
     SpotPolicy({"a": 2})(context("spot", 3))
     assert first.closed
     assert autoscaling._RUNNING["app"] is not first
+
+
+def test_a_report_of_someone_who_waits_is_answered_with_a_replica_and_a_reason(ray_session: None) -> None:
+    bulletin, settings = Bulletin(), policy_settings(ServeConfig(model="m", autoscaling=True))
+    thread = autoscaling.Autoscaling("waiting", settings)
+    try:
+        assert thread.replicas(SPOT, 0) == 0, "before anyone has reported nothing changes"
+        waits = {"streams": 1, "waiting": 1, "waiting_tokens": 9.0, "mean_tokens": 9.0, "tokens": 0, "asked": 9.0, "refused": 0}
+        bulletin.post(GATEWAYS, "test", waits)
+        until(lambda: thread.replicas(SPOT, 0) == 1)
+        (decision,) = autoscaling.decisions("waiting")
+        assert decision["replicas"]["spot"] == 1
+        assert "1 waiting" in decision["reasons"][0]
+    finally:
+        thread.close()
+        bulletin.remove(GATEWAYS, "test")
 
 
 def test_a_service_scales_from_nothing_with_its_load_and_back(ray_session: None, tiny_model_dir: Path) -> None:
