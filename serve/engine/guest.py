@@ -130,7 +130,7 @@ class GuestRunner:
         """Nothing: each text is read whole."""
 
     @torch.inference_mode()
-    def read(self, cache: None, pieces: Series[Piece], *, states: bool, adapter: str, out: Tensor | None = None) -> Tensor:
+    def read(self, cache: None, pieces: Series[Piece], *, states: bool, adapter: str) -> Tensor:
         """As `score.Reader.read`. Shorter texts are padded behind, where nobody looks, whatever the module remembers."""
         assert not adapter, "the engine loads none for a guest"
         if len(pieces) > 1 and not self.model.abilities.batches:
@@ -140,7 +140,7 @@ class GuestRunner:
         firsts = [len(piece.tokens) - piece.num_rows - longest for piece in pieces]  # from the end
         rows = self.model.states(tokens) if states else self.model(tokens, [0] * len(pieces), keep=-min(firsts))[0]
         wanted = [rows[i, rows.shape[1] + first :][: piece.num_rows] for i, (first, piece) in enumerate(zip(firsts, pieces, strict=True))]
-        return torch.cat(wanted, out=out)
+        return torch.cat(wanted)
 
     def _is_due(self, chunk: Chunk) -> bool:
         """A prompt that can only be read whole waits for its last chunk."""

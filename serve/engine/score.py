@@ -73,7 +73,8 @@ class Reader(Protocol):
     def read(self, cache: Any, pieces: Series[Piece], *, states: bool, adapter: str, out: Tensor | None = None) -> Tensor:
         """The wanted rows, piece after piece: logits [R, vocab], or final hidden states [R, hidden]. `cache`: from `scratch`.
 
-        Into `out`, if it is given: rows that are copied elsewhere leave holes in the heap, hundreds of megabytes for a long text.
+        A reader in parts puts them into `out`, if it is given: rows that are copied elsewhere leave holes in the heap, hundreds of
+        megabytes for a long text.
         """
 
     def scratch(self, num_tokens: int) -> Any:
@@ -179,12 +180,13 @@ def finished(passes: Generator[int, None, Tensor], progress: Progress | None = N
 
 def logits(reader: Reader, tokens: Series[int], max_tokens: int) -> Tensor:
     """[T, vocab] after every token of a text, read in parts: but for the result it takes no more memory than a step does."""
-    model, cache = reader.model, reader.scratch(len(tokens))
+    model, size, cache = reader.model, reader.cache.block_size, reader.scratch(len(tokens))
+    if not reader.reads_in_parts:
+        return reader.read(cache, [_piece(tokens, 0, len(tokens), len(tokens), 0, size)], states=False, adapter="")
     wide = torch.promote_types(model.dtype, torch.float32)
     found = torch.empty(len(tokens), model.shape.vocab_size, dtype=wide, device=model.device)
-    for ((_, start, end),) in passes([0], [len(tokens)], max_tokens if reader.reads_in_parts else len(tokens)):
-        piece = _piece(tokens, start, end, len(tokens), 0, reader.cache.block_size)
-        reader.read(cache, [piece], states=False, adapter="", out=found[start:end])
+    for ((_, start, end),) in passes([0], [len(tokens)], max_tokens):
+        reader.read(cache, [_piece(tokens, start, end, len(tokens), 0, size)], states=False, adapter="", out=found[start:end])
     return found
 
 
