@@ -7,8 +7,10 @@ several is as many entries with the same `node_id`. Price: none.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from cluster.market import ON_DEMAND, SPOT, MarketKind, Pool
@@ -16,6 +18,7 @@ from cluster.market import ON_DEMAND, SPOT, MarketKind, Pool
 __all__ = ["Fleet", "Machine", "NodeType", "node_types"]
 
 State = Literal["starting", "ready", "draining"]
+STATES: tuple[State, ...] = ("starting", "ready", "draining")
 _MARKET_LABEL = "ray.io/market-type"
 
 
@@ -32,22 +35,32 @@ class Machine:
     price_per_hour: float = 0.0
 
 
+_NONE: Mapping[Pool, int] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Every machine that is paid for."""
+    """Every machine that is paid for; counted once, when it is made."""
 
     machines: tuple[Machine, ...] = ()
+    _counts: Mapping[tuple[MarketKind, State], Mapping[Pool, int]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        counts: dict[tuple[MarketKind, State], dict[Pool, int]] = {}
+        for (market, state, pool), number in Counter((m.market, m.state, m.pool) for m in self.machines).items():
+            counts.setdefault((market, state), {})[pool] = number
+        object.__setattr__(self, "_counts", counts)
 
     def count(self, market: MarketKind, *states: State) -> int:
         """Machines of a market in any of these states (all, if none is named)."""
-        return sum(1 for m in self.machines if m.market == market and (not states or m.state in states))
+        return sum(sum(self._counts.get((market, state), _NONE).values()) for state in states or STATES)
 
     def by_pool(self, market: MarketKind, *states: State) -> dict[Pool, int]:
         """The same count for each pool that has any."""
         counts: dict[Pool, int] = {}
-        for machine in self.machines:
-            if machine.market == market and (not states or machine.state in states):
-                counts[machine.pool] = counts.get(machine.pool, 0) + 1
+        for state in states or STATES:
+            for pool, number in self._counts.get((market, state), _NONE).items():
+                counts[pool] = counts.get(pool, 0) + number
         return counts
 
 

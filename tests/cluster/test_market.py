@@ -1,8 +1,10 @@
 """The market's records: what is seen is counted, and nothing else."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cluster.market import ON_DEMAND, SPOT, Market, Observations, Offer, Pool
+from cluster.market import CALM_S, ON_DEMAND, SPOT, Market, Observations, Offer, Pool
 
 A, B = Pool("a"), Pool("b", "g5.2xlarge")
 
@@ -28,9 +30,36 @@ def test_offers_come_cheapest_first():
 
 
 def test_observations_count_hours_and_losses():
-    seen = Observations().after(0.0, held={A: 2}).after(3600.0, held={A: 2}).after(7200.0, held={A: 2}, lost={A: 1}, refused={B: 1})
-    assert seen.of(A).machine_hours == 4.0
+    seen = Observations().after(0.0, held={A: 4}).after(3600.0, held={A: 4}).after(7200.0, held={A: 4}, lost={A: 1}, refused={B: 1})
+    assert seen.of(A).machine_hours == 8.0
     assert seen.of(A).num_lost == 1
     assert seen.of(A).last_lost_s == 7200.0
+    assert sum(seen.of(A).collapses) == 0
     assert seen.of(B).last_refused_s == 7200.0
     assert seen.of(Pool("never")).machine_hours == 0
+
+
+def test_a_collapse_is_booked_at_the_age_of_the_calm_before_it():
+    seen = Observations().after(0.0, held={A: 4}).after(5000.0, held={A: 4}).after(5000.0, held={A: 4}, lost={A: 4})
+    assert seen.of(A).collapses[CALM_S.index(4800.0)] == 1
+    assert seen.of(A).num_lost == 0
+    assert seen.of(A).calm_since_s is None
+    assert seen.after(6000.0, held={A: 2}).of(A).age(6000.0) == 0
+
+
+def test_a_pool_that_holds_nearly_all_is_alone():
+    seen = Observations().after(0.0, held={A: 9, B: 1}).after(3600.0, held={A: 9, B: 1})
+    assert sum(seen.of(A).alone) == 1.0
+    assert sum(seen.of(B).alone) == 0.0
+
+
+@given(st.lists(st.tuples(st.floats(1, 1e4), st.integers(0, 9), st.integers(0, 9)), max_size=30))
+def test_hours_by_age_add_up(looks):
+    seen, now_s, expected = Observations(), 0.0, 0.0
+    for span_s, held, lost in looks:
+        now_s += span_s
+        expected += held * span_s / 3600
+        seen = seen.after(now_s, held={A: held}, lost={A: min(held, lost)})
+    assert seen.of(A).machine_hours == pytest.approx(expected)
+    assert seen.spot_hours == pytest.approx(expected)
+    assert sum(seen.of(A).hours) == pytest.approx(sum(span for span, held, _ in looks if held) / 3600)
