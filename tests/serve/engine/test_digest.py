@@ -42,6 +42,7 @@ def test_equal_names_are_not_the_same_model(tiny_model_dir: Path, tmp_path: Path
     changes: list[Callable[[dict[str, torch.Tensor]], object]] = [
         lambda tensors: [tensor.add_(1e-3) for tensor in tensors.values()],  # training
         lambda tensors: tensors["model.layers.1.self_attn.k_proj.weight"].mul_(1.01),  # an adapter merged into one projection
+        lambda tensors: tensors["model.layers.0.mlp.up_proj.weight"].view(-1)[128 * 64 // 2].add_(1),  # one number that is sampled
         lambda tensors: tensors.update(extra=torch.zeros(1)),
         lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"].bfloat16()}),
         lambda tensors: tensors.update(empty=torch.zeros(0)),
