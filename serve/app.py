@@ -100,7 +100,14 @@ def application(config: ServeConfig) -> ray.serve.Application:
         graceful_shutdown_wait_loop_s=0.2,
         logging_config={"enable_access_log": False},
     )
-    books = ray.serve.deployment(Books).options(name="books", ray_actor_options={"num_cpus": 0, "resources": {HEAD: 0.001}})
+    books = ray.serve.deployment(Books).options(
+        name="books",
+        max_ongoing_requests=100,
+        ray_actor_options={"num_cpus": 0, "resources": {HEAD: 0.001}},
+        graceful_shutdown_timeout_s=5,
+        graceful_shutdown_wait_loop_s=0.1,
+        logging_config={"enable_access_log": False},
+    )
     return gateway.bind(config, replicas, keys, books.bind(config.ledger and absolute(config.ledger), dict(config.node_prices)))
 
 
