@@ -107,22 +107,6 @@ def service(ray_session: None, tiny_model_dir: Path) -> Iterator[Service]:
 BODY = {"model": "tern", "prompt": PROMPT, "max_tokens": 200, "stream": True, "ignore_eos": True, "return_token_ids": True}
 
 
-def test_a_source_that_dies_in_the_middle_of_a_move_is_resumed_from_the_record(service: Service) -> None:
-    body = {**BODY, "temperature": 0.9, "seed": 6}
-    want = service.ask(body)
-
-    def leave_and_die(rows: list[dict[str, Any]]) -> None:
-        source = rows[-1]["replica_id"]
-        within(source, leave, 60.0)
-        os.kill(service.prepared[source], signal.SIGKILL)
-
-    got = service.ask(body, leave_and_die)
-    assert difference(want[0], got[0]) == ""
-    assert [row["end"] for row in service.latest][-1] == "done"
-    assert service.latest[1]["how"] in ("crash", "kv")
-    assert len({row["replica_id"] for row in service.latest}) > 1
-
-
 def test_streams_move_with_their_kv_twice_and_what_comes_then_is_bounced(service: Service) -> None:
     body = {**BODY, "temperature": 0.9, "seed": 5, "n": 2, "logprobs": 1}
     want = service.ask(body)
@@ -132,7 +116,7 @@ def test_streams_move_with_their_kv_twice_and_what_comes_then_is_bounced(service
         first = rows[-1]["replica_id"]
         within(first, leave, 60.0)
         left.append(first)
-        while not (moved := [row for row in service.rows() if row["how"] == "kv" and row["num_tokens"] >= 4]):
+        while not (moved := [row for row in service.rows() if row["start_s"] > rows[-1]["start_s"] and row["num_tokens"] >= 4]):
             time.sleep(0.01)
         within(moved[-1]["replica_id"], leave, 60.0)
         left.append(moved[-1]["replica_id"])
@@ -150,3 +134,20 @@ def test_streams_move_with_their_kv_twice_and_what_comes_then_is_bounced(service
         again = service.ask({**BODY, "temperature": 0, "max_tokens": 5})
         assert again[0].finish_reason == "length"
         assert service.latest[-1]["replica_id"] not in left
+
+
+def test_a_source_that_dies_when_there_is_no_other_place_is_waited_for(service: Service) -> None:
+    """After the moves above one replica is left; Serve replaces it when it dies."""
+    body = {**BODY, "temperature": 0.9, "seed": 6}
+    want = service.ask(body)
+
+    def leave_and_die(rows: list[dict[str, Any]]) -> None:
+        source = rows[-1]["replica_id"]
+        within(source, leave, 60.0)
+        os.kill(service.prepared[source], signal.SIGKILL)
+
+    got = service.ask(body, leave_and_die)
+    assert difference(want[0], got[0]) == ""
+    died, last = (row for row in service.latest if row["num_tokens"] > 0)
+    assert (died["end"], last["end"], last["how"] in ("crash", "bounce")) == ("lost", "done", True)
+    assert last["replica_id"] not in service.prepared
