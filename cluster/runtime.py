@@ -24,6 +24,7 @@ _ENVIRONMENT = {
     # Ray Serve's hops for a third of the CPU: streams by gRPC, no thread between a request and its code. Read by every process of the
     # cluster, so cluster.yaml exports them, too.
     "RAY_SERVE_PROXY_USE_GRPC": "1",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "1000000000",  # an answer in one piece, such as 2,048 embeddings; else no more than 4 MiB
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",

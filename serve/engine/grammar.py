@@ -87,9 +87,16 @@ class Guide:
                 break
             accepted += 1
         asks = self._forces and not self._matcher.is_terminated()
-        forced = self._matcher.find_jump_forward_string() if asks else ""
+        forced = self._forced() if asks else ""
         self._back(accepted)
         return accepted, forced
+
+    def _forced(self) -> str:
+        """What must follow, unless that is no text: where the tokens end, or all ways part, within a character."""
+        try:
+            return str(self._matcher.find_jump_forward_string())
+        except UnicodeDecodeError:
+            return ""
 
     def _accepts(self, token: int) -> bool:
         return token not in self._special and bool(self._matcher.accept_token(token))

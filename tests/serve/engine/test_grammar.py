@@ -156,6 +156,18 @@ def test_forced_text_is_told(tokenizers: dict[str, Tokenizer]) -> None:
     assert accepted > 0
 
 
+@pytest.mark.parametrize(("texts", "forced"), [(["Łódź"], "Łódź"), (["日", "本", "旧"], "")])
+def test_forced_text_is_whole_characters(tokenizers: dict[str, Tokenizer], texts: list[str], forced: str) -> None:
+    options = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+    guide, _ = guide_of(tokenizers["byte-level"], Sampling(grammar=f"root ::= {options}"))
+    assert guide.fit([]) == (0, forced), "all begin alike, but not with a character"
+    tokens = tokenizers["byte-level"].encode(texts[0])
+    assert len(tokens) > len(texts[0]), "tokens are parts of characters"
+    for token in tokens[:-1]:
+        guide.append(token)
+        assert guide.fit([])[0] == 0
+
+
 @pytest.mark.parametrize("grammar", ['root ::= "a" root', 'root ::= "b" | "a" x\nx ::= "c" x', 'root ::= "a"{100000}'])
 def test_forced_text_without_an_end_in_sight_is_not_asked_for(tokenizers: dict[str, Tokenizer], grammar: str) -> None:
     tokenizer = tokenizers["byte-level"]
