@@ -44,19 +44,23 @@ class Fleet:
 
     machines: tuple[Machine, ...] = ()
     _counts: Mapping[tuple[MarketKind, State], Mapping[Pool, int]] = field(init=False, repr=False, compare=False)
+    _totals: Mapping[tuple[MarketKind, State], int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         counts: dict[tuple[MarketKind, State], dict[Pool, int]] = {}
         for (market, state, pool), number in Counter((m.market, m.state, m.pool) for m in self.machines).items():
             counts.setdefault((market, state), {})[pool] = number
         object.__setattr__(self, "_counts", counts)
+        object.__setattr__(self, "_totals", {key: sum(by_pool.values()) for key, by_pool in counts.items()})
 
     def count(self, market: MarketKind, *states: State) -> int:
         """Machines of a market in any of these states (all, if none is named)."""
-        return sum(sum(self._counts.get((market, state), _NONE).values()) for state in states or STATES)
+        return sum([self._totals.get((market, state), 0) for state in states or STATES])
 
     def by_pool(self, market: MarketKind, *states: State) -> dict[Pool, int]:
         """The same count for each pool that has any."""
+        if len(states) == 1:
+            return dict(self._counts.get((market, states[0]), _NONE))
         counts: dict[Pool, int] = {}
         for state in states or STATES:
             for pool, number in self._counts.get((market, state), _NONE).items():

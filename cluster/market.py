@@ -110,6 +110,8 @@ class Observations:
         everything, started, pools = sum(held.values()), 0, dict(self.pools)
         for pool in {*held, *lost, *refused, *pools}:
             record, number = self.of(pool), held.get(pool, 0)
+            if not number and not record.held and pool not in lost and pool not in refused:
+                continue
             if record.age(now_s):
                 started += max(0, number - record.held)
             event = _Event(self.now_s, now_s, number, lost.get(pool, 0), refused.get(pool, 0), number > ALONE * everything)

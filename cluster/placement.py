@@ -227,12 +227,13 @@ def fill(plan: dict[Pool, int], pools: list[Pool], count: int, quota: Callable[[
 
 def surplus(fleet: Fleet, spot: Mapping[Pool, int], on_demand: int) -> tuple[str, ...]:
     """What the fleet has beyond the plan: machines that do not serve yet before those that do, the costliest first."""
+    fixed = fleet.count(ON_DEMAND, "starting", "ready") - on_demand
     over: dict[tuple[MarketKind, Pool | None], int] = {}
     for pool, number in fleet.by_pool(SPOT, "starting", "ready").items():
         if number > spot.get(pool, 0):
             over[SPOT, pool] = number - spot.get(pool, 0)
-    if fleet.count(ON_DEMAND, "starting", "ready") > on_demand:
-        over[ON_DEMAND, None] = fleet.count(ON_DEMAND, "starting", "ready") - on_demand
+    if fixed > 0:
+        over[ON_DEMAND, None] = fixed
     if not over:
         return ()
     extra = []

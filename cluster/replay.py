@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from cluster import autoscale
@@ -127,6 +127,7 @@ class Replay:
     samples: list[Sample] = field(default_factory=list)
     _events: list[tuple[float, int, int, Callable[[], None]]] = field(default_factory=list)
     _rented: dict[str, _Rented] = field(default_factory=dict)
+    _offers: tuple[Offer, ...] = ()
     _capacity: dict[Pool, int] = field(default_factory=dict)
     _observed: Observations = field(default_factory=Observations)
     _lost: dict[Pool, int] = field(default_factory=dict)
@@ -222,7 +223,8 @@ class Replay:
             self.requests.add(machine_id)
 
     def _become(self, rented: _Rented, state: State) -> None:
-        rented.machine = replace(rented.machine, state=state)
+        was = rented.machine
+        rented.machine = Machine(was.machine_id, was.pool, was.market, state, was.since_s, was.price_per_hour)
         self._fleet = None
 
     def _pay(self, machine_id: str) -> None:
@@ -256,15 +258,17 @@ class Replay:
             self.now_s, held=held, lost=self._lost, refused=self._refused, on_demand=fleet.count(ON_DEMAND)
         )
         self._lost, self._refused = {}, {}
-        offers = (*(Offer(pool, SPOT, prices.spot_price) for pool in self.pools), Offer(self.pools[0], ON_DEMAND, prices.on_demand_price))
-        self._apply(self.policy(self.target.num_replicas, fleet, Market(offers, self._observed), self.now_s))
+        if not self._offers:
+            self._offers = tuple(Offer(pool, SPOT, prices.spot_price) for pool in sorted(self.pools))
+            self._offers += (Offer(self.pools[0], ON_DEMAND, prices.on_demand_price),)
+        self._apply(self.policy(self.target.num_replicas, fleet, Market(self._offers, self._observed), self.now_s))
         fleet = self._seen_fleet()
         spot, fixed = fleet.count(SPOT, "ready"), fleet.count(ON_DEMAND, "ready")
         self.samples.append(Sample(self.now_s, self.target.num_replicas, spot, fixed, len(fleet.machines)))
 
     def _seen_fleet(self) -> Fleet:
         if self._fleet is None:
-            self._fleet = Fleet(tuple(rented.machine for rented in self._rented.values()))
+            self._fleet = Fleet(tuple([rented.machine for rented in self._rented.values()]))
         return self._fleet
 
     def _apply(self, plan: Plan) -> None:

@@ -131,7 +131,8 @@ class Steward:
         self._nodes = nodes
         held = dict(Counter(machine.pool for machine in staying))
         refused = self._refused(sight, held)
-        self.observed = self.observed.after(sight.now_s, held=Counter(held) + lost, lost=lost, refused=refused)
+        fixed = fleet.count(ON_DEMAND)
+        self.observed = self.observed.after(sight.now_s, held=Counter(held) + lost, lost=lost, refused=refused, on_demand=fixed)
 
     def _refused(self, sight: Sight, held: Mapping[Pool, int]) -> dict[Pool, int]:
         """Launches that failed since the last look, and those that nobody has begun for too long."""

@@ -8,8 +8,11 @@ import pytest
 import sterna
 from cluster import autoscale, placement
 from cluster.autoscale import Target
+from cluster.census import Census
 from cluster.placement import Plan
 from cluster.simulate import ROWS, SimulateConfig, simulate
+from serve.ground import Ground
+from serve.steward import Sight, Steward
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,23 @@ def test_another_policy_function_is_another_simulation(zones, monkeypatch):
     monkeypatch.setattr(autoscale, "target_replicas", lambda *_: Target(20))
     assert simulate(config).rows[0].cost == 1.0
     assert simulate(config).nodes == 4
+
+
+def test_one_function_serves_production_and_simulation(zones, monkeypatch):
+    asked = []
+
+    def place(target, fleet, market, settings, now_s):
+        asked.append(now_s)
+        return Plan({}, target)
+
+    monkeypatch.setattr(placement, "place", place)
+    simulate(SimulateConfig(traces=zones, nodes=4, days=0.05, rows=("ours",)))
+    simulated = len(asked)
+    steward = Steward(Ground((), "z", cpus=1.0), autoscale.AutoscaleSettings(min_replicas=3), placement.PlacementSettings(), Target(0))
+    decision = steward.decide(Sight(123.0, autoscale.Load(0.0), Census(()), {}, {}))
+    assert simulated > 0
+    assert asked[simulated:] == [123.0]
+    assert decision.replicas["on-demand"] == 3
 
 
 def test_single_requests_tell_the_same_story(zones):
