@@ -163,7 +163,7 @@ class _View:
             lost_s=max(0.0, settings.cold_start_s - settings.patience_s),
             allowed=settings.failed_share,
         )
-        feared = [need for pool, need in short.items() if self.seen.of(pool).age(self.now_s) in ages]
+        feared = [need * ages.get(self.seen.of(pool).age(self.now_s), 0.0) for pool, need in short.items()]
         return max(0, min(math.ceil(max(feared, default=0.0)), target - 1))
 
     def spread(self, count: int, *, keep: int) -> tuple[dict[Pool, int], int]:

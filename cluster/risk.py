@@ -25,8 +25,8 @@ FIRST_HOURS = 0.5
 """Hours that each age is taken to last at least: nothing is spent before something is known."""
 
 
-def hedged_ages(seen: Observations, *, cost: float, saved: float, lost_s: float, allowed: float) -> frozenset[int]:
-    """The ages of CALM_S that are worth a hedge: the most dangerous first, while the allowance lasts.
+def hedged_ages(seen: Observations, *, cost: float, saved: float, lost_s: float, allowed: float) -> dict[int, float]:
+    """The ages of CALM_S that are worth a hedge, and how much of one: the most dangerous first, while the allowance lasts.
 
     `cost` of a standing hedge and `saved` so far are shares of what the fleet would cost on demand. A collapse without a hedge fails the
     requests of `lost_s` seconds; where the remaining ages are expected to fail no more than the share `allowed`, they go without.
@@ -38,15 +38,16 @@ def hedged_ages(seen: Observations, *, cost: float, saved: float, lost_s: float,
             collapses[age] += record.collapses[age]
             alone[age] += record.alone[age]
     danger = [number / span for number, span in zip(collapses, hours, strict=True)]
-    passed_h, found = max(seen.now_s / 3600, sum(alone)), []
+    passed_h = max(seen.now_s / 3600, sum(alone))
+    found: dict[int, float] = {}
     left, failing = saved * passed_h, sum(map(mul, danger, alone)) * lost_s / 3600 / passed_h
     for age in sorted(range(len(CALM_S)), key=danger.__getitem__, reverse=True):
-        left -= alone[age] * cost
-        if left < 0 or failing <= allowed:
+        if left <= 0 or failing <= allowed:
             break
+        found[age] = min(1.0, left / (alone[age] * cost)) if cost > 0 else 1.0
+        left -= alone[age] * cost
         failing -= danger[age] * alone[age] * lost_s / 3600 / passed_h
-        found.append(age)
-    return frozenset(found)
+    return found
 
 
 def saved_share(seen: Observations, *, cold_start_s: float, headroom: float) -> float:
