@@ -26,8 +26,9 @@ class AutoscaleSettings:
     """Streams a replica runs at once."""
     utilization: float = 0.8
     """Share of a replica's rate that is planned for; the rest absorbs bursts."""
-    drain_queue_s: float = 60.0
-    """A queue that forms although every replica asked for serves is to be gone within this time."""
+    drain_queue_s: float = 300.0
+    """A queue that forms although every replica asked for serves is to be gone within this time: longer than a cold start, or the help
+    comes when nobody needs it any more."""
     min_replicas: int = 0
     """Never fewer; 0 scales to nothing when nobody asks."""
     max_replicas: int = 1000

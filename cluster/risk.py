@@ -14,8 +14,8 @@ from cluster.market import CALM_S, Observations
 
 __all__ = ["hedged_ages", "lost_per_start", "saved_share"]
 
-PRIOR_HOURS = (2.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0, 15.0)
-PRIOR_COLLAPSES = (2.0, 2.0, 2.0, 2.0, 2.0, 1.5, 1.0, 1.0)
+PRIOR_HOURS = (0.5, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 4.0)
+PRIOR_COLLAPSES = (0.5, 0.5, 0.5, 0.5, 0.5, 0.4, 0.25, 0.25)
 """What is believed of a pool by the ages of CALM_S before anything is seen: collapses, as if it had been watched for so many hours."""
 NOTICED_READY_S = 60.0
 """How long it takes to see that a machine is ready, and to give back the one that bridged its start."""

@@ -117,8 +117,11 @@ def write_plot(made: Simulation, runs: Mapping[str, Replay], path: str) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=(1, 1.6))
     for row in made.rows:
-        left.scatter(row.cost, max(100 * row.failed, 1e-4), s=50, color="tab:red" if row.name == "ours" else "tab:grey")
-        left.annotate(TITLES[row.name], (row.cost, max(100 * row.failed, 1e-4)), textcoords="offset points", xytext=(6, 4), fontsize=8)
+        at = (row.cost, max(100 * row.failed, 1e-4))
+        left.scatter(*at, s=50, color="tab:red" if row.name == "ours" else "tab:grey")
+        beside = {"no-migration": (-6, -12), "on-demand": (-6, 6)}.get(row.name)
+        shift, side = (beside, "right") if beside else ((6, 4), "left")
+        left.annotate(TITLES[row.name], at, textcoords="offset points", xytext=shift, ha=side, fontsize=8)
     left.axvline(0.55, color="tab:green", lw=0.8, ls="--")
     left.axhline(0.1, color="tab:green", lw=0.8, ls="--")
     left.set(yscale="log", xlabel="cost, all on demand = 1", ylabel="failed requests, %", title="what it costs, what fails")
