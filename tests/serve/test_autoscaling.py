@@ -1,14 +1,11 @@
-"""The thread in Serve's controller: whose question starts it, what it answers, and a service that really scales."""
+"""The thread in Serve's controller: what it answers, and a service that really scales."""
 
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
-import pytest
 import ray.serve
-from ray.serve.config import AutoscalingContext
 
 from cluster.autoscale import AutoscaleSettings
 from cluster.bulletin import Bulletin
@@ -20,7 +17,6 @@ from serve.config import ServeConfig
 from serve.engine.config import EngineConfig
 from serve.load import GATEWAYS
 from serve.policy_settings import policy_settings
-from serve.serve_policy import SpotPolicy
 
 PATIENCE_S = 60.0
 
@@ -30,38 +26,6 @@ def until(done: Callable[[], bool]) -> None:
     while not done():
         assert time.monotonic() < deadline, "it takes too long"
         time.sleep(0.05)  # Serve has no event for it
-
-
-def context(deployment: str, target: int) -> Any:
-    made = AutoscalingContext.__new__(AutoscalingContext)
-    made.app_name, made.deployment_name, made.target_num_replicas = "app", deployment, target
-    return made
-
-
-class Still:
-    """An application's thread that has decided nothing yet, and looks at nothing."""
-
-    def __init__(self, app: str, settings: dict[str, Any]) -> None:
-        self.settings, self.closed, self.asked = settings, False, []
-
-    def replicas(self, market: str, now: int) -> int:
-        self.asked.append((market, now))
-        return now + 1
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def test_two_deployments_share_one_thread_until_the_settings_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autoscaling, "Autoscaling", Still)
-    monkeypatch.setattr(autoscaling, "_RUNNING", {})
-    spot, fixed = SpotPolicy({"a": 1}), SpotPolicy({"a": 1})
-    assert (spot(context("spot", 3)), fixed(context("on_demand", 0))) == ((4, {}), (1, {}))
-    first = autoscaling._RUNNING["app"]
-    assert first.asked == [("spot", 3), ("on-demand", 0)]
-    SpotPolicy({"a": 2})(context("spot", 3))
-    assert first.closed
-    assert autoscaling._RUNNING["app"] is not first
 
 
 def test_a_report_of_someone_who_waits_is_answered_with_a_replica_and_a_reason(ray_session: None) -> None:
