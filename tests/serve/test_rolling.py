@@ -77,12 +77,12 @@ class Clients:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def loop(self, index: int) -> None:
-        while not self.stop.is_set():
-            try:
+        try:
+            self.heard.append((index, ask(self.url, index)))
+            while not self.stop.is_set():
                 self.heard.append((index, ask(self.url, index)))
-            except Exception as error:
-                self.failures.append(error)
-                return
+        except Exception as error:
+            self.failures.append(error)
 
 
 @contextmanager
@@ -165,7 +165,8 @@ def test_a_replica_that_is_scaled_down_hands_its_streams_over(url: str, document
 def test_an_interrupt_lets_running_streams_end(tiny_model_dir: Path, undisturbed: list[str]) -> None:
     port = free_port()
     command = [sys.executable, "-m", "sterna", "serve", str(tiny_model_dir), "--name", "tern", "--port", str(port)]
-    command += ["--set", "engine.dtype=float64", "--set", "engine.num_threads=1", "--set", "engine.max_sequences=1"]  # they queue
+    for setting in ("dtype=float64", "num_threads=1", "max_sequences=1", "draft=off"):  # they queue, so that it takes some seconds
+        command += ["--set", f"engine.{setting}"]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
@@ -174,12 +175,13 @@ def test_an_interrupt_lets_running_streams_end(tiny_model_dir: Path, undisturbed
         while "is served at" not in (lines or [""])[-1]:
             lines.append(process.stderr.readline())
             assert lines[-1], "".join(lines)
-        texts: dict[int, str] = {}
         url = f"http://127.0.0.1:{port}/v1"
-        streams = [threading.Thread(target=lambda i=i: texts.update({i: ask(url, i)})) for i in range(NUM_CLIENTS)]
+        clients, num_asked = Clients(url), 4 * NUM_CLIENTS
+        clients.stop.set()  # each asks once
+        streams = [threading.Thread(target=clients.loop, args=(index % NUM_CLIENTS,)) for index in range(num_asked)]
         for stream in streams:
             stream.start()
-        until(lambda: num_streams(url) == NUM_CLIENTS)
+        until(lambda: num_streams(url) == num_asked)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
         refused = closing(url)
         for stream in streams:
@@ -188,7 +190,9 @@ def test_an_interrupt_lets_running_streams_end(tiny_model_dir: Path, undisturbed
         assert process.wait(PATIENCE_S) == 0, rest
     finally:
         process.kill()
-    assert texts == dict(enumerate(undisturbed))
+    assert not clients.failures
+    assert len(clients.heard) == num_asked
+    assert all(text == undisturbed[index] for index, text in clients.heard)
     assert refused["error"]["code"] == "closing"
     assert "streams go on to their end" in rest
     assert rest.rstrip().endswith("stopped")
