@@ -44,7 +44,7 @@ def test_held_out_articles_are_not_trained_on(data_dir: Path):
 
 def test_the_table_judges():
     row = {"seconds_off": 2.0, "seconds_on": 1.0, "tokens_off": 10, "tokens_on": 10, "steps_on": 5, "steps_off": 10}
-    row |= {"same": 1, "answers": 1, "repeated": 0.5}
+    row |= {"same": 1, "answers": 1, "repeated": 0.5, "pair": 0}
     slow = row | {"seconds_on": 3.0}
     lines = [
         {"task": t, "temperature": 0.0, "batch": 1, "rows": [r] * 4} for t, r in (("edit", row), ("summarise", slow), ("complete", slow))

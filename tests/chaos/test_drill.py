@@ -38,6 +38,7 @@ def check(found: dict[str, Any], *, streams: int) -> None:
     assert len([name for name in found["figures"] if name.startswith("timeline")]) == 2
 
 
+@pytest.mark.slow  # the storm beside it is the short one, and `make journey` drills too
 def test_a_short_drill_loses_and_repeats_nothing(models_dir: Path, tmp_path: Path) -> None:
     found = drilled(model=str(models_dir / "tiny-code"), output=str(tmp_path / "drill"), streams=5, tokens=200, notice_s=2)
     check(found, streams=12)

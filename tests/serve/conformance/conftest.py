@@ -63,7 +63,7 @@ class Served:
         return {name: count for name, count in {**held, "lost": lost, "gateway streams": inside}.items() if count}
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def served(ray_session: None, tiny_model_dir: Path, tiny_adapter_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("with-tools") / "model"
     shutil.copytree(tiny_model_dir, folder)
