@@ -53,8 +53,8 @@ $(PEERS_READY): benchmarks/peers.txt
 	@touch $@
 
 # Each line goes on where it stopped, or is passed over when its figures are there, so an interrupted `make prove` is simply run again;
-# delete runs/ (or add --fresh) to measure anew. On 2 free cores: slow tests some minutes, the long run 30, the four small ones 10,
-# drafting 15, the engine beside its peers about 90 (the 1B shape takes most of it).
+# delete runs/ (or add --fresh) to measure anew. On 2 free cores: slow tests some minutes, the long run 30, the five small ones 15, the storm 25,
+# drafting 15, serving 10, the engine beside its peers about 90 (the 1B shape takes most of it).
 prove: $(READY) $(PEERS_READY)  ## the long proofs: slow tests, the long run, benchmarks beside their peers
 	$(BIN)/python -m pytest -m slow tests
 	mkdir -p runs
@@ -64,7 +64,10 @@ prove: $(READY) $(PEERS_READY)  ## the long proofs: slow tests, the long run, be
 	test -e runs/policies.json || $(BIN)/python -m benchmarks.policies --trace $(STERNA_DATA)/traces/load/azure-conversation.csv --json runs/policies.json
 	test -e runs/overhead.json || $(BIN)/python -m benchmarks.overhead --model $(STERNA_MODELS)/tiny-code --json runs/overhead.json
 	test -e runs/sampling.json || $(BIN)/python -m benchmarks.sampling --json runs/sampling.json
+	test -e runs/spot.json || $(BIN)/python -m benchmarks.spot --data $(STERNA_DATA)/traces --json runs/spot.json
+	$(BIN)/python -m benchmarks.storm
 	$(BIN)/python -m benchmarks.drafting
+	$(BIN)/python -m benchmarks.serve
 	$(BIN)/python -m benchmarks.engine
 
 format: $(READY)  ## rewrite in the house format

@@ -156,7 +156,7 @@ def _user_error(error: BaseException) -> str | None:
 def _overview() -> str:
     lines = ["usage: sterna VERB [options]        (sterna VERB --help explains each)", "",
              "From raw text to a served language model on machines that may vanish. In the order of the journey:", ""]  # fmt: skip
-    lines += [f"  {name:<14} {verb.help}" for name, verb in VERBS.items()]
+    lines += [f"  {name:<17}{verb.help}" for name, verb in VERBS.items()]
     lines += ["", "Every verb: --config FILE.toml, --set key=value, --json (summary on stdout), --traceback.",
               "On a laptop it starts Ray, on a cluster it attaches, and it runs as a job:",
               "  ray job submit --working-dir . -- python -m sterna VERB …"]  # fmt: skip
