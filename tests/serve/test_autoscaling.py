@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 import ray.serve
 
 from cluster.autoscale import AutoscaleSettings
@@ -44,6 +45,7 @@ def test_a_report_of_someone_who_waits_is_answered_with_a_replica_and_a_reason(r
         bulletin.remove(GATEWAYS, "test")
 
 
+@pytest.mark.slow  # most of a minute; tests/chaos/test_fleet.py, with machines, is longer still
 def test_a_service_scales_from_nothing_with_its_load_and_back(ray_session: None, tiny_model_dir: Path) -> None:
     config = ServeConfig(
         model=str(tiny_model_dir), name="tern", port=free_port(), spot_replicas=0, on_demand_replicas=0, cpus_per_replica=1,
