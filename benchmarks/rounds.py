@@ -21,6 +21,8 @@ __all__ = ["code_tokens", "one_load", "one_round", "warm_up"]
 
 RAM_BYTES = 1 << 30
 """Read to measure the bandwidth of RAM: well beyond any last cache (260 MB where this was written)."""
+AWAKE = 16
+"""Tokens of a prompt asked before each turn, unmeasured: while the others had theirs, the kernel may have put a worker's memory away."""
 Figures = dict[str, dict[str, Any]]
 
 
@@ -65,6 +67,7 @@ def one_round(index: int, workers: list[Worker], tokens: list[int], plan: dict[s
         asked = requests(tokens, batch, plan["prompt"], plan["output"])
         turn = (index + batch) % len(workers)
         for worker in (workers[turn:] + workers[:turn]) * plan["repeats"]:
+            worker.ask(requests(tokens, 1, AWAKE, 2))
             reply = worker.ask(asked)
             own, found = figures[worker.spec.name], latencies(reply)
             if str(batch) not in own or found["tokens_per_s"] > own[str(batch)]["tokens_per_s"]:
