@@ -90,6 +90,13 @@ class Observations:
     spot_hours: float = 0.0
     """Machine-hours, all pools."""
     on_demand_hours: float = 0.0
+    began_s: float | None = None
+    """When the first look was taken; None before it. Until then nothing had been seen, whatever the clock says."""
+
+    @property
+    def hours(self) -> float:
+        """Hours since the first look."""
+        return 0.0 if self.began_s is None else (self.now_s - self.began_s) / 3600
 
     def of(self, pool: Pool) -> PoolRecord:
         """The record of `pool`, empty for one that was never tried."""
@@ -106,7 +113,8 @@ class Observations:
     ) -> Observations:
         """With what happened since the last look: `held` spot machines until now (those lost included), of which the market took `lost`;
         `refused` ones it did not give; `on_demand` machines beside them."""
-        lost, refused, hours = lost or {}, refused or {}, max(0.0, now_s - self.now_s) / 3600
+        was_s = now_s if self.began_s is None else self.now_s
+        lost, refused, hours = lost or {}, refused or {}, max(0.0, now_s - was_s) / 3600
         everything, started, pools = sum(held.values()), 0, dict(self.pools)
         for pool in {*held, *lost, *refused, *pools}:
             record, number = self.of(pool), held.get(pool, 0)
@@ -114,7 +122,7 @@ class Observations:
                 continue
             if record.age(now_s):
                 started += max(0, number - record.held)
-            event = _Event(self.now_s, now_s, number, lost.get(pool, 0), refused.get(pool, 0), number > ALONE * everything)
+            event = _Event(was_s, now_s, number, lost.get(pool, 0), refused.get(pool, 0), number > ALONE * everything)
             pools[pool] = _after(record, event)
         return Observations(
             now_s,
@@ -122,6 +130,7 @@ class Observations:
             self.num_started + started,
             self.spot_hours + everything * hours,
             self.on_demand_hours + on_demand * hours,
+            now_s if self.began_s is None else self.began_s,
         )
 
 

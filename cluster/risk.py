@@ -38,7 +38,7 @@ def hedged_ages(seen: Observations, *, cost: float, saved: float, lost_s: float,
             collapses[age] += record.collapses[age]
             alone[age] += record.alone[age]
     danger = [number / span for number, span in zip(collapses, hours, strict=True)]
-    passed_h = max(seen.now_s / 3600, sum(alone))
+    passed_h = max(seen.hours, sum(alone))
     found: dict[int, float] = {}
     left, failing = saved * passed_h, sum(map(mul, danger, alone)) * lost_s / 3600 / passed_h
     for age in sorted(range(len(CALM_S)), key=danger.__getitem__, reverse=True):

@@ -88,9 +88,9 @@ class Autoscaling:
         if not (gateways := bulletin.read(GATEWAYS, max_age_s=FRESH_S)):
             return  # nobody has looked at the load yet
         self._window.add(gateways)
-        if self._decision is None:  # by now every deployment has asked
-            self._steward.target = Target(sum(self._wanted.values()))
         now_s, running = time.time(), bulletin.read(REPLICAS, max_age_s=FRESH_S)
+        if self._decision is None:  # by now every deployment has asked; what it asked for holds until the load has been lower for a while
+            self._steward.target = Target(sum(self._wanted.values()), peak=0, since_s=now_s)
         sight = Sight(now_s, self._window.load(), census(self._gcs_address), running, self._wanted)
         decision = self._steward.decide(sight)
         for node in decision.give_back:  # before the counts go down: then the replicas there are those that Serve stops

@@ -55,7 +55,7 @@ def test_a_pool_that_holds_nearly_all_is_alone():
 
 @given(st.lists(st.tuples(st.floats(1, 1e4), st.integers(0, 9), st.integers(0, 9)), max_size=30))
 def test_hours_by_age_add_up(looks):
-    seen, now_s, expected = Observations(), 0.0, 0.0
+    seen, now_s, expected = Observations().after(0.0, held={}), 0.0, 0.0
     for span_s, held, lost in looks:
         now_s += span_s
         expected += held * span_s / 3600
@@ -63,3 +63,16 @@ def test_hours_by_age_add_up(looks):
     assert seen.of(A).machine_hours == pytest.approx(expected)
     assert seen.spot_hours == pytest.approx(expected)
     assert sum(seen.of(A).hours) == pytest.approx(sum(span for span, held, _ in looks if held) / 3600)
+
+
+@given(st.lists(st.tuples(st.integers(1, 10_000), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20))
+def test_a_clock_that_shows_the_year_tells_the_same_as_one_that_starts_at_zero(looks):
+    """Production's clock is unix time, the simulator's begins at zero: the first look is the beginning for both."""
+    records = []
+    for zero in (0, 1_800_000_000):
+        seen, now_s = Observations(), zero
+        for span_s, held, lost in looks:
+            now_s += span_s
+            seen = seen.after(now_s, held={A: held}, lost={A: min(held, lost)})
+        records.append([seen.hours, seen.spot_hours, seen.of(A).machine_hours, seen.of(A).age(now_s), *seen.of(A).hours])
+    assert records[0] == pytest.approx(records[1])

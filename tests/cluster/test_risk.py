@@ -10,7 +10,7 @@ DAY_S = 86400.0
 
 def seen(collapses=(9.0, 5, 3, 1, 1, 0, 0, 0), alone=(3.0,) * len(CALM_S)):
     record = PoolRecord(hours=(10.0,) * len(CALM_S), collapses=collapses, alone=alone)
-    return Observations(10 * DAY_S, {Pool("a"): record}, num_started=100.0, spot_hours=900.0, on_demand_hours=100.0)
+    return Observations(10 * DAY_S, {Pool("a"): record}, num_started=100.0, spot_hours=900.0, on_demand_hours=100.0, began_s=0.0)
 
 
 def test_nothing_saved_nothing_spent():
