@@ -45,6 +45,22 @@ def test_a_report_of_someone_who_waits_is_answered_with_a_replica_and_a_reason(r
         bulletin.remove(GATEWAYS, "test")
 
 
+def test_a_service_that_has_replicas_keeps_them_when_its_thread_begins_anew(ray_session: None) -> None:
+    bulletin, settings = Bulletin(), policy_settings(ServeConfig(model="m", autoscaling=True))
+    thread = autoscaling.Autoscaling("begun", settings)
+    try:
+        thread.replicas(SPOT, 3)
+        quiet = {"streams": 0, "waiting": 0, "waiting_tokens": 0.0, "mean_tokens": 9.0, "tokens": 0, "asked": 0.0, "refused": 0}
+        bulletin.post(GATEWAYS, "test", quiet)
+        until(lambda: bool(autoscaling.decisions("begun")))
+        first = autoscaling.decisions("begun")[0]
+        assert first["replicas"]["spot"] == 3, "one quiet second is no reason to give machines back"
+        assert "kept for" in first["reasons"][0]
+    finally:
+        thread.close()
+        bulletin.remove(GATEWAYS, "test")
+
+
 @pytest.mark.slow  # most of a minute; tests/chaos/test_fleet.py, with machines, is longer still
 def test_a_service_scales_from_nothing_with_its_load_and_back(ray_session: None, tiny_model_dir: Path) -> None:
     config = ServeConfig(
