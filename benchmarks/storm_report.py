@@ -72,7 +72,7 @@ class Outcome:
             "strikes": len(self.strikes),
             "with_notice": sum(strike.notice_s is not None for strike in self.strikes),
             "fewest_hit": min((len(strike.hit) for strike in self.strikes), default=0),
-            "hits": dict(sorted(Counter(self.hits().values()).items())),
+            "hits": {str(times): count for times, count in sorted(Counter(self.hits().values()).items())},  # as JSON has it
             "most_computed_after_kv": max((stay["num_computed"] for stay in moved), default=None),
             "kv_bytes": sum(stay["num_bytes"] for stay in self.stays),
             "gaps": {how: _spread(gaps) for how, gaps in self.gaps().items()},
@@ -124,8 +124,10 @@ def broken_promises(found: Mapping[str, Any]) -> list[str]:
             broken.append(f"{part}: {len(f['differences'])} streams differ from the undisturbed run")
         if f["fewest_hit"] < FEWEST:
             broken.append(f"{part}: a strike hit only {f['fewest_hit']} streams")
-        if part == "kv" and f["hits"].get(0):
-            broken.append(f"{part}: {f['hits'][0]} streams were never hit")
+        if part == "kv" and f["hits"].get("0"):
+            broken.append(f"{part}: {f['hits']['0']} streams were never hit")
+        if part == "kv" and "kv" not in f["gaps"]:
+            broken.append(f"{part}: no stream moved with its KV")
         if (f["most_computed_after_kv"] or 0) > BLOCK:
             broken.append(f"{part}: {f['most_computed_after_kv']} tokens were computed again after a move with KV")
     return broken

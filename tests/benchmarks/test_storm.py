@@ -29,7 +29,7 @@ def outcome(got: Heard, hit: list[str]) -> Outcome:
 def test_a_storm_that_changed_nothing_keeps_its_promises(tmp_path: Path) -> None:
     found = {"kv": outcome(heard(1, 2), ["a", "b", "c", "d"]).figures()}
     assert broken_promises(found) == []
-    assert found["kv"]["hits"] == {2: 4}
+    assert found["kv"]["hits"] == {"2": 4}
     assert found["kv"]["gaps"]["kv"]["count"] == 1
     assert "1 of 1 streams complete" in table(found)
     plot({"kv": outcome(heard(1, 2), [])}, tmp_path / "gaps.png")
@@ -49,6 +49,12 @@ def test_whatever_a_client_would_notice_is_a_broken_promise(got: Heard, hit: lis
     broken = broken_promises({"kv": outcome(got, hit).figures()})
     assert len(broken) == 1
     assert what in broken[0]
+
+
+def test_a_storm_in_which_no_kv_moved_proves_nothing_about_kv() -> None:
+    found = outcome(heard(1, 2), ["a", "b", "c", "d"])
+    still = Outcome(found.asked, found.undisturbed, found.heard, found.strikes, [row for row in found.stays if row["how"] != "kv"])
+    assert broken_promises({"kv": still.figures()}) == ["kv: no stream moved with its KV"]
 
 
 def test_pauses_have_the_rhythm_of_the_trace(tmp_path: Path) -> None:
