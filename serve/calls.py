@@ -150,7 +150,7 @@ class CallReader:
             return self._no_call()
         try:
             found, end = json.JSONDecoder(strict=False).raw_decode(inner)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # a number of thousands of digits, too
             return self._no_call() if final else []
         named = found.get("function") if isinstance(found.get("function"), dict) else found
         arguments = named.get("arguments", named.get("parameters", {}))

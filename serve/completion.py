@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from serve.protocol import MAX_CHOICES, Generation, TokenId, Unsupported
+from serve.protocol import MAX_CHOICES, Generation, Listed, TokenId, Unsupported
 
 __all__ = ["CompletionRequest"]
 
@@ -18,7 +18,7 @@ __all__ = ["CompletionRequest"]
 class CompletionRequest(Generation):
     """The body of POST /v1/completions."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: str | Listed[str] | Listed[TokenId] | Listed[Listed[TokenId]]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Unsupported = None
     suffix: Unsupported = None

@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from serve.protocol import Addressed, ApiError, TokenId
+from serve.protocol import Addressed, ApiError, Listed, TokenId
 
 __all__ = ["EmbeddingRequest", "embedding_answer"]
 
 MAX_INPUTS = 2048
 """Texts of one request, as many as OpenAI allows."""
-_Ids = Annotated[list[TokenId], Field(min_length=1)]
+_Ids = Annotated[Listed[TokenId], Field(min_length=1)]
 
 
 class EmbeddingRequest(Addressed):
@@ -30,9 +30,9 @@ class EmbeddingRequest(Addressed):
     model: str
     input: (
         Annotated[str, Field(min_length=1)]
-        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_INPUTS)]
+        | Annotated[Listed[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=MAX_INPUTS)]
         | _Ids
-        | Annotated[list[_Ids], Field(min_length=1, max_length=MAX_INPUTS)]
+        | Annotated[Listed[_Ids], Field(min_length=1, max_length=MAX_INPUTS)]
     )
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None

@@ -31,6 +31,10 @@ LEVELS = {
     "cached_blocks": "KV blocks that hold a prefix nobody uses now",
     "held_blocks": "KV blocks in use",
     "swapped_blocks": "KV blocks in host memory",
+    "pinned_blocks": "KV blocks kept for streams that are on their way",
+    "clients": "clients that share fairly",
+    "prompt_tokens_per_s": "prompt tokens that a second computes",
+    "link_bytes_per_s": "bytes of KV that a second brings from another replica",
 }
 """What an engine reports as it is now; whatever else it counts only grows."""
 LABELS = ("replica", "node", "market")

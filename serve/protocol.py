@@ -23,6 +23,7 @@ __all__ = [
     "Body",
     "Generation",
     "StreamOptions",
+    "Listed",
     "TokenId",
     "Unsupported",
     "check_model",
@@ -66,7 +67,12 @@ Unsupported = Annotated[
 ]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+MOST_ERRORS = 100
+"""A body with more is refused without a word on each."""
 TokenId = Annotated[int, Field(ge=0)]
+T = TypeVar("T")
+Listed = Annotated[list[T], Field(fail_fast=True)]
+"""A list that may be long: its first bad item is reason enough, and a report on each of a million would hold the gateway up."""
 
 
 class Body(BaseModel):
@@ -185,6 +191,8 @@ def _discriminator(error: Any) -> tuple[str, ...]:
 
 def _refusal(error: ValidationError) -> ApiError:
     # Each branch of a union has complained: the one that complains of more than the type, or got furthest, is the one that was meant.
+    if error.error_count() > MOST_ERRORS:  # to list them all would hold the gateway up
+        return ApiError(400, f"the body has {error.error_count():,} errors; see /openapi.json for what it may hold")
     first = max(error.errors(), key=lambda e: (not e["type"].endswith("_type"), len(e["loc"]) + len(_discriminator(e))))
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}")

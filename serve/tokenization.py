@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import Field, model_validator
 
 from serve.chat import Message, TemplateVariables
-from serve.protocol import Addressed, TokenId
+from serve.protocol import Addressed, Listed, TokenId
 from serve.tools import Tool
 
 __all__ = ["DetokenizeRequest", "TokenizeRequest", "tokenize_answer"]
@@ -62,7 +62,7 @@ class TokenizeRequest(Addressed):
 class DetokenizeRequest(Addressed):
     """The body of POST /detokenize."""
 
-    tokens: list[TokenId]
+    tokens: Listed[TokenId]
 
 
 class Tokenizes(Protocol):

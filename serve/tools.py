@@ -80,7 +80,7 @@ class ToolCall(Body):
         """As chat templates read it: with the arguments as an object, where they are one."""
         try:
             arguments = json.loads(self.function.arguments or "{}")
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # a number of thousands of digits, too
             arguments = self.function.arguments
         return {"id": self.id, "type": "function", "function": {"name": self.function.name, "arguments": arguments}}
 

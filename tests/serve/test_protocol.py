@@ -1,6 +1,7 @@
 """Request bodies: what is understood, and what is refused with an OpenAI error."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -37,3 +38,19 @@ def test_an_unknown_model_is_not_found() -> None:
     with pytest.raises(ApiError, match="this server has: tern") as caught:
         completion(model="gull")
     assert (caught.value.status, caught.value.code, caught.value.param) == (404, "model_not_found", "model")
+
+
+@pytest.mark.parametrize("item", ["{}", '"a", 1'])
+def test_a_million_mistakes_are_refused_as_fast_as_one(item: str) -> None:
+    raw = ('{"model": "tern", "prompt": [' + ", ".join([item] * 300_000) + "]}").encode()
+    began = time.monotonic()
+    with pytest.raises(ApiError) as refused:
+        read_body(raw, CompletionRequest, models=MODELS)
+    assert refused.value.status == 400
+    assert time.monotonic() - began < 1.0
+
+
+def test_hundreds_of_unknown_fields_are_one_line() -> None:
+    raw = ('{"model": "tern", "prompt": "x", ' + ", ".join(f'"f{i}": 1' for i in range(400_000)) + "}").encode()
+    with pytest.raises(ApiError, match="400,000 errors"):
+        read_body(raw, CompletionRequest, models=MODELS)
