@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from serve.protocol import ApiError
 
 __all__ = ["EventStream", "News", "Run", "events", "next_news", "whole"]
 
+_log = logging.getLogger(__name__)
 KEEP_ALIVE_S = 5.0
 """A stream with nothing to say sends a comment this often, so that no proxy on the way gives it up."""
 News = tuple[int, Fresh | ApiError | None]
@@ -104,6 +106,9 @@ async def events(run: Run, news: News | None) -> AsyncIterator[bytes]:
             yield _event(run.answer.usage_chunk())
     except ApiError as error:
         yield _event(error.body())
+    except Exception:  # a connection that is cut tells a client nothing
+        _log.exception("%s could not be written", run.answer.id)
+        yield _event(ApiError(500, "the server failed; its log has the reason").body())
     finally:
         run.cancel()
     yield b"data: [DONE]\n\n"

@@ -21,7 +21,7 @@ from serve.protocol import ApiError
 __all__ = ["api", "documented", "raw_body"]
 
 _log = logging.getLogger(__name__)
-api = FastAPI(title="Sterna", version=version("sterna"), docs_url=None, redoc_url=None, openapi_url=None)
+api = FastAPI(title="Sterna", version=version("sterna"), docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
 
 
 @api.exception_handler(ApiError)

@@ -68,6 +68,25 @@ def test_an_error_in_midstream_is_the_last_event() -> None:
     assert cancelled
 
 
+def test_a_fault_of_ours_in_midstream_is_an_error_event_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> list[Any]:
+        run = run_of(completion(stream=True))
+        run.tasks = [asyncio.create_task(asyncio.sleep(60))]
+        say(run, 0, "a")
+        say(run, 0, "b")
+        first = await next_news(run)
+        stream = events(run, first)
+        heard = [await anext(stream)]
+        monkeypatch.setattr(Answer, "add", lambda *_: 1 / 0)
+        return [json.loads(heard[0][6:]), *await gathered(stream)]
+
+    found = asyncio.run(scene())
+    assert found[0]["choices"][0]["text"] == "a"
+    assert found[1]["error"]["type"] == "server_error"
+    assert "division" not in json.dumps(found[1])
+    assert found[2] == "data: [DONE]"
+
+
 def test_silence_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serve.events, "KEEP_ALIVE_S", 0.01)
 
