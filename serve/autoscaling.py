@@ -54,6 +54,8 @@ class Autoscaling:
         self._wanted: dict[MarketKind, int] = {}
         self._window, self._log = Window(), deque[dict[str, Any]](maxlen=_NUM_LOGGED)
         self._decision: Decision | None = None
+        self._told: Decision | None = None  # the latest one that got through
+        self._standing: tuple[Bundle, ...] | None = None  # what Ray was last asked for, if that got through
         self._asked_s, self._closed = time.monotonic(), threading.Event()
         threading.Thread(target=self._run, name="autoscaling", daemon=True).start()
 
@@ -95,11 +97,13 @@ class Autoscaling:
         decision = self._steward.decide(sight)
         for node in decision.give_back:  # before the counts go down: then the replicas there are those that Serve stops
             drain(node, "given back: " + "; ".join(decision.reasons), None, gcs_address=self._gcs_address)
-        before, self._decision = self._decision, decision
-        if decision.differs(before):
+        self._decision = decision
+        if decision.differs(self._told):
             self._tell(bulletin, decision)
-        if before is None or before.bundles != decision.bundles:
+            self._told = decision
+        if decision.bundles != self._standing:
             self._ask(decision.bundles)
+            self._standing = decision.bundles
 
     def _ask(self, bundles: tuple[Bundle, ...]) -> None:
         """Replace Ray's standing request for machines."""

@@ -25,7 +25,7 @@ def test_machines_taken_with_and_without_notice_change_no_stream(models_dir: Pat
         [sys.executable, "-m", "benchmarks.storm", *plan, *map(str, where), "--output", str(tmp_path)],
         cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
-    assert done.returncode in (0, 1), done.stderr[-4000:]
+    assert (tmp_path / "storm.json").exists(), done.stderr[-4000:]
     found = json.loads((tmp_path / "storm.json").read_text())["kv"]
     assert found["differences"] == []
     assert found["complete"] == found["streams"]
