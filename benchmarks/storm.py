@@ -35,7 +35,7 @@ from benchmarks.storm_plain import PLAIN, Clients, plain_application
 from benchmarks.storm_report import Outcome, broken_promises, plot, table
 from cluster.console import say
 from pipelines.drill_streams import Heard, Question, ask_all, questions
-from serve.app import APP, free_port, quiet_ray, running
+from serve.app import APP, free_port, gateways_of, quiet_ray, running
 from serve.config import ServeConfig
 from serve.engine.config import EngineConfig
 
@@ -82,7 +82,7 @@ def storm_ours(args: argparse.Namespace, config: EngineConfig, prompts: Sequence
 def _struck(
     args: argparse.Namespace, machines: Any, url: str, asked: list[Question], undisturbed: list[list[Heard]], num_strikes: int
 ) -> Outcome:
-    journal = ray.serve.get_app_handle(APP).journal
+    journal = gateways_of(APP).journal
     waves = Waves(url, asked)
     storm = Storm(machines, lambda: _live(journal.remote().result(), waves.began_s), lambda: _replicas_up(APP, "spot"))
     thread = threading.Thread(target=lambda: asyncio.run(waves.run()), name="clients")

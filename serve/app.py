@@ -26,6 +26,7 @@ import httpx
 import ray
 import ray.serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions, RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
 from cluster.console import say
@@ -43,7 +44,7 @@ from serve.replica import EngineReplica
 from serve.request_router import ChosenReplica
 from serve.serve_policy import SpotPolicy
 
-__all__ = ["APP", "application", "build", "deployed", "quiet_ray", "free_port", "running", "serve"]
+__all__ = ["APP", "application", "build", "deployed", "free_port", "gateways_of", "quiet_ray", "running", "serve"]
 
 APP = "sterna"
 """The application's name in Ray Serve."""
@@ -181,6 +182,13 @@ def running(config: ServeConfig) -> Iterator[str]:
                 ray.serve.shutdown()
 
 
+def gateways_of(app: str) -> DeploymentHandle[Any]:
+    """A handle to an application's gateways, for a driver: it has no event loop, whatever the environment says to Serve's own processes."""
+    handle: DeploymentHandle[Any] = ray.serve.get_app_handle(app)
+    handle._init(_run_router_in_separate_loop=True)
+    return handle
+
+
 @contextmanager
 def quiet_ray() -> Iterator[None]:
     """Keep Ray's reports of processes that die off the terminal, where their death is what was asked for."""
@@ -213,7 +221,7 @@ def serve(config: ServeConfig) -> None:
 
 def _let_streams_end(grace_s: float, now: threading.Event) -> None:
     """Let nobody in any more, and wait until every gateway's streams have ended, for `grace_s` at most, or until `now`."""
-    gateways, deadline = ray.serve.get_app_handle(APP), time.monotonic() + grace_s
+    gateways, deadline = gateways_of(APP), time.monotonic() + grace_s
     gateways.broadcast("close").results(timeout_s=_ANSWER_S)
     left = 0
     while time.monotonic() < deadline and not now.is_set():
