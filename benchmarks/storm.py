@@ -30,10 +30,11 @@ import ray
 import ray.serve
 from ray.serve.config import HTTPOptions
 
-from benchmarks.storm_fleet import Storm, fleet, pauses
+from benchmarks.storm_fleet import Storm, pauses
 from benchmarks.storm_plain import PLAIN, Clients, plain_application
 from benchmarks.storm_report import Outcome, broken_promises, plot, table
 from cluster.console import say
+from pipelines.drill import fleet_of, replicas_running
 from pipelines.drill_streams import Heard, Question, ask_all, questions
 from serve.app import APP, free_port, gateways_of, quiet_ray, running
 from serve.config import ServeConfig
@@ -60,7 +61,7 @@ def asked_of(model: str, prompts: Sequence[str], count: int, tokens: int, seed: 
 
 def storm_ours(args: argparse.Namespace, config: EngineConfig, prompts: Sequence[str], move_kv: str, num_strikes: int) -> Outcome:
     """Our own service under strikes."""
-    with quiet_ray(), fleet(NUM_SPOT) as machines:
+    with quiet_ray(), fleet_of(NUM_SPOT) as machines:
         serving = ServeConfig(
             model=args.model,
             port=free_port(),
@@ -84,7 +85,7 @@ def _struck(
 ) -> Outcome:
     journal = gateways_of(APP).journal
     waves = Waves(url, asked)
-    storm = Storm(machines, lambda: _live(journal.remote().result(), waves.began_s), lambda: _replicas_up(APP, "spot"))
+    storm = Storm(machines, lambda: _live(journal.remote().result(), waves.began_s), lambda: replicas_running(APP, "spot") >= NUM_SPOT)
     thread = threading.Thread(target=lambda: asyncio.run(waves.run()), name="clients")
     thread.start()
     try:
@@ -146,20 +147,15 @@ def _unhit(storm: Storm) -> bool:
     return any(not storm.hits[stream] for stream in storm.live())
 
 
-def _replicas_up(app: str, deployment: str) -> bool:
-    status = ray.serve.status().applications[app].deployments[deployment]
-    return int(status.replica_states.get("RUNNING", 0)) >= NUM_SPOT
-
-
 def storm_plain(args: argparse.Namespace, config: EngineConfig, prompts: list[list[int]], num_strikes: int) -> dict[str, Any]:
     """The plain deployment under the same pauses and notices."""
-    with quiet_ray(), fleet(NUM_SPOT) as machines:
+    with quiet_ray(), fleet_of(NUM_SPOT) as machines:
         port = free_port()
         ray.serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host="127.0.0.1", port=port))
         try:
             ray.serve.run(plain_application(args.model, config, NUM_SPOT), name=PLAIN, route_prefix="/plain")
             clients = Clients(f"http://127.0.0.1:{port}/plain", prompts, args.tokens)
-            storm = Storm(machines, lambda: dict(clients.node_of), lambda: _replicas_up(PLAIN, PLAIN))
+            storm = Storm(machines, lambda: dict(clients.node_of), lambda: replicas_running(PLAIN, PLAIN) >= NUM_SPOT)
             thread = threading.Thread(target=lambda: asyncio.run(clients.run(args.streams)), name="clients")
             thread.start()
             try:

@@ -10,44 +10,24 @@ from __future__ import annotations
 import csv
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-
-import ray
-from ray.cluster_utils import Cluster
 
 from cluster.console import say
 from cluster.preemption import drain
 from pipelines.drill import Fleet
 
-__all__ = ["Storm", "Strike", "fleet", "pauses"]
+__all__ = ["Storm", "Strike", "pauses"]
 
 FEWEST = 4
 """Streams in the middle of generation that a strike must hit."""
 PATIENCE_S = 240.0
 """How long a strike waits for them, and for the replicas of those before it."""
 _LOOK_S = 0.1
-_STORE_BYTES = 150 << 20
 Live = Mapping[str, str]
 """Streams in the middle of generation: their name -> the Ray node they are on."""
-
-
-@contextmanager
-def fleet(num_spot: int) -> Iterator[Fleet]:
-    """One on-demand machine (the head, the gateway) and some spot machines, a CPU each."""
-    cluster = Cluster()
-    machines = Fleet(cluster)
-    try:
-        for market in ("on-demand", *["spot"] * num_spot):
-            machines.add(market)
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-        yield machines
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
 
 
 def pauses(trace: Path, count: int, mean_s: float) -> list[float]:

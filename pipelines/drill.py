@@ -38,7 +38,7 @@ from serve.app import APP, MARKET, free_port, quiet_ray, running
 from serve.config import ServeConfig
 from serve.folder import model_folder
 
-__all__ = ["drill", "vanish"]
+__all__ = ["Fleet", "drill", "fleet_of", "replicas_running", "vanish"]
 
 WARM_TOKENS = 20
 """A stream is in the middle of generation from here on."""
@@ -137,7 +137,7 @@ def drill(config: DrillConfig) -> Artifact:
         return done
     with publish(config.output, stage="drill", inputs=inputs, config=config) as draft:
         began = time.time()
-        with quiet_ray(), _fleet() as fleet:
+        with quiet_ray(), fleet_of(2) as fleet:
             serving = ServeConfig(
                 model=config.model, port=free_port(), spot_replicas=2, on_demand_replicas=1, engine=config.engine, frame_s=_FRAME_S
             )
@@ -220,12 +220,13 @@ async def _stays(since_s: float) -> list[dict[str, Any]]:
 
 async def _all_replicas(count: int) -> None:
     """Wait until `count` spot replicas run; one on a draining node does not count as running."""
-    while (await asyncio.to_thread(_spot_replicas_running)) < count:
+    while (await asyncio.to_thread(replicas_running, APP, "spot")) < count:
         await asyncio.sleep(0.1)  # Serve has no event for it
 
 
-def _spot_replicas_running() -> int:
-    return int(ray.serve.status().applications[APP].deployments["spot"].replica_states.get("RUNNING", 0))
+def replicas_running(app: str, deployment: str) -> int:
+    """How many of a deployment's replicas run; one on a draining node does not count."""
+    return int(ray.serve.status().applications[app].deployments[deployment].replica_states.get("RUNNING", 0))
 
 
 def _report(draft: Draft, config: DrillConfig, fleet: Fleet, events: list[Event], undisturbed: list[list[Heard]], began: float) -> None:
@@ -296,12 +297,13 @@ def _timeline(event: Event, fleet: Fleet) -> Any:
 
 
 @contextmanager
-def _fleet() -> Iterator[Fleet]:
+def fleet_of(num_spot: int) -> Iterator[Fleet]:
+    """A cluster on this machine: an on-demand node, which is the head, and some spot nodes. This process is its driver."""
     logging.getLogger("ray").setLevel(logging.ERROR)
     cluster = Cluster()
     fleet = Fleet(cluster)
     try:
-        for market in ("on-demand", "spot", "spot"):
+        for market in ("on-demand", *["spot"] * num_spot):
             fleet.add(market)
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         yield fleet
