@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from serve.convention import Convention
 
-__all__ = ["Arguments", "Called", "CallReader", "Content", "Piece", "overlap"]
+__all__ = ["Arguments", "Called", "CallReader", "Content", "Piece", "Reading", "overlap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +51,15 @@ _LATER = re.compile(r"\s*[,;]\s*(?=[{\[])|\s*(?=\{)")
 State = Literal["text", "head", "value", "tail", "gap", "deaf"]
 
 
-class CallReader:
-    """Reads one answer."""
+Step = Callable[[bool], list[Piece]]
+"""Reads on from where an answer is, given whether it is complete; takes what it has read from what is held."""
 
-    def __init__(self, convention: Convention, names: Collection[str], most: int | None = None) -> None:
-        """`names`: the functions there are. `most`: calls after so many are dropped."""
-        self._convention, self._names, self._most = convention, frozenset(names), most
-        self._state: State = "text"
-        self._held = ""
-        self._depth, self._in_string, self._escaped = 0, False, False
-        self._closes = 0  # the depth at which a call's arguments end
-        self._said = False  # whether there was content
-        self.num_calls = 0
+
+class Reading(ABC):
+    """Reads one answer, as it arrives: a state, the text that is held back, and for each state the step that reads on."""
+
+    _state: str
+    _held: str
 
     def push(self, text: str) -> list[Piece]:
         """What more text makes certain."""
@@ -74,12 +72,37 @@ class CallReader:
 
     def _read(self, final: bool) -> list[Piece]:
         pieces: list[Piece] = []
-        steps = {"text": self._text, "head": self._head, "value": self._value, "tail": self._tail, "gap": self._gap, "deaf": self._deaf}
-        before = None
+        steps, before = self._steps(), None
         while (self._state, self._held) != before:
             before = (self._state, self._held)
             pieces += steps[self._state](final)
         return pieces
+
+    @abstractmethod
+    def _steps(self) -> Mapping[str, Step]:
+        """By state."""
+
+    def _deaf(self, final: bool) -> list[Piece]:
+        """All calls that are wanted have been made."""
+        self._held = ""
+        return []
+
+
+class CallReader(Reading):
+    """Calls whose arguments are the model's own JSON."""
+
+    def __init__(self, convention: Convention, names: Collection[str], most: int | None = None) -> None:
+        """`names`: the functions there are. `most`: calls after so many are dropped."""
+        self._convention, self._names, self._most = convention, frozenset(names), most
+        self._state: State = "text"
+        self._held = ""
+        self._depth, self._in_string, self._escaped = 0, False, False
+        self._closes = 0  # the depth at which a call's arguments end
+        self._said = False  # whether there was content
+        self.num_calls = 0
+
+    def _steps(self) -> Mapping[str, Step]:
+        return {"text": self._text, "head": self._head, "value": self._value, "tail": self._tail, "gap": self._gap, "deaf": self._deaf}
 
     # ---- outside of calls ----------------------------------------------------------------------------------------
 
@@ -117,11 +140,6 @@ class CallReader:
     def _content(self, text: str) -> list[Piece]:
         self._said |= bool(text)
         return [Content(text)] if text else []
-
-    def _deaf(self, final: bool) -> list[Piece]:
-        """All calls that are wanted have been made."""
-        self._held = ""
-        return []
 
     # ---- calls ---------------------------------------------------------------------------------------------------
 

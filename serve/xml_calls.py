@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from serve.calls import Arguments, Called, Content, Piece, overlap
+from serve.calls import Arguments, Called, Content, Piece, Reading, Step, overlap
 
 __all__ = ["GLM", "QWEN", "Elements", "XmlCallReader"]
 
@@ -50,8 +50,8 @@ GLM = Elements(
 )
 
 
-class XmlCallReader:
-    """Reads one answer (see `serve.calls.CallReader`)."""
+class XmlCallReader(Reading):
+    """Calls whose arguments are elements (see `serve.calls.Reading`)."""
 
     def __init__(self, elements: Elements, schemas: Mapping[str, Mapping[str, Any]], most: int | None = None) -> None:
         """`schemas`: the parameters of the functions there are. `most`: calls after so many are dropped."""
@@ -60,23 +60,8 @@ class XmlCallReader:
         self._held, self._name, self._num_arguments = "", "", 0
         self.num_calls = 0
 
-    def push(self, text: str) -> list[Piece]:
-        """What more text makes certain."""
-        self._held += text
-        return self._read(final=False)
-
-    def finish(self) -> list[Piece]:
-        """What was held back: nothing will follow."""
-        return self._read(final=True)
-
-    def _read(self, final: bool) -> list[Piece]:
-        pieces: list[Piece] = []
-        steps = {"text": self._text, "head": self._head, "arguments": self._arguments, "deaf": self._deaf}
-        before = None
-        while (self._state, self._held) != before:
-            before = (self._state, self._held)
-            pieces += steps[self._state](final)
-        return pieces
+    def _steps(self) -> Mapping[str, Step]:
+        return {"text": self._text, "head": self._head, "arguments": self._arguments, "deaf": self._deaf}
 
     def _text(self, final: bool) -> list[Piece]:
         if self.num_calls and self._held.lstrip().startswith(END):  # of the call that has just ended
@@ -132,7 +117,3 @@ class XmlCallReader:
             except (json.JSONDecodeError, RecursionError):
                 pass  # it is text after all
         return json.dumps(text, ensure_ascii=False)
-
-    def _deaf(self, final: bool) -> list[Piece]:
-        self._held = ""
-        return []
