@@ -17,7 +17,7 @@ from typing import Any
 from cluster.market import ON_DEMAND, MarketKind, Pool
 from cluster.price_book import Price, PriceBook, pool_data
 
-__all__ = ["Bill", "Entry", "Joined", "Ledger", "Left", "Life", "MachineCost", "Present", "Tick", "entry_line", "observe", "read_entries"]
+__all__ = ["Bill", "Entry", "Joined", "Ledger", "Left", "Life", "MachineCost", "Tick", "entry_line", "observe", "read_entries"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +48,6 @@ class Tick:
 
 Entry = Joined | Left | Tick | Price
 _KINDS: dict[str, type[Entry]] = {"joined": Joined, "left": Left, "tick": Tick, "price": Price}
-
-
-@dataclass(frozen=True, slots=True)
-class Present:
-    """A machine as the cluster shows it now: still there, or gone at `end_s`."""
-
-    machine_id: str
-    pool: Pool
-    market: MarketKind
-    start_s: float
-    end_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +204,7 @@ class Ledger:
         return MachineCost(life, (end_s - start_s) / 3600, dollars if priced else None, on_demand if priced else None)
 
 
-def observe(ledger: Ledger, machines: Sequence[Present], tokens: int, now_s: float) -> list[Entry]:
+def observe(ledger: Ledger, machines: Sequence[Life], tokens: int, now_s: float) -> list[Entry]:
     """The entries that bring `ledger` up to what the cluster shows at `now_s`, when `tokens` were served since the last look.
 
     A machine that is not shown any more, nor when it ended, was there for certain only until the ledger's last moment.

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled, without stubs
 
-from cluster.ledger import Present
+from cluster.ledger import Life
 from cluster.market import ON_DEMAND, SPOT, Pool
 from cluster.price_book import ANY
 
@@ -56,10 +56,10 @@ def node_rows(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def machine_of(node: Mapping[str, Any]) -> Present:
+def machine_of(node: Mapping[str, Any]) -> Life:
     """A node as the ledger sees it. A node without a market label is one that stays."""
     labels = node["labels"]
     zone = labels.get(ZONE) or labels.get(REGION) or ANY
     kind = labels.get(TYPE) or node.get("instance_type") or ANY
     market = SPOT if labels.get(MARKET) == SPOT else ON_DEMAND
-    return Present(node["id"], Pool(zone, kind), market, node["start_s"], node["end_s"])
+    return Life(node["id"], Pool(zone, kind), market, node["start_s"], node["end_s"])

@@ -18,7 +18,7 @@ from typing import Any
 
 import ray.serve
 
-from cluster.ledger import Joined, Left, Present, Tick, observe
+from cluster.ledger import Joined, Left, Life, Tick, observe
 from cluster.ledger_file import LedgerFile
 from cluster.market import ON_DEMAND, Pool
 from cluster.nodes import machine_of, node_rows, node_table
@@ -96,7 +96,7 @@ class Books:
         self._decisions = decision_rows(await asyncio.to_thread(decisions, self._app))
         self._take([machine_of(row) for row in table], time.time())
 
-    def _take(self, machines: Sequence[Present], now_s: float) -> None:
+    def _take(self, machines: Sequence[Life], now_s: float) -> None:
         ledger = self._file.ledger
         first_s = (ledger.seen_s or 0.0) if ledger.here else now_s  # nobody served on what was there before
         entries = observe(ledger, machines, self._pending, now_s)

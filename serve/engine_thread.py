@@ -79,11 +79,6 @@ class EngineThread:
         self._leaving = False
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
-    @property
-    def num_live(self) -> int:
-        """Streams it has."""
-        return len(self._live)
-
     def add(self, request: Request) -> None:
         """Admit a request, or give it back at once (`Moved`) when leaving."""
         self._note(lambda: self._admit(request))

@@ -96,10 +96,6 @@ class Ground:
         used = {name: node.resources.get(name, 0) - node.free.get(name, 0) for name in ("CPU", "GPU")}
         return typed and used["CPU"] <= num_replicas * self.cpus + 1e-6 and used["GPU"] <= num_replicas * self.gpus + 1e-6
 
-    def pool_name(self, pool: Pool) -> str:
-        """The node type behind a pool; empty for `local`."""
-        return "" if pool == LOCAL else pool.instance_type
-
     def _machine(self, node: Node, slot: int, market: MarketKind, state: str, now_s: float) -> Machine:
         kind = next((t for t in self.types if t.name == node.node_type), None)
         pool, price = (LOCAL, 0.0) if kind is None else (self._pool(kind.name), self._price(kind))

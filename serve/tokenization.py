@@ -40,11 +40,6 @@ class TokenizeRequest(Addressed):
         return self
 
     @property
-    def num_characters(self) -> int:
-        """Of text."""
-        return len(self.prompt or "") + sum(len(turn["content"]) for turn in self._turns)
-
-    @property
     def _turns(self) -> list[dict[str, Any]]:
         return [message.turn for message in self.messages or ()]
 

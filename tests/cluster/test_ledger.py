@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.ledger import Bill, Joined, Ledger, Left, Present, Tick, entry_line, observe, read_entries
+from cluster.ledger import Bill, Joined, Ledger, Left, Life, Tick, entry_line, observe, read_entries
 from cluster.market import ON_DEMAND, SPOT, Pool
 from cluster.price_book import Price
 
@@ -20,13 +20,13 @@ FIXED = [Price(pool, ON_DEMAND, 10.0) for pool in REGION]
 
 
 @st.composite
-def histories(draw) -> list[tuple[float, list[Present], int]]:
+def histories(draw) -> list[tuple[float, list[Life], int]]:
     """Looks at a fleet: (moment, machines shown, tokens served since the look before)."""
     spans = draw(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20), st.sampled_from(ZONES), st.sampled_from([SPOT, ON_DEMAND]))))
     looks = []
     for now in range(0, draw(st.integers(1, 25))):
         shown = [
-            Present(f"m{n}", pool, market, start * 60.0)
+            Life(f"m{n}", pool, market, start * 60.0)
             for n, (start, length, pool, market) in enumerate(spans)
             if start <= now < start + length
         ]
@@ -113,14 +113,14 @@ def test_a_machine_that_vanished_unseen_is_charged_to_when_it_was_last_there():
 
 def test_a_machine_that_was_there_all_along_is_charged_for_the_time_nobody_looked():
     ledger = fleet(Joined("a", ZONES[0], SPOT, 0.0), Tick(1800.0))
-    for entry in observe(ledger, [Present("a", ZONES[0], SPOT, 0.0)], 0, 36000.0):
+    for entry in observe(ledger, [Life("a", ZONES[0], SPOT, 0.0)], 0, 36000.0):
         ledger.take(entry)
     assert ledger.bill().dollars == 30.0
 
 
 def test_an_end_that_the_cluster_knows_counts():
     ledger = fleet(Joined("a", ZONES[0], SPOT, 0.0), Tick(1800.0))
-    (left, _) = observe(ledger, [Present("a", ZONES[0], SPOT, 0.0, end_s=5400.0)], 0, 36000.0)
+    (left, _) = observe(ledger, [Life("a", ZONES[0], SPOT, 0.0, end_s=5400.0)], 0, 36000.0)
     assert left == Left("a", 5400.0)
 
 
