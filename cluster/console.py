@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["progress", "say"]
+__all__ = ["error_line", "progress", "say"]
 
 _LINE_EVERY_S = 10.0
 
@@ -19,6 +19,15 @@ _LINE_EVERY_S = 10.0
 def say(message: str) -> None:
     """One line for the person watching."""
     print(message, file=sys.stderr, flush=True)
+
+
+def error_line(error: BaseException) -> str:
+    """An error of whatever kind, for a log: its type and the first line of what it says.
+
+    >>> error_line(KeyError("a"))
+    "KeyError: 'a'"
+    """
+    return f"{type(error).__name__}: {error}".split("\n")[0]
 
 
 @contextmanager

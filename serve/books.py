@@ -18,6 +18,7 @@ from typing import Any
 
 import ray.serve
 
+from cluster.console import error_line
 from cluster.ledger import Joined, Left, Life, Tick, observe
 from cluster.ledger_file import LedgerFile
 from cluster.market import ON_DEMAND, Pool
@@ -86,7 +87,7 @@ class Books:
                 await self._look()
                 await self._ask_prices()
             except Exception as error:  # Ray's errors have no common type, and the next look may find it well again
-                _log.warning("the books are behind: %s", f"{type(error).__name__}: {error}".split("\n")[0])
+                _log.warning("the books are behind: %s", error_line(error))
             await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from cluster.console import error_line
 from serve.migrate import Leaving, Offer, Pulled
 from serve.router import Choice, Place, Wanted
 
@@ -121,9 +122,7 @@ class Departure:
             try:
                 pulled = await self._pulls.pull(place, leaving.offer, self._ticket, leaving.deadline_s - time.time())
             except Exception as error:  # whatever ends a destination is the same: another is found
-                _log.warning(
-                    "%s: %s takes nothing over: %s", self._ticket, place.replica_id, f"{type(error).__name__}: {error}".split("\n")[0]
-                )
+                _log.warning("%s: %s takes nothing over: %s", self._ticket, place.replica_id, error_line(error))
                 self._places.suspect(place.replica_id)
                 self._give_back()
                 continue

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from serve.engine.request import Emission
 from serve.migrate import Done, Frame, Leaving, Moved, Refused, Tokens
+from serve.patience import within
 
 __all__ = ["Outbox"]
 
@@ -46,11 +46,11 @@ class Outbox:
 
     async def wait(self, seconds: float) -> None:
         """Let more arrive for a frame, at most so long, and not when there is something that must go at once."""
-        await _within(self.urgent, seconds)
+        await within(self.urgent, seconds)
 
     async def frame(self, patience_s: float) -> Frame:
         """The next frame: everything since the one before, or an empty one as a sign of life. Raises what failed the replica."""
-        await _within(self.arrived, patience_s)
+        await within(self.arrived, patience_s)
         if self.leaving is not None:
             return self._leave(self.leaving)
         if not self.emissions:
@@ -83,10 +83,3 @@ class Outbox:
         if end.finish_reason is None:
             return part
         return Done(part, end.finish_reason, end.num_cached_tokens, end.num_drafted, end.num_accepted)
-
-
-async def _within(event: asyncio.Event, seconds: float) -> None:
-    """Return when the event is set, or after `seconds`."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()

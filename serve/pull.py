@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from cluster.console import error_line
 from serve.engine_thread import EngineThread, Gone, Steps
 from serve.handover import Decision, MoveKv, Rate, Situation, decide, is_last
 from serve.lend import Lends
@@ -53,8 +54,8 @@ class Puller:
         except Exception as error:  # whatever ends a source is the same here: its stream goes on from the gateway's record
             if self.thread.failure is not None:
                 raise
-            _log.warning("%s: the source is lost in stage %d: %s", ticket, move.stages, _line(error))
-            move.how, move.reason = "crash", f"the source was lost in stage {move.stages}: {_line(error)}"
+            _log.warning("%s: the source is lost in stage %d: %s", ticket, move.stages, error_line(error))
+            move.how, move.reason = "crash", f"the source was lost in stage {move.stages}: {error_line(error)}"
         return Pulled(move.how, move.reason, move.num_bytes, move.stages, time.monotonic() - move.began)
 
     def release(self, ticket: str) -> None:
@@ -125,7 +126,3 @@ class _Move:
 
     async def _ask(self, question: Callable[[Steps], T]) -> T:
         return await asyncio.wrap_future(self._puller.thread.ask(question))
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".split("\n")[0]

@@ -14,6 +14,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
+from cluster.console import error_line
 from serve.departure import NEW, Departure, Places, Pulls
 from serve.engine.request import Request
 from serve.journal import Journal, Stay
@@ -109,14 +110,10 @@ async def _listen(
     except ApiError:
         raise
     except Exception as error:  # whatever ends a source is the same to its stream: it goes on elsewhere
-        _log.warning("%s: source %d at %s is lost: %s", record.request.id, attempt, stay.replica_id, _line(error))
+        _log.warning("%s: source %d at %s is lost: %s", record.request.id, attempt, stay.replica_id, error_line(error))
     finally:
         departure.bound(None)
         if not exhausted:
             source.cancel()
     record.lost(attempt)
     stay.end = "done" if record.finish else "moved" if record.num_moves > moves else "lost"
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".split("\n")[0]

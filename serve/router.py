@@ -13,12 +13,12 @@ import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from serve.engine.blocks import block_hash, root_hash
+from serve.patience import within
 
 __all__ = ["ANYWHERE", "BOARD", "Affinity", "Board", "Choice", "Place", "Register", "Wanted", "choose", "prefixes"]
 
@@ -179,7 +179,8 @@ class Board:
                 left_s = deadline - time.monotonic()
                 if left_s <= 0:
                     return None
-                await _set_within(entry[1], min(RECHECK_S, left_s))
+                await within(entry[1], min(RECHECK_S, left_s))
+                entry[1].clear()
         finally:
             self._waiting.discard(entry)
         self._streams[choice.place.replica_id] += 1
@@ -210,13 +211,6 @@ def _living(suspects: Mapping[str, float]) -> dict[str, float]:
     """The suspicions that have not ended."""
     now = time.monotonic()
     return {replica: until for replica, until in suspects.items() if until > now}
-
-
-async def _set_within(event: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    event.clear()
 
 
 BOARD = Board()
