@@ -3,6 +3,7 @@
 // Promise: weights and KV in their stored types, everything else (stream, norms, rotary embedding, softmax, logits) in float32; each row
 // depends on its own token and KV only, bitwise. Price: the weights once, the visible KV once, ten barriers a layer, or six for a
 // single row: it is prepared for a product by every thread for itself, which costs less than waiting for the one that would do it.
+// Behind the last layer's attention only the wanted rows go on: of a prompt's other tokens nothing but their KV is needed.
 #pragma once
 
 #include "gemm.h"
@@ -128,13 +129,14 @@ class Pass {  // one thread's view of it
 public:
     Pass(const Decoder& d, const Cache& cache, const Step& step, const Buffers& b, StepAttention& attention, Barrier& barrier, int thread,
          int threads)
-        : d(d), cache(cache), step(step), b(b), attention(attention), barrier(barrier), thread(thread), threads(threads) {}
+        : d(d), cache(cache), step(step), b(b), attention(attention), barrier(barrier), thread(thread), threads(threads),
+          count(step.num_tokens) {}
 
     void run() {
         embed();
         for (long i = 0; i < d.num_layers; i++) {
             attend(i, d.layers[i]);
-            think(d.layers[i]);
+            if (count) think(d.layers[i]);
         }
         answer();
     }
@@ -190,11 +192,24 @@ private:
         times(layer.qkv, prepared(layer.qkv, step.num_tokens, normed(layer.before_attention)), b.qkv, width, false);
         place(index, layer, width);
         barrier.wait(threads);
+        const bool last = index + 1 == d.num_layers;
+        if (last) count = step.num_rows;
+        if (count == 0) return;
         attention.run(index, index, rules(layer), b.qkv, width, b.attended, thread);
         barrier.wait(threads);
-        const Rows rows = prepared(layer.out, step.num_tokens,
+        if (count < step.num_tokens) keep_wanted(out_width);
+        const Rows rows = prepared(layer.out, count,
                                    [&](long i, float* y) { std::memcpy(y, b.attended + i * out_width, out_width * sizeof(float)); });
         add(layer.out, rows, layer.after_attention);
+    }
+
+    // Rows move to the front; they are in order, so none is overwritten before it has moved.
+    void keep_wanted(long out_width) {
+        for (long i = 0; thread == 0 && i < count; i++) {
+            std::memmove(b.x + i * d.hidden, b.x + step.rows[i] * d.hidden, d.hidden * sizeof(float));
+            std::memmove(b.attended + i * out_width, b.attended + step.rows[i] * out_width, out_width * sizeof(float));
+        }
+        barrier.wait(threads);
     }
 
     Rules rules(const Layer& layer) const {
@@ -217,8 +232,8 @@ private:
     }
 
     void think(const Layer& layer) {
-        times(layer.gate_up, prepared(layer.gate_up, step.num_tokens, normed(layer.before_mlp)), b.gate_up, 2 * d.mlp, false);
-        const Rows rows = prepared(layer.down, step.num_tokens,
+        times(layer.gate_up, prepared(layer.gate_up, count, normed(layer.before_mlp)), b.gate_up, 2 * d.mlp, false);
+        const Rows rows = prepared(layer.down, count,
                                    [&](long i, float* y) { gate_row(b.gate_up + i * 2 * d.mlp, d.mlp, d.activation, y); });
         add(layer.down, rows, layer.after_mlp);
     }
@@ -227,7 +242,7 @@ private:
     void add(const Product& w, const Rows& rows, const float* norm) {
         if (!norm && d.residual_multiplier == 1.0) return times(w, rows, b.x, d.hidden, true);
         times(w, rows, b.added, d.hidden, false);
-        const Range range = share(step.num_tokens, thread, threads);
+        const Range range = share(count, thread, threads);
         const __m512 multiplier = _mm512_set1_ps(d.residual_multiplier);
         for (long i = range.begin; i < range.end; i++) {
             float *y = b.added + i * d.hidden, *x = b.x + i * d.hidden;
@@ -240,7 +255,7 @@ private:
 
     void answer() {
         const auto last = [this](long i, float* y) {
-            norm_row(b.x + step.rows[i] * d.hidden, d.norm, d.norm_eps, d.hidden, y);
+            norm_row(b.x + i * d.hidden, d.norm, d.norm_eps, d.hidden, y);
             if (step.states) std::memcpy(step.states + i * d.hidden, y, d.hidden * sizeof(float));
             const __m512 multiplier = _mm512_set1_ps(d.logit_multiplier);
             for (long c = 0; c < d.hidden; c += 16) _mm512_storeu_ps(y + c, _mm512_mul_ps(_mm512_loadu_ps(y + c), multiplier));
@@ -266,6 +281,7 @@ private:
     StepAttention& attention;
     Barrier& barrier;
     const int thread, threads;
+    long count;  // rows that go on
 };
 
 }  // namespace sterna
