@@ -15,8 +15,10 @@ __all__ = ["Worth"]
 
 _STRETCH = 8
 """Steps compared at once."""
-_SOON, _LATE = 16, 512
+_SOON, _LATE = 16, 1024
 """Steps from one trial to the next, while it is open which way is faster, and at most."""
+_SHARE = 0.01
+"""Of the time to the next trial, what a trial may cost: where drafts lose much, they are tried rarely."""
 _WILDEST = 0.7
 """The logarithm of a ratio counts as this at most: the rest is a hiccup, or a text that repeats for once."""
 _FADE = 0.2
@@ -38,8 +40,11 @@ class _Level:
     interval: int = _SOON
     tokens: float = 0.0
     seconds: float = 0.0
+    catching_up_s: float = 0.0
+    """Of a trial, its first step."""
     settled_rate: float = 0.0
     """Tokens a second before the trial."""
+    settled_step_s: float = 0.0
 
     def step(self, num_tokens: int, seconds: float) -> None:
         """A step of this stretch gave so many tokens."""
@@ -47,25 +52,31 @@ class _Level:
         if self.wait < _STRETCH:  # the first step of a trial has to catch up with what it missed, and does not count
             self.tokens += num_tokens
             self.seconds += seconds
+        else:
+            self.catching_up_s = seconds
         if self.wait:
             return
-        rate, self.tokens, self.seconds = self.tokens / self.seconds, 0.0, 0.0
+        tokens, taken_s, self.tokens, self.seconds = self.tokens, self.seconds, 0.0, 0.0
         if not self.on_trial:
-            self.settled_rate, self.on_trial, self.awake, self.wait = rate, True, not self.awake, _STRETCH + 1
+            self.settled_rate, self.settled_step_s = tokens / taken_s, taken_s / _STRETCH
+            self.on_trial, self.awake, self.wait = True, not self.awake, _STRETCH + 1
             return
-        ratio = log(rate / self.settled_rate)
-        self._compare(ratio if self.awake else -ratio)
+        ratio = log(tokens / taken_s / self.settled_rate)
+        lost_s = taken_s - tokens / self.settled_rate + self.catching_up_s - self.settled_step_s
+        self._compare(ratio if self.awake else -ratio, lost_s / self.settled_step_s)
 
-    def _compare(self, ratio: float) -> None:
-        """A trial has ended: learn from it, and choose how to go on."""
+    def _compare(self, ratio: float, num_lost: float) -> None:
+        """A trial has ended, which cost the time of `num_lost` steps: learn from it, and choose how to go on."""
         error = max(-_WILDEST, min(_WILDEST, ratio)) - self.gain
         self.num_compared += 1
         fade = max(_FADE, 1.0 / self.num_compared)
         self.gain += fade * error
         self.variance += fade * (error * error - self.variance)
-        was, better = self.awake != self.on_trial, self.gain > 0.0
-        sure = abs(self.gain) > sqrt(self.variance * fade)
-        self.interval = min(2 * self.interval, _LATE) if sure and was == better else _SOON
+        doubt = sqrt(self.variance * fade)
+        was, better = self.awake != self.on_trial, self.gain > 0.5 * doubt  # what is in doubt had better rest
+        sure = abs(self.gain) > doubt
+        self.interval = 2 * self.interval if sure and was == better else _SOON
+        self.interval = min(max(self.interval, int(num_lost / _SHARE) if was == better else 0), _LATE)
         self.awake, self.on_trial, self.wait = better, False, max(self.interval, _STRETCH)
 
 

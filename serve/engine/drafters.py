@@ -19,6 +19,8 @@ __all__ = ["MOST_TENANTS", "Drafters", "Learnt"]
 
 MOST_TENANTS = 8
 """Tenants whose answers are remembered at once."""
+REST_STEPS = 4
+"""While drafts rest, a drafter with nothing to say is left alone for so many steps: asking costs microseconds, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,11 @@ class Drafters:
         """Whether the next step, of so many sequences, should draft; ANPD does whatever it costs."""
         self.thrift.resting = self._kind == "ngram" and not self.worth.awake(num_sequences)
         return self._kind != "off" and not self.thrift.resting
+
+    @property
+    def every(self) -> int:
+        """Steps after which a drafter is asked again that had nothing to propose."""
+        return REST_STEPS if self.thrift.resting else 1
 
     def learn(self, tenant: str, tokens: Sequence[int]) -> None:
         """A request of the tenant was answered with these tokens; while drafts do not pay, only every sixteenth answer is learnt."""

@@ -154,7 +154,7 @@ class Engine:
         sequence = self._live.get(request_id)
         if sequence is None:
             raise ValueError(f"snapshot: no live request {request_id!r}; it has finished or was never added")
-        return Snapshot(origin=replace(sequence.request, emitted=()), emitted=sequence.emitted)
+        return Snapshot(origin=replace(sequence.request, emitted=()), emitted=sequence.emitted, num_computed=sequence.computed)
 
     # ---- moves: see transfer.py, and call between steps ------------------------------------------------------------
 
@@ -246,7 +246,7 @@ class Engine:
         began = time.perf_counter()
         num_running = len(self.scheduler.running)
         resting = not self._drafters.awake(num_running)
-        batch = self.scheduler.plan(self._verify_cost(), began, self._pace.limit)
+        batch = self.scheduler.plan(self._verify_cost(), began, self._pace.limit, self._drafters.every)
         emissions: list[Emission] = []
         if batch.chunks or batch.copies_in:  # or copies of cancelled requests to be dropped
             emissions = self.scheduler.commit(batch, self._compute(batch))

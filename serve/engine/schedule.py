@@ -54,9 +54,10 @@ class Scheduler:
 
     # ---- plan ----------------------------------------------------------------------------------------------------
 
-    def plan(self, verify_cost: float = 0.0, now_s: float = 0.0, max_prompt_tokens: int | None = None) -> Batch:
+    def plan(self, verify_cost: float = 0.0, now_s: float = 0.0, max_prompt_tokens: int | None = None, draft_every: int = 1) -> Batch:
         """The next step. `verify_cost`: see `Drafter.propose`; `now_s`: the time on the clock of `Sequence.arrived_s`;
-        `max_prompt_tokens`: at most so many tokens of prompts beside streams that emit."""
+        `max_prompt_tokens`: at most so many tokens of prompts beside streams that emit; `draft_every`: steps after which a drafter
+        is asked again that had nothing to propose."""
         chunks: dict[int, Chunk] = {}
         self._underway.clear()
         self.pins.expire(now_s)
@@ -73,7 +74,7 @@ class Scheduler:
             if sequence.running:
                 used = self._schedule(sequence, min(budget, for_prompts), chunks)
                 budget, for_prompts = budget - used, for_prompts - used
-        self._draft([s for s in decoding if s.arrival in chunks], budget, verify_cost, chunks)
+        self._draft([s for s in decoding if s.arrival in chunks], budget, verify_cost, chunks, draft_every)
         while self.waiting and (budget := min(for_prompts, self.max_tokens - sum(c.end - c.start for c in chunks.values()))) > 0:
             newcomer = self._admit(chunks, now_s)
             if newcomer is None:
@@ -125,12 +126,13 @@ class Scheduler:
             self._count_cached(sequence, shared * size)
         return len(sequence.blocks) < len(hashes) and hashes[len(sequence.blocks)] in self._underway
 
-    def _draft(self, sequences: list[Sequence], budget: int, verify_cost: float, chunks: dict[int, Chunk]) -> None:
+    def _draft(self, sequences: list[Sequence], budget: int, verify_cost: float, chunks: dict[int, Chunk], every: int) -> None:
         """Let drafts use what budget and blocks are left over."""
         if verify_cost >= 1.0:  # not even a sure guess would pay
             return
         for sequence in sequences:
-            if sequence.drafter is None:
+            sequence.draft_wait -= 1
+            if sequence.drafter is None or 0 < sequence.draft_wait < every:
                 continue
             room = min(budget, sequence.limit - len(sequence.tokens) - 1, self._room(sequence))
             if room <= 0:
@@ -138,6 +140,9 @@ class Scheduler:
             sequence.drafter.observe(sequence.tokens[sequence.num_observed :])
             sequence.num_observed = len(sequence.tokens)
             sequence.draft = sequence.drafter.propose(verify_cost)[:room]
+            if not sequence.draft:
+                sequence.draft_wait = every
+                continue
             chunk = chunks[sequence.arrival]
             chunk.end += len(sequence.draft)
             budget -= len(sequence.draft)

@@ -67,6 +67,8 @@ class Sequence:
     """Blocks already offered to the prefix cache."""
     num_observed: int = 0
     """Tokens the drafter has seen."""
+    draft_wait: int = 0
+    """Steps until the drafter is asked again."""
     num_cached_tokens: int = 0
     """Prompt tokens that were found in the prefix cache and not computed (before any preemption)."""
     num_computed_tokens: int = 0

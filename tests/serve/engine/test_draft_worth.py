@@ -69,3 +69,12 @@ def test_pieces_of_prompts_say_nothing():
         worth.observe(1, num_tokens=0, seconds=0.001)
     assert worth.awake(1)
     assert run(worth, 1, 1.5, 3000) > 0.9
+
+
+@given(st.floats(0.4, 0.9), st.integers(0, 9))
+def test_where_drafts_lose_trying_them_costs_two_percent_at_most(gain, seed):
+    """Rested, an engine with drafts takes hardly longer than one without, however dear a trial is."""
+    worth = Worth()
+    run(worth, 4, gain, 3000, noise=0.05, seed=seed)
+    drafting = run(worth, 4, gain, 3000, noise=0.05, seed=seed + 10)
+    assert drafting * (1 / gain - 1) < 0.02

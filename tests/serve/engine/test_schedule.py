@@ -156,6 +156,20 @@ def test_expensive_tokens_are_not_drafted() -> None:
     assert scheduler.plan(verify_cost=1.5).chunks[0].draft == []
 
 
+def test_a_drafter_with_nothing_to_say_is_asked_only_now_and_then() -> None:
+    """While drafts rest; one that drafts is asked at every step all the same."""
+    scheduler, asked = make_scheduler(64), []
+    sequences = [make_sequence(arrival, [5, 6 + arrival], 40, draft=1) for arrival in range(2)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    sequences[0].drafter.propose = lambda verify_cost: asked.append(step) or []
+    for step in range(12):
+        batch = scheduler.plan(draft_every=4)
+        assert [len(chunk.draft) for chunk in batch.chunks] == ([0, 0] if step == 0 else [0, 1])
+        scheduler.commit(batch, [Run([7]) for _ in batch.sampling])
+    assert asked == [1, 5, 9]
+
+
 def test_the_youngest_gives_way_and_comes_back_in_its_place() -> None:
     scheduler = make_scheduler(5, prefix_cache=False)
     old, young = make_sequence(0, [5] * 7, 9), make_sequence(1, [6] * 8, 8)
