@@ -59,15 +59,19 @@ def _plain(name: str, models: Path, made: Path) -> Path:
 
 
 def quantised(source: Path, target: Path, weights: str) -> None:
-    """Write `source` with its layers' matrices as int8 or int4; embeddings, norms and the output layer stay as they are."""
+    """Write `source` with its matrices as int8 or int4; the embedding stays as it is, and an output layer tied to it parts from it."""
     target.mkdir(parents=True)
+    config = json.loads((source / "config.json").read_text())
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(source.glob("*.safetensors")):
         with safe_open(file, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118 (not a dict)
-                tensors |= _packed(name, opened.get_tensor(name), weights)
+                weight = opened.get_tensor(name)
+                tensors |= _packed(name, weight, weights)
+                if name.endswith("embed_tokens.weight") and config.get("tie_word_embeddings"):
+                    tensors |= _packed("lm_head.weight", weight, weights)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((source / "config.json").read_text())
+    config["tie_word_embeddings"] = False
     scheme = {"strategy": "channel"} if weights == "int8" else {"strategy": "group", "group_size": GROUP}
     scheme |= {"num_bits": 8 if weights == "int8" else 4, "type": "int", "symmetric": True, "dynamic": False}
     group = {"targets": ["Linear"], "weights": scheme, "input_activations": None, "output_activations": None}
@@ -76,7 +80,7 @@ def quantised(source: Path, target: Path, weights: str) -> None:
         "format": "pack-quantized",
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
-        "ignore": ["lm_head"],
+        "ignore": [],
     }
     (target / "config.json").write_text(json.dumps(config, indent=1))
     for file in source.iterdir():
@@ -85,7 +89,7 @@ def quantised(source: Path, target: Path, weights: str) -> None:
 
 
 def _packed(name: str, weight: torch.Tensor, weights: str) -> dict[str, torch.Tensor]:
-    if weight.ndim != 2 or ".layers." not in name:
+    if weight.ndim != 2 or (".layers." not in name and name != "lm_head.weight"):
         return {name: weight}
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
