@@ -1,18 +1,20 @@
 """What a key may still use: token buckets for requests and tokens per minute, and a count of its requests at once.
 
-Promise: over any stretch of T seconds a key gets at most `limit + limit x T / 60` requests, and as many tokens; tokens are set aside when a
-request comes (its prompt and the most it may emit) and what it left unused is given back at its end. A request that asks for more than
-a whole minute's tokens waits for a full bucket, and what it used beyond is owed. Price: arithmetic.
+Promise: over any stretch of T seconds a key gets at most `limit + limit x T / 60` requests, and as many tokens, at all gateways together;
+tokens are set aside when a request comes (its prompt and the most it may emit) and what it left unused is given back at its end. A request
+that asks for more than a whole minute's tokens waits for a full bucket, and what it used beyond is owed. Price: arithmetic; each gateway
+has an even share, and a key whose requests all meet one gateway is held to that (serve/keys.py refuses a limit with too little for each).
 Source: the token bucket (Turner 1986), as OpenAI's own limits behave: they count `max_tokens` too, so name a small one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import ceil
 
 from serve.keys import ApiKey
 
-__all__ = ["Allowance", "Bucket"]
+__all__ = ["Allowance", "Bucket", "duration"]
 
 MINUTE_S = 60.0
 
@@ -35,14 +37,23 @@ class Bucket:
 
     def take(self, amount: float, now_s: float) -> float:
         """Take `amount` and return 0, or take nothing and return the seconds until it will be there."""
-        if self.at_s is not None:
-            filled = max(now_s - self.at_s, 0.0) / MINUTE_S * self.per_minute
-            self.level = min(self.per_minute, self.level + filled)
-        self.at_s = now_s
+        self.fill(now_s)
         if self.level < amount:
             return (amount - self.level) / self.per_minute * MINUTE_S
         self.level -= amount
         return 0.0
+
+    def fill(self, now_s: float) -> None:
+        """What has run in since."""
+        if self.at_s is not None:
+            filled = max(now_s - self.at_s, 0.0) / MINUTE_S * self.per_minute
+            self.level = min(self.per_minute, self.level + filled)
+        self.at_s = now_s
+
+    @property
+    def full_after_s(self) -> float:
+        """Seconds until it is full, if nobody takes any more."""
+        return (self.per_minute - self.level) / self.per_minute * MINUTE_S
 
     def give(self, amount: float) -> None:
         """Put back what was not used; a negative amount is a debt."""
@@ -55,7 +66,7 @@ class Allowance:
     def __init__(self, key: ApiKey, num_gateways: int = 1) -> None:
         self.key = key
         self.num_streams = 0
-        self._max_streams = _share(key.max_streams, num_gateways)
+        self._max_streams = None if key.max_streams is None else key.max_streams // num_gateways
         self._requests = _bucket(key.requests_per_minute, num_gateways)
         self._tokens = _bucket(key.tokens_per_minute, num_gateways)
 
@@ -77,11 +88,29 @@ class Allowance:
         if self._tokens:
             self._tokens.give(min(most, self._tokens.per_minute) - used)
 
+    def headers(self, now_s: float) -> dict[str, str]:
+        """What is left, as OpenAI's answers say it: of this gateway's share, once what the requests that run may use is set aside."""
+        said: dict[str, str] = {}
+        for what, bucket in (("requests", self._requests), ("tokens", self._tokens)):
+            if bucket is not None:
+                bucket.fill(now_s)
+                said[f"x-ratelimit-limit-{what}"] = str(int(bucket.per_minute))
+                said[f"x-ratelimit-remaining-{what}"] = str(max(int(bucket.level), 0))
+                said[f"x-ratelimit-reset-{what}"] = duration(bucket.full_after_s)
+        return said
 
-def _share(limit: int | None, num_gateways: int) -> float | None:
-    return None if limit is None else max(1.0, limit / num_gateways)
+
+def duration(seconds: float) -> str:
+    """A time as OpenAI's headers write it, and Go.
+
+    >>> duration(0.0), duration(0.02), duration(8.64), duration(360.0)
+    ('0s', '20ms', '8.64s', '6m0s')
+    """
+    minutes, milliseconds = divmod(ceil(round(seconds * 1000, 3)), 60_000)
+    if not minutes and 0 < milliseconds < 1000:
+        return f"{milliseconds}ms"
+    return (f"{minutes}m" if minutes else "") + f"{milliseconds / 1000:g}s"
 
 
 def _bucket(limit: int | None, num_gateways: int) -> Bucket | None:
-    share = _share(limit, num_gateways)
-    return None if share is None else Bucket(share)
+    return None if limit is None else Bucket(limit / num_gateways)

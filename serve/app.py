@@ -25,7 +25,9 @@ from typing import Any
 import httpx
 import ray
 import ray.serve
+from ray.exceptions import ActorDiedError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, HTTPOptions, RequestRouterConfig
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
@@ -43,6 +45,7 @@ from serve.policy_settings import policy_settings
 from serve.replica import EngineReplica
 from serve.request_router import ChosenReplica
 from serve.serve_policy import SpotPolicy
+from serve.stopping import GRACE_S
 
 __all__ = ["APP", "application", "build", "deployed", "free_port", "gateways_of", "quiet_ray", "running", "serve"]
 
@@ -89,7 +92,7 @@ def nested(args: Mapping[str, Any]) -> dict[str, Any]:
 def application(config: ServeConfig) -> ray.serve.Application:
     """The Serve application. ValueError if `config.model` is no model folder, or an adapter's no adapter's."""
     config = deployed(config)
-    keys = read_keys(config.api_keys, os.environ) if config.api_keys else ()  # from here on their digests only
+    keys = read_keys(config.api_keys, os.environ, num_gateways=config.gateways) if config.api_keys else ()  # from here on digests only
     counts = {"spot": config.spot_replicas, "on_demand": config.on_demand_replicas}
     replicas = {name: _replicas(config, name, count) for name, count in counts.items() if count or config.autoscaling}
     gateway = ray.serve.deployment(Ingress).options(
@@ -137,7 +140,7 @@ def _replicas(config: ServeConfig, name: str, count: int) -> ray.serve.Applicati
         ray_actor_options={**resources, "label_selector": {MARKET: SELECTORS[name]}},
         request_router_config=RequestRouterConfig(request_router_class=ChosenReplica),
         health_check_period_s=2,
-        graceful_shutdown_timeout_s=20,  # a stream cut off then goes on elsewhere
+        graceful_shutdown_timeout_s=GRACE_S,  # a stream cut off then goes on elsewhere
         graceful_shutdown_wait_loop_s=0.2,
         logging_config={"enable_access_log": False},
     )
@@ -220,18 +223,34 @@ def serve(config: ServeConfig) -> None:
 
 
 def _let_streams_end(grace_s: float, now: threading.Event) -> None:
-    """Let nobody in any more, and wait until every gateway's streams have ended, for `grace_s` at most, or until `now`."""
-    gateways, deadline = gateways_of(APP), time.monotonic() + grace_s
-    gateways.broadcast("close").results(timeout_s=_ANSWER_S)
-    left = 0
+    """Let nobody in any more, and wait until every gateway's streams have ended, for `grace_s` at most, or until `now`.
+
+    A gateway that has died has no streams, and the one that Serve starts in its place is told too; one that does not answer may have some.
+    """
+    gateways, deadline, told = gateways_of(APP), time.monotonic() + grace_s, False
     while time.monotonic() < deadline and not now.is_set():
-        before, left = left, sum(gateways.broadcast("num_streams").results(timeout_s=_ANSWER_S))
-        if not left:
+        _, dumb = _asked(gateways, "close")
+        counts, silent = _asked(gateways, "num_streams")
+        if not (left := sum(counts)) and not dumb and not silent:
             return
-        if not before:
-            say(f"{left} streams go on to their end, for up to {grace_s:g} s; nobody else is let in (Ctrl-C again ends them now)")
+        if not told:
+            more = f" (gateways that do not answer: {silent or dumb})" * bool(silent or dumb)
+            say(f"{left} streams go on to their end, for up to {grace_s:g} s{more}; nobody else is let in (Ctrl-C again ends them now)")
+        told = True
         now.wait(_POLL_S)
-    say(f"{left} streams were cut")
+    say(f"{sum(_asked(gateways, 'num_streams')[0])} streams were cut")
+
+
+def _asked(gateways: DeploymentHandle[Any], method: str) -> tuple[list[int], int]:
+    """What the living gateways answer, and how many did not in time."""
+    try:
+        found = gateways.broadcast(method).results(timeout_s=_ANSWER_S, return_exceptions=True)
+    except DeploymentUnavailableError:  # all have died
+        return [], 0
+    except TimeoutError:
+        return [], 1
+    silent = [each for each in found if isinstance(each, Exception) and not isinstance(each, ActorDiedError)]
+    return [each for each in found if isinstance(each, int)], len(silent)
 
 
 def _refuse_busy_port(config: ServeConfig) -> None:

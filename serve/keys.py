@@ -12,7 +12,8 @@ Source: HMAC's `compare_digest`; the forms of the file are our own:
     tokens_per_minute = 100_000       |  sk-… sk-…
     max_streams = 32                  |
 
-Instead of `key`, `sha256` may hold its digest in hexadecimal (`printf %s "$KEY" | sha256sum`), so that the file need not be a secret.
+Instead of `key`, `sha256` may hold its digest in hexadecimal (`printf %s "$KEY" | sha256sum`), so that the file need not be a secret. In an
+environment variable that was read, the digests take the keys' place: the processes that are started afterwards inherit them only.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ApiKey", "digest", "find", "parse_keys", "presented", "read_keys"]
+__all__ = ["ApiKey", "digest", "digests", "find", "parse_keys", "presented", "read_keys"]
 
 MIN_CHARS = 16
 """A shorter key could be guessed from its digest."""
@@ -82,21 +84,53 @@ def find(keys: Sequence[ApiKey], secret: str | None) -> ApiKey | None:
     return found
 
 
-def read_keys(source: str, environment: Mapping[str, str]) -> tuple[ApiKey, ...]:
-    """The keys in the file `source`, or in the environment variable NAME for "env:NAME". ValueError in one line, which quotes none."""
+def read_keys(source: str, environment: MutableMapping[str, str], *, num_gateways: int = 1) -> tuple[ApiKey, ...]:
+    """The keys in the file `source`, or in the environment variable NAME for "env:NAME", where their digests replace them.
+
+    ValueError in one line, which quotes no key, also for a limit that `num_gateways` cannot share.
+    """
     if source.startswith(ENVIRONMENT):
         name = source.removeprefix(ENVIRONMENT)
         text = environment.get(name)
         if text is None:
             raise ValueError(f"api_keys: the environment variable {name} is not set; put the keys there, or name a file")
-        return parse_keys(text, where=f"environment variable {name}")
+        keys = parse_keys(text, where=f"environment variable {name}")
+        environment[name] = digests(keys)
+    else:
+        keys = parse_keys(_text(source), where=source)
+    for key in keys:
+        _check_shares(key, num_gateways)
+    return keys
+
+
+def digests(keys: Sequence[ApiKey]) -> str:
+    """The keys as a text that `parse_keys` reads and that holds their digests only."""
+    tables = []
+    for key in keys:
+        name = json.dumps(key.name, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's strings are JSON's but for that
+        limits = "".join(f"{limit} = {value}\n" for limit in LIMITS if (value := getattr(key, limit)) is not None)
+        tables.append(f'[{name}]\nsha256 = "{key.digest.hex()}"\n{limits}')
+    return "\n".join(tables)
+
+
+def _text(source: str) -> str:
     try:
-        text = Path(source).read_text()
+        return Path(source).read_text()
     except (FileNotFoundError, ValueError):  # what is no file may be a key: it is not repeated
         raise ValueError("api_keys: there is no such file of text; name the file of the keys, or env:NAME, not a key itself") from None
     except OSError as error:
         raise ValueError(f"api_keys: {source}: cannot be read ({error.strerror})") from None
-    return parse_keys(text, where=source)
+
+
+def _check_shares(key: ApiKey, num_gateways: int) -> None:
+    """ValueError where some gateway's share would be less than one: it could let nobody in, or all of them more than the limit."""
+    for limit in LIMITS:
+        value = getattr(key, limit)
+        if value is not None and value < num_gateways:
+            raise ValueError(
+                f"api_keys: {key.name}: {limit} = {value} cannot be shared by {num_gateways} gateways; "
+                f"make it {num_gateways} or more, or gateways = {value}"
+            )
 
 
 def parse_keys(text: str, *, where: str) -> tuple[ApiKey, ...]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve import keys
-from serve.keys import ApiKey, digest, find, parse_keys, presented, read_keys
+from serve.keys import ApiKey, digest, digests, find, parse_keys, presented, read_keys
 
 SECRET, OTHER = "sk-this-is-a-secret", "sk-this-is-another-one"
 TOML = f"""
@@ -36,6 +36,33 @@ def test_keys_alone_from_the_environment_and_from_a_file(tmp_path: Path) -> None
     assert found == read_keys(str(tmp_path / "keys"), {})
     assert [key.name for key in found] == ["key-1", "key-2"]
     assert find(found, OTHER) is found[1]
+
+
+def test_an_environment_variable_that_was_read_holds_digests_only_and_means_the_same() -> None:
+    for text in (f"{SECRET},{OTHER}", TOML):
+        environment = {"KEYS": text, "HOME": "here"}
+        found = read_keys("env:KEYS", environment)
+        assert SECRET not in environment["KEYS"]
+        assert OTHER not in environment["KEYS"]
+        assert read_keys("env:KEYS", environment) == found
+        assert environment["HOME"] == "here"
+
+
+LIMIT = st.none() | st.integers(1, 10**6)
+
+
+@given(st.dictionaries(st.text(), st.tuples(LIMIT, LIMIT, LIMIT), min_size=1, max_size=4))
+def test_digests_read_back_as_the_keys_they_are_of(limits: dict[str, tuple[int | None, int | None, int | None]]) -> None:
+    ring = tuple(ApiKey(name, digest(name), *each) for name, each in limits.items())
+    assert parse_keys(digests(ring), where="here") == ring
+
+
+@pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_minute", "max_streams"])
+def test_a_limit_that_gateways_cannot_share_is_refused(limit: str, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f'[team]\nkey = "{SECRET}"\n{limit} = 2\n')
+    assert read_keys(str(tmp_path / "keys"), {}, num_gateways=2)
+    with pytest.raises(ValueError, match=f"api_keys: team: {limit} = 2 cannot be shared by 3 gateways; make it 3 or more, or gateways = 2"):
+        read_keys(str(tmp_path / "keys"), {}, num_gateways=3)
 
 
 @given(st.text(min_size=1), st.integers(0, 3))
