@@ -2,8 +2,10 @@
 
 Promise: a request is let in only if its key may (requests and tokens a minute, requests at once), if no more than `max_queue` streams then
 wait for their first token, and if its own can be expected within `max_ttft_s`, with the margin that experience asks for
-(serve/first_token.py). While a place is free it is let in whatever was experienced, so that the service never shuts itself. A refusal
-takes no place and says when to come again. Decides without touching: the clock and the number of places are handed in.
+(serve/first_token.py). While a place is free it is let in whatever was experienced, so that the service never shuts itself. Embeddings
+are counted apart (serve/backlog.py), for they take turns with the streams instead of their places: the same two limits hold for how many
+there are and for what they add to each other's time. A refusal takes no place and says when to come again. Decides without touching: the
+clock and the number of places are handed in.
 Price: a pass over the gateway's live streams per request.
 Source: early rejection by predicted time to first token as in Mooncake (arXiv 2407.00079); OpenAI's rate-limit errors.
 """
@@ -16,6 +18,7 @@ from math import ceil
 from typing import Literal, Protocol
 
 from serve.allowance import Allowance
+from serve.backlog import Backlog, Reading
 from serve.engine.request import Request
 from serve.first_token import Expectation, FirstToken, Stream
 from serve.keys import ApiKey, find, presented
@@ -76,9 +79,9 @@ class Limits:
     """What a gateway takes."""
 
     max_queue: int
-    """Streams that wait for their first token."""
+    """Streams that wait for their first token; requests for embeddings."""
     max_ttft_s: float | None = None
-    """The longest that a request may have to wait for its first token; None for no limit."""
+    """The longest that a request may have to wait for its first token, or embeddings for others; None for no limit."""
     num_gateways: int = 1
     """Gateways that share the places and the keys' limits."""
 
@@ -91,7 +94,7 @@ class Admission:
     ) -> None:
         """`slots`: how many streams the replicas can run at once, for all gateways. Without keys everyone may come."""
         self.limits, self.slots, self.clock, self.observer = limits, slots, clock, observer
-        self.first_token = FirstToken()
+        self.first_token, self.backlog = FirstToken(), Backlog()
         self.closed = False
         """Whether nobody is let in any more."""
         self.streams: dict[int, Stream] = {}
@@ -125,6 +128,15 @@ class Admission:
                 raise self.refusal("ttft", message, likely_s - limit_s)
         return expected
 
+    def expect_reading(self, num_tokens: int) -> None:
+        """Refusal for embeddings of `num_tokens` that would have to wait among too many, or for too long."""
+        delay_s, limit_s = self.backlog.delay_s(num_tokens), self.limits.max_ttft_s
+        if len(self.backlog) >= self.limits.max_queue:
+            raise self.refusal("queue", f"{len(self.backlog)} requests for embeddings are here already", delay_s)
+        if limit_s is not None and delay_s > limit_s:
+            message = f"the embeddings asked for before would hold these up for about {delay_s:.1f} s, and {limit_s:g} s is the limit here"
+            raise self.refusal("ttft", message, delay_s - limit_s)
+
     def refusal(self, reason: Reason, message: str, retry_after_s: float) -> Refusal:
         """A counted refusal, to be raised."""
         self.observer.refused(reason)
@@ -152,16 +164,17 @@ class Visit:
     _num_prompt: int = 0
     _reserved: int = 0
     _streams: list[Stream] = field(default_factory=list)
+    _reading: Reading | None = None
 
     def take_request(self) -> None:
         """Count it against its key's requests. Refusal if they are too many."""
         if self.allowance is None:
             return
         if self.allowance.is_busy:
-            raise self.admission.refusal("key_streams", f"this key has {self.allowance.num_streams} requests at once, its limit", 1.0)
+            raise self._refusal("key_streams", f"this key has {self.allowance.num_streams} requests at once, its limit", 1.0)
         wait_s = self.allowance.take_request(self.entered_s)
         if wait_s:
-            raise self.admission.refusal("key_requests", "this key's requests of the minute are used up", wait_s)
+            raise self._refusal("key_requests", "this key's requests of the minute are used up", wait_s)
         self.allowance.num_streams += 1
         self._counted = True
 
@@ -180,6 +193,22 @@ class Visit:
             return list(requests)
         name = self.allowance.key.name
         return [replace(request, tenant=name, client=f"{name}/{request.client}") for request in requests]
+
+    def read(self, num_tokens: int) -> None:
+        """Let its texts be read, as embeddings. Refusal, with nothing changed."""
+        self.admission.expect_reading(num_tokens)
+        self.reserve(num_tokens)
+        self._reading = self.admission.backlog.add(num_tokens, self.admission.clock())
+        self.admission.observer.admitted(num_tokens)
+
+    def was_read(self) -> None:
+        """They were, to their end."""
+        if self._reading is not None:
+            self.admission.backlog.read(self._reading, self.admission.clock())
+
+    def headers(self) -> dict[str, str]:
+        """What its answer says of its key's limits."""
+        return {} if self.allowance is None else self.allowance.headers(self.admission.clock())
 
     def reserve(self, num_prompt: int, most_output: int = 0) -> None:
         """Set aside what it may use of its key's tokens. Refusal if they are not there."""
@@ -207,7 +236,15 @@ class Visit:
         """The request is over, however it ended; may be said twice."""
         for stream in self._streams:
             self.admission.streams.pop(id(stream), None)
+        if self._reading is not None:
+            self.admission.backlog.remove(self._reading)
         if self.allowance is not None and self._counted:
             self._counted = False
             self.allowance.num_streams -= 1
             self.allowance.settle_tokens(self._reserved, self._num_prompt + sum(stream.num_tokens for stream in self._streams))
+
+    def _refusal(self, reason: Reason, message: str, retry_after_s: float) -> Refusal:
+        """A refusal of this request before it is anyone's visit: it says itself what the key has left."""
+        refusal = self.admission.refusal(reason, message, retry_after_s)
+        refusal.headers |= self.headers()
+        return refusal

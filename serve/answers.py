@@ -6,15 +6,15 @@ OpenAI's shapes for both endpoints. Price: dictionaries. Source: OpenAI's API re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
 from serve.chat import ChatRequest
 from serve.completion import CompletionRequest
 from serve.engine.request import TokenLogprob
+from serve.logprobs import Offset, TokenBytes, chat_logprobs, text_logprobs
 from serve.message import Message
 from serve.migrate import Fresh, Record
 from serve.tools import Toolbox
@@ -30,23 +30,23 @@ class Answer:
     id: str
     created: int
     """Unix seconds."""
-    token_text: Callable[[int], str]
-    """A token's own text."""
+    token_bytes: TokenBytes
+    """A token's own bytes."""
     records: Sequence[Record]
     """One per choice, in order."""
     box: Toolbox | None = None
     """The tools that a chat's answer may call."""
     parts: list[list[Fresh]] = field(default_factory=list)
     """What has been added to each choice."""
-    _offsets: list[int] = field(default_factory=list)
+    _offsets: list[Offset] = field(default_factory=list)
     """Where each choice's next chunk begins in the text of its tokens, as logprobs count it."""
     _messages: list[Message] = field(default_factory=list)
     """What each choice of a chat says and calls."""
 
     def __post_init__(self) -> None:
         self.parts = [[] for _ in self.records]
-        self._offsets = [0 for _ in self.records]
-        self._messages = [Message(None if self.box is None else self.box.reader()) for _ in self.records]
+        self._offsets = [Offset() for _ in self.records]
+        self._messages = [Message(None) if (box := self.box) is None else Message(box.reader(), box.mode != "auto") for _ in self.records]
 
     @property
     def chat(self) -> bool:
@@ -64,7 +64,6 @@ class Answer:
         if not (delta or fresh.logprobs or (self.body.return_token_ids and fresh.tokens)):
             return None
         logprobs = self._logprobs([fresh], self._offsets[index])
-        self._offsets[index] += sum(len(self.token_text(entry.token)) for entry in fresh.logprobs or ())
         extra = {"token_ids": list(fresh.tokens)} if self.body.return_token_ids else {}
         if self.chat:
             return self._chunk(index, delta=delta or {"content": ""}, logprobs=logprobs, extra=extra)
@@ -127,7 +126,7 @@ class Answer:
         self._messages[index].finish()
         content = {"message": self._messages[index].whole()} if self.chat else {"text": text}
         extra = {"token_ids": list(self.records[index].tokens)} if self.body.return_token_ids else {}
-        logprobs = self._logprobs(self.parts[index], 0)
+        logprobs = self._logprobs(self.parts[index], Offset())
         return {**content, "logprobs": logprobs, "finish_reason": self._reason(index), **extra}
 
     def _reason(self, index: int) -> str:
@@ -136,21 +135,8 @@ class Answer:
         called = self.box is not None and self._messages[index].calls and self.box.mode != "named"  # OpenAI says "stop" of a named one
         return "tool_calls" if called and finish.finish_reason == "stop" else finish.finish_reason
 
-    def _logprobs(self, parts: Sequence[Fresh], offset: int) -> dict[str, Any] | None:
+    def _logprobs(self, parts: Sequence[Fresh], offset: Offset) -> dict[str, Any] | None:
         if self.body.num_logprobs is None:
             return None
         entries: list[TokenLogprob] = [entry for part in parts for entry in part.logprobs or ()]
-        if self.chat:
-            return {"content": [self._chat_entry(entry) for entry in entries], "refusal": None}
-        texts = [self.token_text(entry.token) for entry in entries]
-        offsets = list(accumulate((len(text) for text in texts), initial=offset))[:-1]
-        top = [{self.token_text(token): logprob for token, logprob in entry.top} for entry in entries]
-        return {"tokens": texts, "token_logprobs": [entry.logprob for entry in entries], "top_logprobs": top, "text_offset": offsets}
-
-    def _chat_entry(self, entry: TokenLogprob) -> dict[str, Any]:
-        top = [self._token(token, logprob) for token, logprob in entry.top]
-        return {**self._token(entry.token, entry.logprob), "top_logprobs": top}
-
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self.token_text(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return chat_logprobs(entries, self.token_bytes) if self.chat else text_logprobs(entries, self.token_bytes, offset)

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
 
-__all__ = ["Expectation", "FirstToken", "Stream"]
+__all__ = ["Expectation", "FirstToken", "Stream", "moved"]
 
 RATE = 0.05
 """The weight of the newest observation in the running means."""
@@ -95,9 +95,9 @@ class FirstToken:
             if self.prompt_s:  # of those who did not wait too, so that an outage is forgotten when nobody may wait
                 self._errors.append(took_s - stream.expected.seconds)
             if stream.num_prompt and not stream.expected.waits:
-                self.prompt_s = _moved(self.prompt_s, took_s / (stream.num_prompt + stream.ahead))
+                self.prompt_s = moved(self.prompt_s, took_s / (stream.num_prompt + stream.ahead))
         else:
-            self.token_s = _moved(self.token_s, (now_s - stream.last_s) / num_tokens)
+            self.token_s = moved(self.token_s, (now_s - stream.last_s) / num_tokens)
         stream.num_tokens += num_tokens
         stream.last_s = now_s
 
@@ -110,6 +110,6 @@ class FirstToken:
         return max(stream.max_tokens * self.share - stream.num_tokens, 1.0) * self.token_s
 
 
-def _moved(mean: float, value: float) -> float:
+def moved(mean: float, value: float) -> float:
     """The running mean; what is far above it (a stream that went on elsewhere) counts as MOST times the mean."""
     return mean + RATE * (min(value, MOST * mean) - mean) if mean else value

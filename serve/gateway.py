@@ -31,15 +31,15 @@ from serve.embedder import Embedder
 from serve.embedding import EmbeddingRequest, embedding_answer
 from serve.events import EventStream, Run, next_news, whole
 from serve.guard import OPEN, Guard, visit_of
-from serve.handles import Handles
+from serve.handles import Handles, asked, peers
 from serve.keys import ApiKey
 from serve.load import GATEWAYS, report
-from serve.metrics import PATIENCE_S, GatewayMetrics, answers, page
+from serve.metrics import GatewayMetrics, page
 from serve.migrate import Fresh, Record
 from serve.overview import Overview, live_page
 from serve.protocol import ApiError, B, read_body
 from serve.relay import Journal, follow
-from serve.requests import engine_requests
+from serve.requests import blamed, engine_requests
 from serve.router import BOARD, Wanted, prefixes
 from serve.served import Served
 from serve.tokenization import DetokenizeRequest, TokenizeRequest
@@ -63,8 +63,8 @@ class Gateway:
         self._served, self._keyed = Served(config), bool(keys)
         self._replicas = Handles(replicas)
         self._embedder = Embedder(replicas, BOARD, max_wait_s=config.max_wait_s, max_request_s=config.max_request_s)
-        self._watch = DrainWatch()
-        BOARD.draining = lambda: self._watch.nodes
+        self._watch = DrainWatch(announcements=True)
+        BOARD.draining, BOARD.leaving = lambda: self._watch.nodes, lambda: self._watch.announced
         self._engines = list(replicas.values())
         self.metrics = GatewayMetrics()
         self._journal = Journal(self.metrics.moved)
@@ -99,20 +99,14 @@ class Gateway:
         """This gateway's part of /status, for the one that was asked."""
         return self._overview.report()
 
-    def newly_served(self) -> int:
-        """Tokens sent since the books asked before."""
-        return self._overview.newly_served()
+    def tokens_sent(self) -> tuple[str, float, int]:
+        """This gateway's name, since when it has been there (unix seconds), and the tokens it has sent since; for the books."""
+        return self._overview.tokens_sent()
 
     @api.get("/metrics")
     async def all_metrics(self) -> Response:
         """Every gateway's and every replica's figures, as Prometheus reads them."""
-        context = ray.serve.get_replica_context()
-        peers = ray.serve.get_deployment_handle(context.deployment, context.app_name)
-        gateways, replicas, costs = await asyncio.gather(
-            answers([peers.broadcast("figures").results_async(timeout_s=PATIENCE_S, return_exceptions=True)]),
-            answers(h.broadcast("stats").results_async(timeout_s=PATIENCE_S, return_exceptions=True) for h in self._engines),
-            self._overview.costs(),
-        )
+        gateways, replicas, costs = await asyncio.gather(asked([peers()], "figures"), asked(self._engines, "stats"), self._overview.costs())
         return Response(page(gateways, replicas, costs), media_type="text/plain; version=0.0.4")
 
     def figures(self) -> tuple[str, list[Any]]:
@@ -147,8 +141,10 @@ class Gateway:
         """Texts as vectors."""
         body = await self._body(request, EmbeddingRequest)
         texts = await self._served.texts(body)
-        visit_of(request).reserve(sum(map(len, texts)))
+        visit = visit_of(request)
+        visit.read(sum(map(len, texts)))
         vectors = await self._embedder.embed(texts, self._served.adapters[body.model])
+        visit.was_read()
         return JSONResponse(await asyncio.to_thread(embedding_answer, body, vectors, [len(text) for text in texts]))
 
     @api.post("/tokenize")
@@ -171,8 +167,8 @@ class Gateway:
         self.admission.closed = True
 
     def num_streams(self) -> int:
-        """How many do."""
-        return len(self.admission.streams)
+        """How many do, embeddings in the making included."""
+        return len(self.admission.streams) + len(self.admission.backlog)
 
     def journal(self) -> list[dict[str, Any]]:
         """Where the latest streams stayed and stay (serve.relay.Stay as plain data); for operators, through a Serve handle."""
@@ -190,7 +186,7 @@ class Gateway:
         most = self._served.max_length
         requests = engine_requests(body, prompts, request_id=name, seed=seed, max_length=most, adapter=adapter, held=held)
         records = [Record(request) for request in visit.admit(requests)]
-        run = Run(Answer(body, name, int(time.time()), self._served.tokenizer.token_text, records, box))
+        run = Run(Answer(body, name, int(time.time()), self._served.tokenizer.token_bytes, records, box))
         # Each choice in a context of its own: within one HTTP request's context Serve gives all calls the same id, and mixes them up.
         run.tasks = [asyncio.create_task(self._drive(run, index, visit), context=Context()) for index in range(len(records))]
         handed_on = False
@@ -218,7 +214,7 @@ class Gateway:
                     record, BOARD, self._replicas, send, journal=self._journal, max_wait_s=config.max_wait_s, wanted=self._wanted(record)
                 )
         except ApiError as error:
-            run.news.put_nowait((index, error))
+            run.news.put_nowait((index, blamed(error, run.answer.body)))
         except TimeoutError:
             refusal = ApiError(504, f"the answer was not complete within {config.max_request_s:g} s; ask for less", code="request_timeout")
             run.news.put_nowait((index, refusal))

@@ -1,7 +1,8 @@
 """In front of every route: no request is looked at before its key is known, and none is forgotten before its last byte.
 
 Promise: whatever the path, without a known key there is only /health (where keys are asked for); what is not let in is answered without
-its body being read; a visit ends when its response does, however that ends, and is counted. Price: one ASGI layer.
+its body being read; a visit ends when its response does, however that ends, and is counted; every answer's headers say what is left of its
+key's limits. Price: one ASGI layer. Source: OpenAI's `x-ratelimit-…` headers.
 """
 
 from __future__ import annotations
@@ -32,16 +33,22 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection's request."""
+        if scope.get("method") == "HEAD":  # the answer to GET, whose body the HTTP server leaves out
+            scope = {**scope, "method": "GET"}
         if scope["type"] != "http" or scope["path"] in OPEN:
             await self._app(scope, receive, send)
             return
         admission, metrics = self._door()
+        visit: Visit | None = None
         status, whole = None, False
 
         async def note(message: Message) -> None:
             nonlocal status, whole
             status = message.get("status", status)
             whole = message["type"] == "http.response.body" and not message.get("more_body")
+            if visit is not None and message["type"] == "http.response.start" and (limits := visit.headers()):
+                said = [(name.encode(), value.encode()) for name, value in limits.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *said]}
             await send(message)
 
         try:

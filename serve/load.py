@@ -30,14 +30,16 @@ WINDOW_S = 30.0
 def report(admission: Admission, num_tokens: float, num_refused: float) -> dict[str, Any]:
     """What one gateway has at this moment; `num_tokens` it has sent and `num_refused` requests it has turned away, since it started.
 
-    `asked` is a total that grows as requests arrive: tokens sent, and those that live streams are expected to need yet.
+    `asked` is a total that grows as requests arrive: tokens sent, and those that live streams are expected to need yet. Embeddings count as
+    streams of one token that wait: they bring a replica where there is none, and keep it.
     """
     live, share, now_s = list(admission.streams.values()), admission.first_token.share, admission.clock()
+    embeddings = len(admission.backlog)
     waiting = [stream for stream in live if stream.first_s is None]
     return {
-        "streams": len(live),
-        "waiting": len(waiting),
-        "waiting_tokens": share * sum(stream.max_tokens for stream in waiting),
+        "streams": len(live) + embeddings,
+        "waiting": len(waiting) + embeddings,
+        "waiting_tokens": share * sum(stream.max_tokens for stream in waiting) + embeddings,
         "longest_wait_s": max((now_s - stream.entered_s for stream in waiting), default=0.0),
         "mean_tokens": share * sum(stream.max_tokens for stream in live) / len(live) if live else 0.0,
         "tokens": num_tokens,

@@ -61,6 +61,8 @@ class GatewayMetrics:
         streams.set_function(lambda: len(admission.streams))
         waiting = Gauge("sterna_queue_streams", "streams without a first token", registry=self.registry)
         waiting.set_function(lambda: sum(stream.first_s is None for stream in admission.streams.values()))
+        embeddings = Gauge("sterna_embedding_requests", "requests for embeddings in the making", registry=self.registry)
+        embeddings.set_function(lambda: len(admission.backlog))
 
     def refused(self, reason: Reason) -> None:
         """A request was not let in."""

@@ -1,7 +1,7 @@
 """A gateway's view of the whole service, for the live page: it asks the other gateways, the replicas and the books.
 
-Promise: /status at any gateway shows all of them, and says which one was asked; who does not answer within `PATIENCE_S` is left out, and
-the rest is shown. Many viewers cost what one does: an answer is good for `FRESH_S`. Price: one call per process and answer.
+Promise: /status at any gateway shows all of them, and says which one was asked; who does not answer in time is left out, and the
+rest is shown. Many viewers cost what one does: an answer is good for `FRESH_S`. Price: one call per process and answer.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from ray.serve.handle import DeploymentHandle
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from cluster.preemption import DrainWatch
+from serve.handles import asked, peers
 from serve.journal import Journal
-from serve.metrics import PATIENCE_S, GatewayMetrics, answers
+from serve.metrics import GatewayMetrics
 from serve.page import PAGE
 from serve.router import BOARD
 from serve.status import MOVES, gateway_report, status
@@ -44,19 +45,18 @@ class Overview:
         """`slots`: streams that a replica runs at once."""
         self._model, self._slots, self._journal, self._metrics, self._watch = model, slots, journal, metrics, watch
         self._engines, self._books = engines, books
-        self._since_s, self._told = time.time(), 0
+        self._since_s = time.time()
         self._answer: tuple[float, asyncio.Task[dict[str, Any]]] | None = None
 
-    def newly_served(self) -> int:
-        """Tokens that this gateway has sent since it was asked before."""
-        before, self._told = self._told, int(self._sample("sterna_tokens_total"))
-        return self._told - before
+    def tokens_sent(self) -> tuple[str, float, int]:
+        """This gateway, since when it has been there, and the tokens it has sent since: with a total, an answer that is lost loses none."""
+        return _name(), self._since_s, int(self._metrics.num_tokens)
 
     def report(self) -> dict[str, Any]:
         """This gateway's part."""
         counters = {
             "since_s": self._since_s,
-            "tokens": self._sample("sterna_tokens_total"),
+            "tokens": self._metrics.num_tokens,
             "waiting": self._sample("sterna_queue_streams"),
             "refused": self._sum("sterna_refused_total"),
             "requests": self._sum("sterna_requests_total"),
@@ -79,17 +79,11 @@ class Overview:
     async def _ask_books(self) -> dict[str, Any] | None:
         if self._books is None:
             return None
-        found = await answers([self._books.broadcast("report").results_async(timeout_s=PATIENCE_S, return_exceptions=True)])
+        found = await asked([self._books], "report")
         return found[0] if found else None
 
     async def _ask(self) -> dict[str, Any]:
-        context = ray.serve.get_replica_context()
-        peers = ray.serve.get_deployment_handle(context.deployment, context.app_name)
-        reports, replicas, books = await asyncio.gather(
-            answers([peers.broadcast("overview").results_async(timeout_s=PATIENCE_S, return_exceptions=True)]),
-            answers(engine.broadcast("stats").results_async(timeout_s=PATIENCE_S, return_exceptions=True) for engine in self._engines),
-            self._ask_books(),
-        )
+        reports, replicas, books = await asyncio.gather(asked([peers()], "overview"), asked(self._engines, "stats"), self._ask_books())
         deployments = {place.replica_id: place.deployment for place in BOARD.places()}
         return status(
             asked=_name(), model=self._model, reports=reports or [self.report()],

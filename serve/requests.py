@@ -14,7 +14,11 @@ from serve.completion import CompletionRequest
 from serve.engine.request import Request, Sampling
 from serve.protocol import MAX_CHOICES, ApiError
 
-__all__ = ["check_tokens", "engine_requests", "token_prompts"]
+__all__ = ["blamed", "check_tokens", "engine_requests", "token_prompts"]
+
+
+_HELD = ("json_schema", "regex", "grammar", "structural_tag")
+"""What of `Sampling` holds an answer."""
 
 
 def token_prompts(
@@ -52,6 +56,8 @@ def engine_requests(
     """
     choices = body.num_computed
     if choices * len(prompts) > MAX_CHOICES:
+        if choices == 1:
+            raise ApiError(400, f"prompt: {len(prompts)} prompts are more than {MAX_CHOICES} choices", param="prompt")
         name = "n" if choices == (body.n or 1) else "best_of"
         raise ApiError(400, f"{name}: {len(prompts)} prompts times {name}={choices} is more than {MAX_CHOICES} choices", param=name)
     return [
@@ -102,4 +108,20 @@ def _sampling(
     try:
         return Sampling(**{name: value for name, value in fields.items() if value is not None})
     except ValueError as error:
-        raise ApiError(400, str(error), param=str(error).split(":")[0]) from None
+        raise blamed(ApiError(400, str(error)), body) from None
+
+
+def blamed(error: ApiError, body: CompletionRequest | ChatRequest) -> ApiError:
+    """A refusal of the engine's in the client's terms: where its message opens with a field of `Sampling`, `param` is what became that."""
+    field = error.message.partition(":")[0]
+    if error.status != 400 or error.param is not None:
+        return error
+    if field in type(body).model_fields:
+        return ApiError(400, error.message, param=field, code=error.code)
+    if field not in _HELD:
+        return error
+    if body.structured_outputs is not None:
+        param = "structured_outputs"
+    else:
+        param = "tools" if isinstance(body, ChatRequest) and body.calls_allowed else "response_format"
+    return ApiError(400, f"{param}: {error.message.removeprefix('structural_tag: ')}", param=param, code=error.code)

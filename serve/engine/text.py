@@ -9,6 +9,7 @@ read differently in different company. Uses: tokenizers and jinja2, not transfor
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
@@ -135,6 +136,14 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
 
 
+def _byte_names() -> dict[str, bytes]:
+    """The character that stands for each byte in byte-level vocabularies (GPT-2's: printable ones for themselves)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): bytes([byte]) for byte in plain} | {chr(256 + n): bytes([byte]) for n, byte in enumerate(others)}
+
+
+_BYTES = _byte_names()
 _LONG = 65_536  # characters from which on it pays that a batch, unlike a single text, lets other threads run
 
 
@@ -218,9 +227,24 @@ class Tokenizer:
         """What turns its tokens into text: itself, or one that shows special tokens too."""
         return self if skip_special_tokens else _Everything(self._fast)
 
-    def token_text(self, token: int) -> str:
-        """One token's own text, special tokens included."""
-        return str(self._fast.decode([token], skip_special_tokens=False))
+    def token_bytes(self, token: int) -> bytes:
+        """One token's own bytes, special tokens included; those of a text's tokens, put together, are the text's."""
+        name, kinds = self.token_name(token), {step.get("type") for step in self._decoding}
+        if name is None:  # ids that a model has beyond its tokenizer's
+            return b""
+        if token in self._added:
+            return name.encode()
+        if "ByteLevel" in kinds:
+            return b"".join(_BYTES.get(character, character.encode()) for character in name)
+        if "ByteFallback" in kinds and (byte := re.fullmatch("<0x([0-9A-F]{2})>", name)):
+            return bytes.fromhex(byte[1])
+        if kinds & {"ByteFallback", "Metaspace"}:
+            return name.replace("▁", " ").encode()
+        return str(self._fast.decode([token], skip_special_tokens=False)).encode()
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self._fast.get_added_tokens_decoder())
 
     def token_name(self, token: int) -> str | None:
         """A token as the vocabulary has it; None outside of it."""

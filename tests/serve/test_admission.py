@@ -95,7 +95,7 @@ def test_each_limit_of_a_key_refuses_the_third_and_forgives_it_later(
     with pytest.raises(Refusal) as caught:
         let_in(admission, HEADER)
     refusal = caught.value
-    assert (refusal.status, refusal.reason, refusal.type, refusal.headers) == (429, reason, kind, {"retry-after": retry_after})
+    assert (refusal.status, refusal.reason, refusal.type, refusal.headers["retry-after"]) == (429, reason, kind, retry_after)
     assert refusal.code == "rate_limit_exceeded"
     assert notes.refusals == {reason: 1}
     for visit in visits:
@@ -145,6 +145,71 @@ def test_a_refused_request_changes_nothing() -> None:
         with pytest.raises(Refusal):
             let_in(admission, HEADER)
     assert list(admission.streams) == before
+
+
+def embeds(admission: Admission, num_tokens: int, header: str | None = None) -> Visit:
+    visit = admission.enter(header)
+    try:
+        visit.read(num_tokens)
+    except Refusal:
+        visit.leave()
+        raise
+    return visit
+
+
+def test_embeddings_wait_in_a_queue_of_their_own_and_take_no_streams_place() -> None:
+    admission, _, notes = door(max_queue=2)
+    first, second = embeds(admission, 100), embeds(admission, 100)
+    with pytest.raises(Refusal, match="2 requests for embeddings are here already") as caught:
+        embeds(admission, 1)
+    assert (caught.value.status, caught.value.code, caught.value.headers) == (429, "overloaded", {"retry-after": "1"})
+    assert let_in(admission), "streams do not wait for them"
+    assert notes.prompts == [100, 100, 10]
+    first.was_read()
+    first.leave()
+    second.leave()  # unread: its client has gone
+    assert len(admission.backlog) == 0
+    embeds(admission, 1)
+
+
+def test_embeddings_that_others_would_hold_up_too_long_are_refused_and_who_is_alone_never() -> None:
+    admission, clock, notes = door(max_queue=9, max_ttft_s=5.0)
+    first = embeds(admission, 1000)
+    clock.now_s = 20.0
+    first.was_read()  # 0.02 s a token
+    first.leave()
+    alone = embeds(admission, 10**9)
+    embeds(admission, 200)  # which waits for as many tokens of the long one, 4 s
+    with pytest.raises(Refusal, match=r"hold these up for about 10\.0 s, and 5 s is the limit") as caught:
+        embeds(admission, 300)
+    assert (caught.value.reason, caught.value.headers) == ("ttft", {"retry-after": "5"})
+    assert notes.refusals == {"ttft": 1}
+    alone.leave()
+    embeds(admission, 300)
+
+
+def test_embeddings_count_against_their_keys_limits() -> None:
+    key = ApiKey("team", digest(SECRET), tokens_per_minute=600, requests_per_minute=9)
+    admission, _, notes = door(key)
+    visit = embeds(admission, 400, HEADER)
+    with pytest.raises(Refusal) as caught:
+        embeds(admission, 300, HEADER)
+    assert (caught.value.reason, caught.value.type, caught.value.headers["retry-after"]) == ("key_tokens", "tokens", "10")
+    assert len(admission.backlog) == 1
+    visit.was_read()
+    visit.leave()
+    with pytest.raises(Refusal):  # used, not given back
+        embeds(admission, 300, HEADER)
+    assert notes.prompts == [400]
+
+
+def test_what_a_key_has_left_is_said_with_refusals_too() -> None:
+    admission, _, _ = door(ApiKey("team", digest(SECRET), requests_per_minute=1))
+    assert let_in(admission, HEADER).headers()["x-ratelimit-remaining-requests"] == "0"
+    with pytest.raises(Refusal) as caught:
+        admission.enter(HEADER)
+    assert caught.value.headers["x-ratelimit-reset-requests"] == "1m0s"
+    assert door()[0].enter(None).headers() == {}
 
 
 @given(st.lists(st.tuples(st.sampled_from(["come", "token", "end", "leave"]), st.integers(0, 9), st.integers(1, 3)), max_size=80))

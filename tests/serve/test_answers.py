@@ -19,7 +19,7 @@ def answered(kind: type, **fields: object) -> tuple[Answer, list[dict]]:
     raw = json.dumps({"model": "tern", "return_token_ids": True, **fields}).encode()
     body = read_body(raw, kind, models=["tern"])
     records = [Record(Request(id=f"r-{c}", prompt=(1, 2), sampling=Sampling(), choice=c)) for c in range(body.n or 1)]
-    answer = Answer(body, "id-1", 123, lambda token: f"<{token}>", records)
+    answer = Answer(body, "id-1", 123, lambda token: b"<%d>" % token, records)
     chunks = answer.opening()
     for index, record in enumerate(records):
         attempt, _ = record.resume()
@@ -55,7 +55,7 @@ def test_completion_chunks_make_the_whole() -> None:
 def test_best_of_returns_the_likeliest_of_each_prompt() -> None:
     body = read_body(b'{"model": "tern", "prompt": ["p", "q"], "n": 2, "best_of": 3}', CompletionRequest, models=["tern"])
     records = [Record(Request(id=f"r-{i}", prompt=(1,), sampling=Sampling(logprobs=0), choice=i % 3)) for i in range(6)]
-    answer = Answer(body, "id", 1, str, records)
+    answer = Answer(body, "id", 1, lambda token: b"", records)
     means = [-3.0, -1.0, -2.0, -1.0, -5.0, -1.0]
     for index, (record, mean) in enumerate(zip(records, means, strict=True)):
         attempt, _ = record.resume()
@@ -95,6 +95,6 @@ def test_chat_shapes() -> None:
 
 def test_held_back_text_makes_no_chunk_unless_tokens_are_asked_for() -> None:
     body = read_body(b'{"model": "tern", "prompt": "p", "stream": true}', CompletionRequest, models=["tern"])
-    answer = Answer(body, "id", 1, str, [Record(Request(id="r", prompt=(1,)))])
+    answer = Answer(body, "id", 1, lambda token: b"", [Record(Request(id="r", prompt=(1,)))])
     assert answer.add(0, Fresh((5,), "")) is None
     assert answer.add(0, Fresh((6,), "ab"))["choices"][0]["text"] == "ab"

@@ -19,7 +19,7 @@ from tests.serve.bodies import chat, completion
 
 def run_of(body: Any) -> Run:
     records = [Record(Request(id=f"r-{choice}", prompt=(1,), choice=choice)) for choice in range(body.n or 1)]
-    return Run(Answer(body, "id", 1, str, records))
+    return Run(Answer(body, "id", 1, lambda token: b"", records))
 
 
 def say(run: Run, index: int, text: str, end: bool = False) -> None:

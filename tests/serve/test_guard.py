@@ -90,6 +90,16 @@ def test_a_refusal_says_when_to_come_again_and_reading_a_page_costs_no_request()
     assert (refused.json()["error"]["type"], refused.json()["error"]["code"]) == ("requests", "rate_limit_exceeded")
 
 
+def test_every_answer_to_a_limited_key_says_what_is_left() -> None:
+    house = House(ApiKey("me", digest(SECRET), requests_per_minute=2))
+    answers = [house.ask("POST", path, ME) for path in ("/v1/x", "/nothing", "/v1/x")]
+    assert [answer.status_code for answer in answers] == [200, 404, 429]
+    assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["1", "0", "0"]
+    assert [answer.headers.get_list("x-ratelimit-limit-requests") for answer in answers] == [["2"]] * 3
+    assert not any(name.startswith("x-ratelimit") for name in House().ask("POST", "/v1/x", {}).headers)
+    assert not any(name.startswith("x-ratelimit") for name in house.ask("POST", "/v1/x", {}).headers)
+
+
 def test_a_client_that_leaves_is_counted_as_gone_and_ends_its_visit() -> None:
     house = House(ApiKey("me", digest(SECRET), max_streams=1))
     scope = {

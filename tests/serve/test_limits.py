@@ -24,7 +24,7 @@ from serve.app import APP, free_port, running
 from serve.config import ServeConfig
 from serve.engine.config import EngineConfig
 
-KEY, SMALL = "sk-the-key-of-the-team", "sk-the-key-of-a-visitor"
+KEY, SMALL, READER = "sk-the-key-of-the-team", "sk-the-key-of-a-visitor", "sk-the-key-of-a-reader"
 KEYS = f"""
 [team]
 key = "{KEY}"
@@ -33,6 +33,11 @@ key = "{KEY}"
 key = "{SMALL}"
 tokens_per_minute = 200
 max_streams = 2
+
+[reader]
+key = "{READER}"
+tokens_per_minute = 2000
+requests_per_minute = 100
 """
 PATIENCE_S = 30.0
 LONG = {"model": "tern", "prompt": "def add(left", "max_tokens": 8000, "stream": True, "ignore_eos": True, "n": 8}
@@ -120,6 +125,31 @@ def test_a_keys_limits_are_429_with_the_time_to_come_again(url: str) -> None:
     assert client(url, KEY).completions.create(model="tern", prompt="def", max_tokens=9).usage.completion_tokens  # others are not held up
 
 
+def test_what_a_key_has_left_stands_in_openais_headers(url: str) -> None:
+    for stream in (False, True):
+        answer = client(url, READER).completions.with_raw_response.create(model="tern", prompt=[5, 6], max_tokens=30, stream=stream)
+        said = {name: value for name, value in answer.headers.items() if name.startswith("x-ratelimit-")}
+        assert (said["x-ratelimit-limit-requests"], said["x-ratelimit-limit-tokens"]) == ("50", "1000"), "of one of two gateways"
+        assert int(said["x-ratelimit-remaining-requests"]) in (49, 48)
+        assert 1000 - 2 * 32 <= int(said["x-ratelimit-remaining-tokens"]) <= 1000 - 32
+        assert set(said) == {f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")}
+    free = client(url, KEY).models.with_raw_response.list()
+    assert not any(name.startswith("x-ratelimit") for name in free.headers)
+
+
+def test_embeddings_count_against_a_keys_tokens(url: str) -> None:
+    refusals = []
+    for _ in range(3):  # 1,000 tokens a minute at each of two gateways
+        try:
+            client(url, READER).embeddings.create(model="tern", input=[5] * 900)
+        except openai.RateLimitError as error:
+            refusals.append(error)
+    assert 1 <= len(refusals) < 3
+    assert (refusals[0].type, refusals[0].code) == ("tokens", "rate_limit_exceeded")
+    assert int(refusals[0].response.headers["retry-after"]) > 30
+    assert int(refusals[0].response.headers["x-ratelimit-remaining-tokens"]) < 900
+
+
 def refused(url: str) -> httpx.Response | None:
     """The answer to one more request of many streams, if it is refused at once."""
     try:
@@ -180,6 +210,7 @@ def test_no_key_is_in_a_log_or_in_what_ray_keeps(url: str) -> None:
         raw = file.read_bytes()
         assert KEY.encode() not in raw, file
         assert SMALL.encode() not in raw, file
+        assert READER.encode() not in raw, file
     assert KEY not in json.dumps(ray.serve.status().applications[APP].__dict__, default=repr)
     assert not any(KEY in value for value in os.environ.values())
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.autoscale import AutoscaleSettings, Target, target_replicas
 from serve.admission import Admission, Limits
 from serve.first_token import Expectation, Stream
 from serve.load import Window, report
@@ -33,6 +34,16 @@ def test_a_report_says_who_waits_and_what_is_still_owed() -> None:
     assert (said["streams"], said["waiting"], said["waiting_tokens"], said["longest_wait_s"]) == (2, 1, 200.0, 7.0)
     assert said["asked"] == 1000 + (50 - 20) + 200
     assert report(door(), 0.0, 0.0)["mean_tokens"] == 0.0
+
+
+def test_embeddings_are_load_too() -> None:
+    admission = door()
+    admission.backlog.add(500, now_s=99.0)
+    said = report(admission, 0.0, 0.0)
+    assert (said["streams"], said["waiting"], said["waiting_tokens"]) == (1, 1, 1.0)
+    window = Window()
+    window.add({"a": {**said, "time_s": 1.0}})
+    assert target_replicas(window.load(), Target(0), AutoscaleSettings(), 0.0).num_replicas == 1
 
 
 def note(time_s: float, asked: float, **more: float) -> dict[str, float]:

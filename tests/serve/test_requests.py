@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from serve.protocol import ApiError
-from serve.requests import engine_requests, token_prompts
+from serve.requests import blamed, engine_requests, token_prompts
 from tests.serve.bodies import chat, completion
+
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
 
 
 def test_prompts_become_tokens() -> None:
@@ -80,6 +82,8 @@ def test_what_does_not_fit_the_context_is_refused(fields: dict[str, Any], length
 
 
 def test_too_many_choices_are_refused() -> None:
+    with pytest.raises(ApiError, match="prompt: 129 prompts are more than 128"):
+        engine_requests(completion(), [(1,)] * 129, request_id="r", seed=1, max_length=100)
     with pytest.raises(ApiError, match="more than 128"):
         engine_requests(completion(n=100), [(1,), (2,)], request_id="c", seed=0, max_length=64)
 
@@ -94,3 +98,24 @@ def test_requests_carry_their_adapter_and_who_asks() -> None:
     assert asked(user="ada", safety_identifier="bob").client == "bob"
     assert asked(user="x" * 100).client == "x" * 64
     assert asked(user={"name": "ada"}).client == ""
+
+
+@pytest.mark.parametrize(
+    ("body", "said", "param", "message"),
+    [
+        (completion(), "logit_bias: token 9 is outside", "logit_bias", "logit_bias: token 9 is outside"),
+        (completion(structured_outputs={"regex": "a"}), "regex: no", "structured_outputs", "structured_outputs: regex: no"),
+        (chat(response_format={"type": "json_object"}), "json_schema: no", "response_format", "response_format: json_schema: no"),
+        (chat(tools=TOOLS), "structural_tag: no", "tools", "tools: no"),
+        (chat(tools=TOOLS), "json_schema: no", "tools", "tools: json_schema: no"),
+        (chat(), "the request cannot be run", None, "the request cannot be run"),
+    ],
+)
+def test_what_the_engine_refuses_is_named_as_the_client_wrote_it(body: Any, said: str, param: str | None, message: str) -> None:
+    found = blamed(ApiError(400, said), body)
+    assert (found.status, found.param, found.message) == (400, param, message)
+
+
+def test_other_errors_stay_as_they_are() -> None:
+    for error in (ApiError(503, "logit_bias: x"), ApiError(400, "stop: x", param="messages")):
+        assert blamed(error, chat()) is error

@@ -33,7 +33,7 @@ def test_answers_and_their_chunks(kind: str, fields: dict[str, Any]) -> None:
     make = chat if kind == "ChatCompletion" else completion
     body = make(**fields, stream=True, stream_options={"include_usage": True})
     record = Record(Request(id="r", prompt=(1, 2), sampling=Sampling()))
-    answer = Answer(body, "id", 1, lambda token: f"<{token}>", [record])
+    answer = Answer(body, "id", 1, lambda token: b"<%d>" % token, [record])
     attempt, _ = record.resume()
     logprobs = (TokenLogprob(5, -0.5, ((5, -0.5),)),) if fields.get("logprobs") else None
     fresh = record.take(attempt, Tokens(0, (5,), 0, "ab", logprobs))

@@ -140,7 +140,8 @@ def test_tokenizer_reads_a_folder(tiny_model_dir: Path) -> None:
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.token_id("<|endoftext|>") == 0
     assert tokenizer.decode([0, *tokenizer.encode("a")]) == "a"
-    assert tokenizer.token_text(0) == "<|endoftext|>"
+    assert tokenizer.token_bytes(0) == b"<|endoftext|>"
+    assert tokenizer.token_bytes(10**6) == b""
 
 
 def test_streaming_real_tokens_gives_the_decoded_text(tiny_model_dir: Path) -> None:
@@ -215,6 +216,15 @@ def test_a_fallback_tokenizer_shows_the_decoded_text(tokenizers: dict[str, Token
     stream = TextStream(tokenizer, prompt)
     shown = "".join([*(stream.push(t) for t in tokens), stream.finish()])
     assert "ab" + shown == tokenizer.decode([*prompt, *tokens])
+
+
+@given(text=st.text(), words=st.text(alphabet="ab é日🐦.", min_size=1))
+def test_the_bytes_of_tokens_are_those_of_the_text(tokenizers: dict[str, Tokenizer], text: str, words: str) -> None:
+    def joined(kind: str, text: str) -> bytes:
+        return b"".join(map(tokenizers[kind].token_bytes, tokenizers[kind].encode(text)))
+
+    assert joined("byte-level", text) == text.encode()
+    assert joined("fallback", words) == b" " + words.encode()  # which begins a text there
 
 
 def test_tokenizers_whose_tokens_depend_on_company_have_no_pieces(tmp_path: Path) -> None:
