@@ -20,6 +20,7 @@ __all__ = ["ChatRequest", "Message", "TemplateVariables"]
 class _TextPart(Body):
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: Any = None  # prefixes are cached anyway
 
 
 Text = str | list[_TextPart]
@@ -41,6 +42,7 @@ class _Answered(Body):
     content: Text | None = None
     name: Any = None
     refusal: Any = None
+    annotations: Any = None  # as an answer of OpenAI's has them that is sent back
     tool_calls: list[ToolCall] | None = None
     audio: Unsupported = None
     function_call: Unsupported = None
@@ -99,6 +101,7 @@ class ChatRequest(Generation):
     function_call: Unsupported = None
     modalities: list[Literal["text"]] | None = None
     audio: Unsupported = None
+    moderation: Unsupported = None
     web_search_options: Unsupported = None
     prediction: Any = None  # a guess that makes it faster: a hint, ignored
     reasoning_effort: Any = None

@@ -22,6 +22,8 @@ class Message:
 
     reader: CallReader | XmlCallReader | None
     """Finds the calls; None where there can be none."""
+    only_calls: bool = False
+    """Whether the answer is calls and nothing else: what an answer that was cut shows besides is the beginning of one."""
     content: str = ""
     calls: list[dict[str, Any]] = field(default_factory=list)
     """As OpenAI has them: id, type, function (name, arguments)."""
@@ -43,7 +45,7 @@ class Message:
         return {"role": "assistant", "content": self.content or None, "refusal": None, "tool_calls": self.calls}
 
     def _take(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        content = "".join(piece.text for piece in pieces if isinstance(piece, Content))
+        content = "" if self.only_calls else "".join(piece.text for piece in pieces if isinstance(piece, Content))
         self.content += content
         fresh: dict[int, dict[str, Any]] = {}
         for piece in pieces:

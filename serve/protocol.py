@@ -124,6 +124,8 @@ class Generation(Addressed):
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
 
     @model_validator(mode="after")
     def _check(self) -> Generation:

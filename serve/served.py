@@ -59,12 +59,16 @@ class Served:
 
     async def conversation(self, body: ChatRequest) -> tuple[list[Prompt], Toolbox | None]:
         """A chat as the model's prompt, and the tools that its answer may call."""
+        if len(body.messages) > self.max_length:
+            raise self._too_long(f"{len(body.messages):,} messages", "messages")
         self._check_characters(sum(len(turn["content"]) for turn in body.turns), "messages")
         box = body.toolbox(self._convention)
         try:
-            prompt = await asyncio.to_thread(self.tokenizer.encode_chat, body.turns, **body.template_variables)
+            text = await asyncio.to_thread(self.tokenizer.chat, body.turns, **body.template_variables)
         except ValueError as error:
             raise ApiError(400, str(error), param="messages") from None
+        self._check_characters(len(text), "messages")
+        prompt = await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=False)
         return token_prompts([prompt], self.tokenizer.encode, self.vocab_size, "messages"), box
 
     async def texts(self, body: EmbeddingRequest) -> list[Prompt]:
@@ -98,8 +102,11 @@ class Served:
     def _check_characters(self, count: int, param: str) -> None:
         """Refuse what cannot fit into the context before it is tokenised, which takes a while."""
         if count > self.max_length * self.tokenizer.longest_token:
-            message = f"this model's context holds {self.max_length} tokens, too few for {count:,} characters; shorten the {param}"
-            raise ApiError(400, message, param=param, code="context_length_exceeded")
+            raise self._too_long(f"{count:,} characters", param)
+
+    def _too_long(self, what: str, param: str) -> ApiError:
+        message = f"this model's context holds {self.max_length} tokens, too few for {what}; shorten the {param}"
+        return ApiError(400, message, param=param, code="context_length_exceeded")
 
 
 def _limits(folder: Path, max_length: int | None) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ Promise: no traceback and no page of HTML reaches a client, whatever it asks for
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Collection
 from importlib.metadata import version
@@ -20,6 +21,8 @@ from serve.protocol import ApiError
 
 __all__ = ["api", "documented", "raw_body"]
 
+BODY_S = 60.0
+"""A body may take so long: 4 MB at half a megabit a second."""
 _log = logging.getLogger(__name__)
 api = FastAPI(title="Sterna", version=version("sterna"), docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
 
@@ -31,8 +34,12 @@ async def _on_api_error(_: Request, error: ApiError) -> JSONResponse:
 
 @api.exception_handler(HTTPException)
 async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse:
-    what = {404: f"there is no {request.url.path} here", 405: f"{request.method} is not allowed for {request.url.path}"}
-    refusal = ApiError(error.status_code, what.get(error.status_code, str(error.detail)))
+    what = {
+        404: (f"there is no {request.url.path} here", "unknown_url"),
+        405: (f"{request.method} is not allowed for {request.url.path}", "method_not_supported"),
+    }
+    message, code = what.get(error.status_code, (str(error.detail), None))
+    refusal = ApiError(error.status_code, message, code=code)
     return JSONResponse(refusal.body(), status_code=refusal.status, headers=error.headers)
 
 
@@ -59,10 +66,21 @@ def documented(app: FastAPI, open_to_all: Collection[str] | None) -> dict[str, A
 
 
 async def raw_body(request: Request, max_bytes: int) -> bytes:
-    """The body, given up as soon as it is larger than the limit: one client's megabytes are not to be everyone's wait."""
+    """The body, given up as soon as it is larger than the limit: one client's megabytes are not to be everyone's wait.
+
+    ApiError 413 then, 408 for one that does not come (who opens a request and sends nothing must not keep its place), and 415 for a
+    compressed one, whose size would say nothing of what becomes of it.
+    """
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise ApiError(415, f"content-encoding: {coding[:20]} is not read here; send the body as it is")
     raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > max_bytes:
-            raise ApiError(413, f"the request is larger than {max_bytes:,} bytes; send less", code="request_too_large")
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                raw += chunk
+                if len(raw) > max_bytes:
+                    raise ApiError(413, f"the request is larger than {max_bytes:,} bytes; send less", code="request_too_large")
+    except TimeoutError:
+        raise ApiError(408, f"the body had not come within {BODY_S:g} s", code="request_timeout") from None
     return bytes(raw)

@@ -63,6 +63,9 @@ def _reason(schema: dict[str, Any]) -> str | None:
         beside = next((other for other in schema if other not in _REMARKS and other != key), None)
         if key in schema and beside is not None:
             return f"{beside!r} beside {key!r}"
+    elsewhere = schema.get("$ref", "#")
+    if not isinstance(elsewhere, str) or not (elsewhere == "#" or elsewhere.startswith("#/")):
+        return f"'$ref' to {elsewhere!r}, which is no path within the schema,"
     required, properties = schema.get("required"), schema.get("properties")
     if isinstance(required, list) and (unknown := [name for name in required if name not in (properties or ())]):
         return f"'required' of {unknown[0]!r}, which 'properties' do not name,"

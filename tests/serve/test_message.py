@@ -47,3 +47,13 @@ def test_without_tools_text_is_content() -> None:
     message = Message(None)
     assert [message.add(TEXT), message.add(""), message.finish()] == [{"content": TEXT}, {}, {}]
     assert message.whole() == {"role": "assistant", "content": TEXT, "refusal": None}
+
+
+@given(st.integers(min_value=0, max_value=len(TEXT)))
+def test_an_answer_that_must_be_calls_shows_no_marks_wherever_it_is_cut(at: int) -> None:
+    assert HERMES is not None
+    calls = TEXT.removeprefix("Yes.\n")
+    message = Message(CallReader(HERMES, ["f", "g"]), only_calls=True)
+    deltas = [message.add(calls[:at]), message.finish()]
+    assert not any("content" in delta for delta in deltas)
+    assert not message.whole()["content"]

@@ -68,6 +68,19 @@ def test_a_conversation_is_one_prompt(served: Served) -> None:
         asyncio.run(served.conversation(chat(tools=[{"type": "function", "function": {"name": "f"}}])))
 
 
+def test_a_conversation_that_cannot_fit_is_neither_rendered_nor_tokenised(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served.tokenizer, "encode", lambda *_, **__: pytest.fail("it was tokenised"))
+    turn = {"role": "user", "content": ""}
+    template = served.tokenizer.chat
+    monkeypatch.setattr(served.tokenizer, "chat", lambda *_, **__: pytest.fail("it was rendered"))
+    with pytest.raises(ApiError, match="too few for 65 messages; shorten the messages") as caught:
+        asyncio.run(served.conversation(chat(messages=[turn] * 65)))
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
+    monkeypatch.setattr(served.tokenizer, "chat", lambda turns, **more: template(turns, **more) * 99)
+    with pytest.raises(ApiError, match=r"too few for [\d,]+ characters"):
+        asyncio.run(served.conversation(chat(messages=[turn] * 60)))
+
+
 def test_a_template_that_refuses_is_the_clients_mistake(tiny_model_dir: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model_dir, folder)

@@ -26,7 +26,7 @@ def test_what_is_not_there(method: str, path: str, status: int) -> None:
     response = asked(method, path)
     assert response.status_code == status
     assert response.json()["error"]["message"] == f"there is no {path} here"
-    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert (response.json()["error"]["type"], response.json()["error"]["code"]) == ("invalid_request_error", "unknown_url")
 
 
 def test_a_body_is_read_up_to_its_limit() -> None:
@@ -44,3 +44,22 @@ def test_a_body_is_read_up_to_its_limit() -> None:
         asyncio.run(raw_body(request, 3))
     assert (caught.value.status, caught.value.code) == (413, "request_too_large")
     assert taken == 2, "what comes after the limit is not waited for"
+
+
+def test_a_compressed_body_is_refused_before_it_is_read() -> None:
+    request = Request({"type": "http", "method": "POST", "headers": [(b"content-encoding", b"gzip")]})
+    with pytest.raises(ApiError, match="content-encoding: gzip is not read here") as caught:
+        asyncio.run(raw_body(request, 6))
+    assert caught.value.status == 415
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.web.BODY_S", 0.01)
+    parts = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+
+    async def receive() -> dict[str, object]:
+        return next(parts, None) or await asyncio.Future()
+
+    with pytest.raises(ApiError, match=r"had not come within 0\.01 s") as caught:
+        asyncio.run(raw_body(Request({"type": "http", "method": "POST", "headers": []}, receive), 6))
+    assert (caught.value.status, caught.value.code) == (408, "request_timeout")

@@ -23,6 +23,9 @@ from serve.engine.schema import checked_schema
         ({"type": "string", "pattern": "a", "maxLength": 3}, "'pattern' with a length"),
         ({"type": "object", "properties": {"b": {}}, "required": ["b", "a"]}, "'required' of 'a'"),
         ({"type": "object", "required": ["a"]}, "'required' of 'a'"),
+        ({"$ref": "https://example.org/schema"}, "'$ref' to 'https://example.org/schema'"),
+        ({"properties": {"a": {"$ref": "#anchor"}}}, "'$ref' to '#anchor'"),
+        ({"$ref": 5}, "'$ref' to 5"),
     ],
 )
 def test_what_would_be_dropped_is_refused(schema: dict[str, Any], keyword: str) -> None:
@@ -46,6 +49,7 @@ def test_what_cannot_be_read_is_refused_in_one_line(text: str) -> None:
         {"enum": [{"uniqueItems": True}, "not"]},
         {"$ref": "#/$defs/x", "description": "of one's own", "$defs": {"x": {"type": "array", "uniqueItems": False, "items": {}}}},
         {"anyOf": [{"type": "string", "maxLength": 3}, {"type": "null"}], "default": None, "title": "T"},
+        {"properties": {"again": {"$ref": "#"}, "$ref": {"type": "string"}}},
         True,
     ],
 )
