@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.calls import Arguments, Called, CallReader, Content, Piece
+from serve.calls import Arguments, Called, CallReader, Content
 from serve.convention import _KNOWN, PLAIN, Convention
+from tests.serve.pieces import CUTS, cut, gathered
 
 CONVENTIONS = {convention.name: convention for convention in (*_KNOWN, PLAIN) if not convention.is_xml}
 HERMES = CONVENTIONS["hermes"]
@@ -31,37 +31,15 @@ def written(convention: Convention, calls: list[tuple[str, Any]]) -> str:
     return opening + convention.separator.join(each) + closing
 
 
-def gathered(pieces: list[Piece]) -> tuple[str, list[list[str]]]:
-    """The content, and each call's name and arguments; calls come in order, and arguments after their call."""
-    content, calls = "", []
-    for piece in pieces:
-        if isinstance(piece, Content):
-            content += piece.text
-        elif isinstance(piece, Called):
-            assert piece.index == len(calls)
-            calls.append([piece.name, ""])
-        else:
-            assert isinstance(piece, Arguments)
-            assert piece.index == len(calls) - 1
-            calls[-1][1] += piece.text
-    return content, calls
-
-
 def read(convention: Convention, pieces: list[str], most: int | None = None) -> tuple[str, list[list[str]]]:
     reader = CallReader(convention, ["f", "get_weather"], most)
     return gathered([piece for text in pieces for piece in reader.push(text)] + reader.finish())
-
-
-def cut(text: str, at: list[int]) -> list[str]:
-    bounds = sorted({0, len(text), *(where % (len(text) + 1) for where in at)})
-    return [text[a:b] for a, b in pairwise(bounds)]
 
 
 VALUES = st.recursive(st.integers() | st.booleans() | st.text(max_size=8), lambda inner: st.lists(inner, max_size=3), max_leaves=4)
 CALLS = st.lists(
     st.tuples(st.sampled_from(["f", "get_weather"]), st.dictionaries(st.text(max_size=5), VALUES, max_size=3)), min_size=1, max_size=3
 )
-CUTS = st.lists(st.integers(min_value=0, max_value=10_000), max_size=12)
 WORDS = st.text(alphabet="ab <[{}]\"'\n,;té", max_size=12)
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.calls import Arguments, Called, Content, Piece
+from serve.calls import Arguments, Called
 from serve.xml_calls import GLM, QWEN, Elements, XmlCallReader
+from tests.serve.pieces import CUTS, cut, gathered
 
 SCHEMAS = {"f": {"properties": {"text": {"type": "string"}, "count": {"type": "integer"}, "deep": {"type": "object"}}}, "now": {}}
 FORMS = {"qwen": QWEN, "glm": GLM}
@@ -31,28 +31,9 @@ def written(elements: Elements, calls: list[tuple[str, dict[str, Any]]]) -> str:
     return "\n".join(each)
 
 
-def gathered(pieces: list[Piece]) -> tuple[str, list[list[str]]]:
-    content, calls = "", []
-    for piece in pieces:
-        if isinstance(piece, Content):
-            content += piece.text
-        elif isinstance(piece, Called):
-            assert piece.index == len(calls)
-            calls.append([piece.name, ""])
-        else:
-            assert isinstance(piece, Arguments)
-            calls[piece.index][1] += piece.text
-    return content, calls
-
-
 def read(elements: Elements, pieces: list[str], most: int | None = None) -> tuple[str, list[list[str]]]:
     reader = XmlCallReader(elements, SCHEMAS, most)
     return gathered([piece for text in pieces for piece in reader.push(text)] + reader.finish())
-
-
-def cut(text: str, at: list[int]) -> list[str]:
-    bounds = sorted({0, len(text), *(where % (len(text) + 1) for where in at)})
-    return [text[a:b] for a, b in pairwise(bounds)]
 
 
 TEXT = st.text(st.characters(exclude_characters="<>", exclude_categories=["Cs"]), max_size=8).filter(lambda text: text == text.strip("\n"))
@@ -60,7 +41,6 @@ ARGUMENTS = st.fixed_dictionaries(
     {}, optional={"text": TEXT, "count": st.integers(), "deep": st.dictionaries(TEXT, st.integers(), max_size=2)}
 )
 CALLS = st.lists(st.tuples(st.just("f"), ARGUMENTS) | st.tuples(st.just("now"), st.just({})), min_size=1, max_size=3)
-CUTS = st.lists(st.integers(min_value=0, max_value=10_000), max_size=12)
 
 
 @pytest.mark.parametrize("form", FORMS)
