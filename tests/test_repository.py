@@ -132,6 +132,18 @@ def commands() -> list[str]:
     return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
+def check(arguments: list[str]) -> None:
+    name, rest = sterna._split_verb(arguments)
+    sterna._parser(name, sterna.VERBS[name], sterna._load(sterna.VERBS[name].settings)).parse_args(rest)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_documents_name_only_commands_that_exist(path):
+    text = path.read_text()
+    for command in re.findall(r"^    sterna (.+)", text, flags=re.M) + re.findall(r"`sterna ([^`]+ --(?!help)[^`]+)`", text):
+        check(shlex.split(command, comments=True))
+
+
 def test_readme_names_only_commands_that_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.M))
     seen = 0
@@ -141,10 +153,7 @@ def test_readme_names_only_commands_that_exist():
             assert set(words[1:]) <= targets, command
             seen += 1
         if "sterna" in words[:1] or ("-m" in words and "sterna" in words):
-            after = words[words.index("sterna") + 1 :]
-            name, rest = sterna._split_verb(after)
-            cls = sterna._load(sterna.VERBS[name].settings)
-            sterna._parser(name, sterna.VERBS[name], cls).parse_args(rest)
+            check(words[words.index("sterna") + 1 :])
             seen += 1
     assert seen >= 4
     assert {"make journey", "make test"} <= set(commands())
