@@ -3,8 +3,8 @@
 Promise: whoever asks gets the machines with their prices, the bill so far and the latest decisions; with `ledger` set, a restart goes on
 from the file. Machines count from when the service first sees them to when it stops; the whole cluster counts, head and gateways
 included. Prices are its owner's (`node_prices`), else AWS's where machines are AWS's, asked once an hour, else the list's.
-Price: one process, one look at Ray's node table and one call per gateway every `LOOK_S`. Tokens of a gateway that dies between two
-looks are not counted.
+Price: one process, one look at Ray's node table and one call per gateway every `LOOK_S`. Gateways tell totals, so an answer that comes
+too late is made up for by the next; tokens that a gateway sends between its last answer and its death are not counted.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from cluster.nodes import machine_of, node_rows, node_table
 from cluster.price_book import Price, PriceBook, own_prices
 from cluster.prices import prices_of
 from serve.autoscaling import decisions
+from serve.handles import asked, deployment
 
 __all__ = ["Books", "decision_rows"]
 
@@ -44,6 +45,10 @@ class Books:
     def __init__(self, ledger: str = "", node_prices: Mapping[str, float] | None = None) -> None:
         """As in serve.config.ServeConfig. ValueError for a ledger that cannot be kept."""
         self._file = LedgerFile(ledger)
+        self._known_s = self._file.ledger.seen_s
+        """Up to when a keeper before this one has counted; None: there was none."""
+        self._heard: dict[str, int] = {}
+        """Tokens that each gateway has sent, as far as they are counted."""
         self._own = dict(node_prices or {})
         self._file.append(_news(self._file.ledger.book, own_prices(self._own), time.time()))
         self._priced: tuple[frozenset[Pool], float] = (frozenset(), 0.0)  # for which, and when
@@ -108,10 +113,17 @@ class Books:
             self._pending = 0
 
     async def _newly_served(self) -> int:
-        """Tokens that gateways have sent since they were asked before."""
-        gateways = ray.serve.get_deployment_handle(GATEWAY, self._app)
-        counts = await gateways.broadcast("newly_served").results_async(timeout_s=LOOK_S, return_exceptions=True)
-        return sum(count for count in counts if isinstance(count, int))
+        """Tokens that gateways have sent and that are not counted yet."""
+        return self._newly(await asked([deployment(GATEWAY)], "tokens_sent", patience_s=LOOK_S))
+
+    def _newly(self, answers: Sequence[tuple[str, float, int]]) -> int:
+        """What is new in gateways' (name, since when it is there, tokens sent since). What one had sent under a keeper before is not."""
+        new = 0
+        for name, since_s, total in answers:
+            counted = self._known_s is not None and since_s < self._known_s
+            new += total - self._heard.get(name, total if counted else 0)
+            self._heard[name] = total
+        return new
 
     async def _ask_prices(self) -> None:
         """Once an hour, and when a machine of another type or zone comes."""

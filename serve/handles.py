@@ -5,17 +5,36 @@ Promise: a call goes to the replica it names, or, for a stream, to another that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
+import ray.serve
 from ray.serve.handle import DeploymentHandle
 
 from serve.engine.request import Request
+from serve.metrics import PATIENCE_S, answers
 from serve.migrate import Offer, Pulled
 from serve.relay import Source
 from serve.router import Place
 
-__all__ = ["Handles"]
+__all__ = ["Handles", "asked", "deployment", "peers"]
+
+
+async def asked(handles: Iterable[DeploymentHandle[Any]], method: str, *args: Any, patience_s: float = PATIENCE_S) -> list[Any]:
+    """What every process of these deployments answers in time; those that fail are left out."""
+    return await answers(h.broadcast(method, *args).results_async(timeout_s=patience_s, return_exceptions=True) for h in handles)
+
+
+def peers() -> DeploymentHandle[Any]:
+    """A handle to this process's own deployment: itself and its like."""
+    return deployment(ray.serve.get_replica_context().deployment)
+
+
+def deployment(name: str) -> DeploymentHandle[Any]:
+    """A handle to another deployment of this process's application."""
+    handle: DeploymentHandle[Any] = ray.serve.get_deployment_handle(name, ray.serve.get_replica_context().app_name)
+    return handle
 
 
 class Handles:

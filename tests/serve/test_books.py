@@ -21,9 +21,6 @@ def node(name: str = "a", **more: Any) -> dict[str, Any]:
 SPOT_LABELS = {"ray.io/market-type": "spot", "ray.io/availability-zone": "us-west-2b", "sterna.io/instance-type": "m7i.4xlarge"}
 
 
-SPOT_LABELS = {"ray.io/market-type": "spot", "ray.io/availability-zone": "us-west-2b", "sterna.io/instance-type": "m7i.4xlarge"}
-
-
 def test_decisions_are_told_in_words_the_latest_first():
     notes = [
         {"decided_s": 1.0, "replicas": {"spot": 2, "on-demand": 1}, "give_back": [], "reasons": ("a",)},
@@ -152,6 +149,24 @@ def test_machines_of_aws_have_the_lists_prices_where_aws_cannot_be_asked(cluster
     report = books.report()
     assert report["costs"]["on_demand_dollars"] == pytest.approx(LIST_PRICES["m7i.4xlarge"])
     assert "the nodes have no label" in report["costs"]["prices"]
+
+
+def test_an_answer_that_is_lost_loses_no_token(cluster):
+    books = opened(cluster)
+    assert books._newly([("a", 9_000.0, 5), ("b", 9_000.0, 7)]) == 12
+    assert books._newly([("a", 9_000.0, 6)]) == 1, "b was too late"
+    assert books._newly([("a", 9_000.0, 6), ("b", 9_000.0, 9), ("c", 9_500.0, 4)]) == 2 + 4
+    assert books._newly([]) == 0
+
+
+def test_a_keeper_that_returns_counts_what_is_new_to_it(cluster, tmp_path):
+    path = str(tmp_path / "costs.jsonl")
+    crashed = opened(cluster, path)
+    cluster.look(crashed, 10_000)
+    crashed._file.close()
+    again = opened(cluster, path)
+    assert again._newly([("old", 9_000.0, 500), ("new", 10_001.0, 3)]) == 3, "the old one's were counted before"
+    assert again._newly([("old", 9_000.0, 502), ("new", 10_001.0, 3)]) == 2
 
 
 def test_a_machine_of_no_known_price_is_no_zero(cluster):
