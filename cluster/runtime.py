@@ -18,11 +18,11 @@ import ray
 
 from cluster.console import say
 
-__all__ = ["attached", "num_cpus_available"]
+__all__ = ["ENVIRONMENT", "attached", "num_cpus_available"]
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     # Ray Serve's hops for a third of the CPU: streams by gRPC, no thread between a request and its code. Read by every process of the
-    # cluster, so cluster.yaml exports them, too.
+    # cluster, so cluster.yaml and deploy/rayservice.yaml set them, too.
     "RAY_SERVE_PROXY_USE_GRPC": "1",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "1000000000",  # an answer in one piece, such as 2,048 embeddings; else no more than 4 MiB
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
@@ -43,7 +43,7 @@ def attached(*, num_cpus: int | None = None, **init: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in _ENVIRONMENT.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False, **init}
     if not _join(options):

@@ -11,6 +11,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from cluster.machines import node_types
+from cluster.runtime import ENVIRONMENT
 from cluster.settings import parse
 from serve.app import GATEWAY_NODES, MARKET, SELECTORS, nested
 from serve.config import ServeConfig
@@ -26,6 +27,9 @@ def load(name: str) -> Any:
 
 
 CLUSTER, SERVE, KUBE = load("cluster.yaml"), load("deploy/serve.yaml"), load("deploy/rayservice.yaml")
+SPEC = KUBE["spec"]["rayClusterConfig"]
+RAY_GROUPS = {"head": SPEC["headGroupSpec"], **{group["groupName"]: group for group in SPEC["workerGroupSpecs"]}}
+RAY_STARTS = [line for key in ("head", "worker") for line in CLUSTER[f"{key}_start_ray_commands"] if "ray start" in line]
 SERVE_ON_KUBE = yaml.safe_load(KUBE["spec"]["serveConfigV2"])
 
 
@@ -38,9 +42,7 @@ def labels_of_types() -> dict[str, dict[str, str]]:
 
 
 def labels_of_groups() -> dict[str, dict[str, str]]:
-    spec = KUBE["spec"]["rayClusterConfig"]
-    groups = {group["groupName"]: group["labels"] for group in spec["workerGroupSpecs"]}
-    return {"head": spec["headGroupSpec"]["labels"], **groups}
+    return {name: group["labels"] for name, group in RAY_GROUPS.items()}
 
 
 @pytest.mark.parametrize("document", [SERVE, SERVE_ON_KUBE])
@@ -61,7 +63,8 @@ def test_the_policies_are_told_the_node_types_of_the_cluster_file() -> None:
     config = parse(ServeConfig, {**SERVE["applications"][0]["args"], "cluster": str(ROOT / "cluster.yaml")}, where="test")
     told = policy_settings(config)
     assert json.loads(json.dumps(told)) == told
-    assert {kind["name"] for kind in told["types"]} == {kind.name for kind in node_types(CLUSTER)}
+    assert {kind["name"] for kind in told["types"]} == {kind.name for kind in node_types(CLUSTER) if not kind.resources.get("GPU")}
+    assert (told["region"], told["zone"], told["zones"]) == ("us-west-2", "us-west-2", {}), "Ray chooses among its zones"
     assert told["prices"].keys() == {kind["name"] for kind in told["types"]}, "each has a price, if only the list's"
     assert told["prices"]["spot_cpu_m7i"] < told["prices"]["on_demand_cpu"] * 2
 
@@ -97,6 +100,30 @@ def test_the_manifest_is_what_kuberay_defines() -> None:
     broken = {**KUBE, "spec": {**KUBE["spec"], "rayClusterDeletionDelaySecs": 5}}
     with pytest.raises(jsonschema.ValidationError, match="rayClusterDeletionDelaySecs"):
         jsonschema.Draft202012Validator(schema).validate(broken)
+
+
+@pytest.mark.parametrize("group", RAY_GROUPS)
+def test_each_container_that_needs_the_heads_address_is_told_it(group: str) -> None:
+    """KubeRay's operator (ray-operator/controllers/ray/common/pod.go) sets FQ_RAY_IP in a worker's first container and in every pod's init
+    containers, and nowhere else."""
+    pod = RAY_GROUPS[group]["template"]["spec"]
+    first, *others = pod["containers"]
+    told = [*pod.get("initContainers", []), *([] if group == "head" else [first])]
+    needing = [each for each in (*told, first, *others) if "FQ_RAY_IP" in json.dumps(each) or "sterna" in json.dumps(each.get("command"))]
+    assert all(each in told for each in needing)
+    assert [each["name"] for each in needing] == (["watch"] if group == "spot" else []), "each spot machine, and no other, is watched"
+    assert all(each["restartPolicy"] == "Always" for each in needing), "beside Ray, not before it"
+
+
+@pytest.mark.parametrize("group", RAY_GROUPS)
+def test_ray_is_started_with_the_same_environment_everywhere(group: str) -> None:
+    pod = RAY_GROUPS[group]["template"]["spec"]
+    found = {each["name"]: each["value"] for each in pod["containers"][0]["env"]}
+    serve = {name: value for name, value in ENVIRONMENT.items() if name.startswith("RAY_SERVE_")}
+    assert {name: value for name, value in found.items() if name.startswith("RAY_SERVE_")} == serve
+    assert all(f"{name}={value}" in command for name, value in serve.items() for command in RAY_STARTS)
+    if "terminationGracePeriodSeconds" in pod:
+        assert 30 < int(found["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"]) < pod["terminationGracePeriodSeconds"]
 
 
 def test_the_manifest_is_what_kuberays_own_definition_says() -> None:
