@@ -7,7 +7,6 @@ replaces it. Price: none beyond Serve's own.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -27,7 +26,7 @@ from serve.handover import MoveKv
 from serve.load import REPLICAS
 from serve.metrics import ReplicaMetrics
 from serve.migrate import Frame, Offer, Pulled
-from serve.stopping import on_stop
+from serve.stopping import leave_on_stop
 from serve.streams import Streams
 
 __all__ = ["EngineReplica"]
@@ -49,7 +48,7 @@ class EngineReplica:
         lend.LENDERS[self._replica_id] = self._streams.lender
         self._watch = DrainWatch()
         self._watch.add_callback(self._streams.leave)
-        on_stop(lambda grace_s: self._streams.leave(time.time() + grace_s))  # scaled down or replaced: the same as a drain
+        leave_on_stop(self._streams.leave, lambda: self._watch.deadline)  # scaled down or replaced: the same as a drain
 
         self._deployment = ray.serve.get_replica_context().deployment
         self._metrics = ReplicaMetrics()
