@@ -1,12 +1,13 @@
 """Who is there: the cluster's machines as Ray and its autoscaler know them, in plain values.
 
-Promise: `census` asks the GCS once and returns living nodes with their labels, resources and drains, the machines that the
+Promise: `census` asks the GCS and returns living nodes with their labels, resources, drains and notices, the machines that the
 autoscaler is starting, and the launches that the cloud refused; a cluster without an autoscaler has none of the latter two.
-Price: one GCS call of some milliseconds. Source: Ray's autoscaler v2 (`ray.autoscaler.v2.sdk.get_cluster_status`).
+Price: three GCS calls of some milliseconds. Source: Ray's autoscaler v2 (`ray.autoscaler.v2.sdk.get_cluster_status`).
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,13 @@ class Node:
     free: Mapping[str, float] = field(default_factory=dict)
     """Those that nobody uses."""
     draining: bool = False
+    gone_s: float | None = None
+    """When it will be gone (unix seconds; infinity: at some time), if it drains or has been given notice (cluster/announcement.py)."""
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it has been given notice and does not drain yet."""
+        return self.gone_s is not None and not self.draining
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +61,12 @@ def census(gcs_address: str) -> Census:
     """The cluster at `gcs_address` (host:port), now."""
     from ray.autoscaler.v2.sdk import get_cluster_status  # here: whoever only wants the records loads no Ray
 
+    from cluster.announcement import announced
+    from cluster.bulletin import Bulletin
     from cluster.preemption import draining_nodes
 
-    status, drains = get_cluster_status(gcs_address), draining_nodes(gcs_address)
-    nodes = [_node(info, drains) for info in (*status.active_nodes, *status.idle_nodes)]
+    status, drains, leaving = get_cluster_status(gcs_address), draining_nodes(gcs_address), announced(Bulletin(gcs_address))
+    nodes = [_node(info, drains, leaving) for info in (*status.active_nodes, *status.idle_nodes)]
     launching: Counter[str] = Counter()
     for launch in status.pending_launches:
         launching[launch.ray_node_type_name] += launch.count
@@ -66,7 +76,10 @@ def census(gcs_address: str) -> Census:
     return Census(tuple(nodes), dict(launching), refusals)
 
 
-def _node(info, drains: Mapping[str, int | None]) -> Node:  # type: ignore[no-untyped-def]  # noqa: ANN001  # Ray's NodeInfo
+def _node(info, drains: Mapping[str, int | None], announced: Mapping[str, float]) -> Node:  # type: ignore[no-untyped-def]  # noqa: ANN001  # Ray's NodeInfo
     assert info.node_id is not None
     named = "" if info.ray_node_type_name == f"node_{info.node_id}" else info.ray_node_type_name
-    return Node(info.node_id, named, info.labels or {}, info.total_resources(), info.available_resources(), info.node_id in drains)
+    draining = info.node_id in drains
+    deadline_ms = drains.get(info.node_id)
+    gone_s = announced.get(info.node_id, math.inf if draining else None) if deadline_ms is None else deadline_ms / 1000
+    return Node(info.node_id, named, info.labels or {}, info.total_resources(), info.available_resources(), draining, gone_s)

@@ -1,22 +1,30 @@
 """The cloud's interruption notice -> a drain of this machine's Ray node: the watcher that runs on every spot machine.
 
-Promise: a notice (cluster/metadata.py: AWS, Google Cloud, Azure, a file) becomes a Ray drain with its deadline within `interval_s`; a
-metadata service that fails is reported once and asked again for ever; a drain that Ray does not take is tried again. Price: one or two
-HTTP requests per interval, one small process. The drain is the only channel: replicas, routers and training read it from Ray.
+Promise: within `interval_s` a notice (cluster/metadata.py: AWS, Google Cloud, Azure, a file) is announced (cluster/announcement.py), so
+that a replacement is asked for; it becomes a Ray drain with its deadline as long before the machine's end as those who listen want, and at
+once where nobody listens, where the notice is shorter, or where it has no deadline. A notice that is taken back before the drain leaves no
+trace. A metadata service that fails is reported once and asked again for ever; a drain that Ray does not take is tried again.
+Price: one or two HTTP requests per interval, one small process. Replicas, routers and training read the drain from Ray.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 import httpx
 
 from cluster.console import say
 from cluster.metadata import AwsMetadata, AzureMetadata, GcpMetadata, Notice, NoticeFile, Source
+from cluster.placement import PlacementSettings, drain_at
 from cluster.settings import settings
+
+if TYPE_CHECKING:
+    from cluster.bulletin import Bulletin
 
 __all__ = ["WatchConfig", "watch"]
 
@@ -65,21 +73,93 @@ def watch(config: WatchConfig, stop: threading.Event | None = None) -> Notice | 
         if not (nodes := _await_nodes(config, stop)):
             return None
         say(f"watching {', '.join(type(s).__name__ for s in sources)} for Ray node {', '.join(node[:12] for node in nodes)}")
-        acted: Notice | None = None
-        trouble = ""
+        deeds, trouble = _Deeds(config), ""
         while not stop.is_set():
             notice, problem = _look(sources)
-            if notice is not None and (acted is None or notice.deadline < acted.deadline):
-                refusal = _act(config, notice)
-                acted, problem = (acted, refusal) if refusal else (notice, problem)
-            if acted is not None and acted.final:
-                _acknowledge(config, sources, acted, stop)
-                return acted
+            problem = deeds.heed(notice, problem) or problem
             if problem and problem != trouble:
                 say(f"{problem}; trying again every {config.interval_s:g} s")
             trouble = problem
-            stop.wait(config.interval_s)
-    return acted
+            if deeds.drained is not None and deeds.drained.final:
+                _acknowledge(config, sources, deeds.drained, stop)
+                return deeds.drained
+            stop.wait(deeds.pause_s())
+    return deeds.drained
+
+
+@dataclass(slots=True)
+class _Deeds:
+    """What has been done about this machine's notices."""
+
+    config: WatchConfig
+    drained: Notice | None = None
+    """For which Ray drains."""
+    due_s: float = math.inf
+    """When a drain is to begin that has been put off."""
+    _announced: Notice | None = None
+    _heard: dict[float, float] = field(default_factory=dict)
+    """Deadline -> when it was first heard of."""
+
+    def heed(self, notice: Notice | None, problem: str) -> str:
+        """Do what is to be done now that the sources say `notice`; what went wrong. With a `problem` one of them could say nothing."""
+        if notice is None:
+            return "" if problem else self._take_back()
+        if self.drained is not None and notice.deadline >= self.drained.deadline:
+            return ""
+        try:
+            self.due_s = self._due_s(notice)
+            if time.time() < self.due_s:
+                self._announce(notice)
+                return ""
+        except Exception as error:  # Ray's RPC errors have no common type; a drain that may be too early is better than none
+            return self._drain(notice) or f"the notice was not announced: {error}"
+        return self._drain(notice)
+
+    def pause_s(self) -> float:
+        """How long to wait before the next look."""
+        left_s = self.due_s - time.time()
+        return min(self.config.interval_s, left_s) if left_s > 0 else self.config.interval_s
+
+    def _drain(self, notice: Notice) -> str:
+        refusal = _act(self.config, notice)
+        if not refusal:
+            self.drained, self.due_s = notice, math.inf
+        return refusal
+
+    def _due_s(self, notice: Notice) -> float:
+        """When to drain: now, unless the machine serves, its end is known, and somebody has it replaced meanwhile."""
+        from cluster.announcement import lead
+
+        heard_s = self._heard.setdefault(notice.deadline, time.time())
+        wanted_s = lead(_bulletin(self.config)) if notice.final and self.drained is None else None
+        if wanted_s is None:
+            return heard_s
+        return drain_at(heard_s, notice.deadline - self.config.grace_s, PlacementSettings(drain_lead_s=wanted_s))
+
+    def _announce(self, notice: Notice) -> None:
+        from cluster.announcement import announce
+
+        if notice == self._announced:
+            return
+        for node in _nodes(self.config):
+            announce(_bulletin(self.config), node, notice.deadline - self.config.grace_s, notice.reason)
+            say(f"Ray node {node[:12]} is to be drained in {self.due_s - time.time():.0f} s: {notice.reason}")
+        self._announced = notice
+
+    def _take_back(self) -> str:
+        """The notice is not there any more."""
+        from cluster.announcement import withdraw
+
+        if self._announced is None or self.drained is not None:
+            return ""
+        try:
+            for node in _nodes(self.config):
+                withdraw(_bulletin(self.config), node)
+        except Exception as error:  # as above
+            return f"the notice that was taken back is still announced: {error}"
+        say(f"taken back: {self._announced.reason}")
+        self._announced, self.due_s = None, math.inf
+        return ""
 
 
 def _look(sources: list[Source]) -> tuple[Notice | None, str]:
@@ -152,6 +232,12 @@ def _detect(config: WatchConfig, client: httpx.Client) -> str:
     raise ValueError(
         "cloud: no metadata service of AWS, Google Cloud or Azure answers on this machine; use --cloud file --file PATH elsewhere"
     )
+
+
+def _bulletin(config: WatchConfig) -> Bulletin:
+    from cluster.bulletin import Bulletin
+
+    return Bulletin(_gcs_address(config))
 
 
 def _gcs_address(config: WatchConfig) -> str:

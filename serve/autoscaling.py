@@ -1,10 +1,11 @@
 """Drives Ray Serve's two deployments, and the nodes asked of Ray, by the spot policies.
 
 Promise: once a second one decision (serve/steward.py) is made from the gateways' and replicas' reports, the cluster's nodes, their
-drains and the launches that the cloud refused. Serve's autoscaler reads the replica counts; Ray's autoscaler is asked for
-machines of the planned node types; a machine that the plan gives back is drained, so its streams move before it goes. What cannot be
-observed or done is logged and tried again; until the first decision, counts stay as they are. `decisions` reads the log from anywhere.
-Price: a thread in Serve's controller. One such service per cluster: Ray's autoscaler keeps a single standing request.
+notices and drains, the launches that the cloud refused, and prices that are at most `PRICES_S` old (as far as AWS can be asked). Serve's
+autoscaler reads the replica counts; Ray's autoscaler is asked for machines of the planned node types; a machine that the plan gives back is
+drained, so its streams move before it goes. What cannot be observed or done is logged and tried again, each by itself; until the first
+decision, counts stay as they are. `decisions` reads the log from anywhere.
+Price: two threads in Serve's controller. One such service per cluster: Ray's autoscaler keeps a single standing request.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
 from ray.autoscaler.v2.sdk import request_cluster_resources
 
+from cluster.announcement import listen
 from cluster.autoscale import AutoscaleSettings, Target
 from cluster.bulletin import Bulletin
 from cluster.census import census
+from cluster.console import error_line
 from cluster.machines import NodeType
 from cluster.market import MarketKind
 from cluster.placement import PlacementSettings
@@ -29,6 +33,7 @@ from cluster.preemption import drain
 from cluster.settings import parse
 from serve.ground import DEPLOYMENTS, Ground
 from serve.load import GATEWAYS, REPLICAS, Window
+from serve.policy_settings import PRICES_S, prices_now
 from serve.steward import Bundle, Decision, Sight, Steward
 
 __all__ = ["Autoscaling", "autoscaling", "decisions"]
@@ -57,7 +62,10 @@ class Autoscaling:
         self._told: Decision | None = None  # the latest one that got through
         self._standing: tuple[Bundle, ...] | None = None  # what Ray was last asked for, if that got through
         self._asked_s, self._closed = time.monotonic(), threading.Event()
+        self._prices: Mapping[str, float] = settings["prices"]
         threading.Thread(target=self._run, name="autoscaling", daemon=True).start()
+        if settings["region"]:
+            threading.Thread(target=self._keep_prices, name="prices", daemon=True).start()
 
     @property
     def closed(self) -> bool:
@@ -93,17 +101,34 @@ class Autoscaling:
         now_s, running = time.time(), bulletin.read(REPLICAS, max_age_s=FRESH_S)
         if self._decision is None:  # by now every deployment has asked; what it asked for holds until the load has been lower for a while
             self._steward.target = Target(sum(self._wanted.values()), peak=0, since_s=now_s)
+        self._steward.ground = replace(self._steward.ground, prices=self._prices)
         sight = Sight(now_s, self._window.load(), census(self._gcs_address), running, self._wanted)
         decision = self._steward.decide(sight)
         for node in decision.give_back:  # before the counts go down: then the replicas there are those that Serve stops
-            drain(node, "given back: " + "; ".join(decision.reasons), None, gcs_address=self._gcs_address)
+            self._give_back(node, decision)
         self._decision = decision
+        listen(bulletin, self._app, self._steward.placement.drain_lead_s)  # machines with notice are replaced
         if decision.differs(self._told):
             self._tell(bulletin, decision)
             self._told = decision
         if decision.bundles != self._standing:
             self._ask(decision.bundles)
             self._standing = decision.bundles
+
+    def _give_back(self, node: str, decision: Decision) -> None:
+        """Drain a node; one that cannot be drained holds nothing else up, and the next decision asks again."""
+        try:
+            drain(node, "given back: " + "; ".join(decision.reasons), None, gcs_address=self._gcs_address)
+        except Exception as error:  # it may have gone by itself, Ray may refuse, and RPC errors have no common type
+            _log.warning("not given back for now: %s: %s", node[:12], error_line(error))
+
+    def _keep_prices(self) -> None:
+        """Look at the market now and then, beside the decisions: AWS may take its time."""
+        while not self._closed.wait(PRICES_S):
+            try:
+                self._prices = prices_now(self.settings) or self._prices
+            except Exception:  # boto3's errors have no common type either
+                _log.exception("no prices for now; the latest stay")
 
     def _ask(self, bundles: tuple[Bundle, ...]) -> None:
         """Replace Ray's standing request for machines."""
@@ -121,7 +146,7 @@ class Autoscaling:
 def steward(settings: Mapping[str, Any]) -> Steward:
     """The steward that a policy's arguments (plain JSON data) describe, with nothing to serve yet."""
     types = tuple(NodeType(**kind) for kind in settings["types"])
-    ground = Ground(types, settings["zone"], settings["cpus"], settings["gpus"], settings["prices"])
+    ground = Ground(types, settings["zone"], settings["cpus"], settings["gpus"], settings["prices"], settings["zones"])
     scale = parse(AutoscaleSettings, settings["autoscale"], where="autoscale")
     return Steward(ground, scale, parse(PlacementSettings, settings["placement"], where="placement"), Target(0))
 

@@ -103,10 +103,12 @@ class Choice:
 
 
 def choose(
-    places: Sequence[Place], *, draining: Collection[str], suspects: Collection[str] = (), match: Callable[[str], int] = lambda _: 0
-) -> Choice | None:
+    places: Sequence[Place], *, draining: Collection[str], suspects: Collection[str] = (), match: Callable[[str], int] = lambda _: 0,
+    leaving: Collection[str] = (),
+) -> Choice | None:  # fmt: skip
     """The place with the longest known prefix (`match` of its replica's id) among those about as loaded as the least loaded; else that
-    one; among equals the earlier deployment (list the cheaper first). None where there is none.
+    one; among equals the earlier deployment (list the cheaper first). None where there is none. A machine that has been given notice
+    (`leaving`) and does not drain yet is taken where the others have `SLACK` streams more: what begins there will have to move.
 
     >>> spot, fixed = Place("spot", "s1", "n1", 3, 8), Place("on_demand", "d1", "n2", 4, 8)
     >>> choose([spot, fixed], draining=()).place.replica_id
@@ -122,9 +124,10 @@ def choose(
     free = [place for place in trusted if place.load < place.capacity]
     if not free:
         return None
-    least = min(place.load for place in free)
-    near = [(match(place.replica_id) if place.load <= least + SLACK else 0, place) for place in free]
-    matched, best = min(near, key=lambda entry: (-entry[0], entry[1].load, order.index(entry[1].deployment), entry[1].replica_id))
+    loads = {place: place.load + (SLACK if place.node_id in leaving else 0) for place in free}
+    least = min(loads.values())
+    near = [(match(place.replica_id) if load <= least + SLACK else 0, place) for place, load in loads.items()]
+    matched, best = min(near, key=lambda entry: (-entry[0], loads[entry[1]], order.index(entry[1].deployment), entry[1].replica_id))
     left_out = {
         "draining": len(places) - len(staying), "suspect": len(staying) - len(trusted), "full": len(trusted) - len(free),
     }  # fmt: skip
@@ -150,6 +153,8 @@ class Board:
     def __init__(self) -> None:
         self.draining: Callable[[], Collection[str]] = tuple
         """The nodes that drain, by id; the gateway puts its watch here."""
+        self.leaving: Callable[[], Collection[str]] = tuple
+        """Those that have been given notice and do not drain yet."""
         self._affinity = Affinity()
         self._routers: dict[str, Register] = {}
         self._streams: Counter[str] = Counter()
@@ -167,7 +172,8 @@ class Board:
     def among(self, places: Sequence[Place], wanted: Wanted = ANYWHERE) -> Choice | None:
         """The same choice, among these places only."""
         match = partial(self._affinity.match, wanted)
-        return choose(places, draining=self.draining(), suspects=_living(self._suspects), match=match)
+        suspects = _living(self._suspects)
+        return choose(places, draining=self.draining(), suspects=suspects, match=match, leaving=self.leaving())
 
     async def place(self, max_wait_s: float, wanted: Wanted = ANYWHERE) -> Choice | None:
         """The choice for a new stream, which counts as one of its place's from now on; None if there is none in time."""

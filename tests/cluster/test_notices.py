@@ -10,11 +10,31 @@ from pathlib import Path
 
 import pytest
 
-from cluster import notices, preemption
+from cluster import announcement, notices, preemption
+from cluster.announcement import announced, listen
 from cluster.notices import WatchConfig, watch
 from cluster.settings import parse
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class Board:
+    """Stands in for the notes in the GCS."""
+
+    def __init__(self) -> None:
+        self.notes: dict[tuple[str, str], dict] = {}
+        self.broken = False
+
+    def post(self, topic: str, writer: str, note: dict) -> None:
+        self.notes[topic, writer] = note
+
+    def read(self, topic: str, *, max_age_s: float | None = None) -> dict[str, dict]:
+        if self.broken:
+            raise RuntimeError("GCS is away")
+        return {writer: note for (about, writer), note in self.notes.items() if about == topic}
+
+    def remove(self, topic: str, writer: str) -> None:
+        del self.notes[topic, writer]
 
 
 class Drains(list):
@@ -22,6 +42,7 @@ class Drains(list):
 
     broken = False
     nodes: dict[str, str]
+    board: Board
 
     def __call__(self, node: str, reason: str, deadline_s: float | None, *, gcs_address: str) -> None:
         if self.broken:
@@ -34,6 +55,8 @@ def drains(monkeypatch) -> Drains:
     from ray.util import get_node_ip_address
 
     made = Drains()
+    made.board = Board()
+    monkeypatch.setattr(notices, "_bulletin", lambda _: made.board)
     made.nodes = {"a" * 56: get_node_ip_address(), "b" * 56: "10.9.8.7"}
     monkeypatch.setattr(preemption, "drain", made)
     monkeypatch.setattr(preemption, "node_addresses", lambda _: made.nodes)
@@ -97,6 +120,73 @@ def test_a_recommendation_drains_without_a_deadline_and_the_deadline_follows(ser
         service.paths[service.ACTION] = in_seconds(60)
         assert running.join().final
     assert [left_s is None for _, _, left_s in drains] == [True, False]
+
+
+def test_where_somebody_listens_a_machine_is_announced_at_once_and_drained_late(service, drains):
+    listen(drains.board, "policy", 1.0)
+    service.paths[service.ACTION] = in_seconds(3)
+    with Running(cloud="aws", metadata_url=service.url, grace_s=0) as running:
+        until(lambda: announced(drains.board))
+        assert drains == [], "until then it serves"
+        assert set(announced(drains.board)) == {"a" * 56}
+        assert running.join().final
+    ((_, _, left_s),) = drains
+    assert 0.5 < left_s <= 1.0, "the lead that was asked for"
+
+
+def test_a_notice_that_is_shorter_than_the_lead_drains_at_once(service, drains):
+    listen(drains.board, "policy", 30.0)
+    service.paths[service.PREEMPTED] = "TRUE"
+    with Running(cloud="gcp", metadata_url=service.url) as running:
+        running.join()
+    ((_, _, left_s),) = drains
+    assert 25 < left_s <= 28
+    assert not announced(drains.board)
+
+
+def test_a_recommendation_has_no_deadline_to_wait_for_and_a_node_that_drains_hears_of_one_at_once(service, drains):
+    listen(drains.board, "policy", 5.0)
+    with Running(cloud="aws", metadata_url=service.url) as running:
+        service.paths[service.REBALANCE] = '{"noticeTime": "2026-11-22T08:22:00Z"}'
+        until(lambda: drains)
+        service.paths[service.ACTION] = in_seconds(60)
+        assert running.join().final
+    assert [left_s is None for _, _, left_s in drains] == [True, False]
+    assert drains[1][2] > 50
+
+
+def test_a_notice_that_is_taken_back_in_time_is_announced_no_more_and_drains_nothing(service, drains, capsys):
+    listen(drains.board, "policy", 5.0)
+    service.schedule("Preempt", 60)
+    with Running(cloud="azure", metadata_url=service.url):
+        until(lambda: announced(drains.board))
+        service.fail = True
+        until(lambda: "trying again" in capsys.readouterr().err)
+        assert announced(drains.board), "a service that fails takes nothing back"
+        service.fail = False
+        service.events.clear()
+        service.incarnation += 1
+        until(lambda: not announced(drains.board))
+    assert drains == []
+
+
+def test_a_listener_that_goes_leaves_nobody_to_wait_for(service, drains):
+    listen(drains.board, "policy", 5.0)
+    service.paths[service.ACTION] = in_seconds(60)
+    with Running(cloud="aws", metadata_url=service.url) as running:
+        until(lambda: announced(drains.board))
+        drains.board.remove(announcement.LISTENERS, "policy")
+        running.join()
+    assert len(drains) == 1
+
+
+def test_a_board_that_does_not_answer_delays_no_drain(service, drains, capsys):
+    drains.board.broken = True
+    service.paths[service.ACTION] = in_seconds(60)
+    with Running(cloud="aws", metadata_url=service.url) as running:
+        running.join()
+    assert len(drains) == 1
+    assert "the notice was not announced: GCS is away" in capsys.readouterr().err
 
 
 def test_metadata_errors_are_said_once_and_survived(service, drains, capsys):
@@ -239,6 +329,8 @@ import os, threading, time
 os.environ["RAY_ADDRESS"] = "local"
 import ray
 from ray.cluster_utils import Cluster
+from cluster.announcement import announced, listen
+from cluster.bulletin import Bulletin
 from cluster.notices import WatchConfig, watch
 from cluster.preemption import draining_nodes
 
@@ -257,10 +349,16 @@ watching = threading.Thread(target=watch, args=(config,))
 watching.start()
 time.sleep(0.5)
 assert draining_nodes() == {}
+board = Bulletin()
+listen(board, "test", 18.0)
 written = time.time()
 open(os.environ["NOTICE"], "w").write('{"seconds": 20}')
+while not announced(board):
+    time.sleep(0.02)
+assert draining_nodes() == {} and watching.is_alive(), "announced before it is drained"
+assert abs(announced(board)[spot.node_id] - (written + 19)) < 1
 watching.join(10)
-assert not watching.is_alive()
+assert not watching.is_alive() and time.time() > written + 0.8
 ((node, deadline_ms),) = draining_nodes().items()
 assert node == spot.node_id and abs(deadline_ms / 1000 - (written + 19)) < 1, (node, deadline_ms, written)
 ray.shutdown()

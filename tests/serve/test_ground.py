@@ -1,5 +1,6 @@
 """Ray's nodes and the replicas' reports in the policies' terms."""
 
+from dataclasses import replace
 from typing import Any
 
 from cluster.census import Census, Node
@@ -47,6 +48,36 @@ def test_replicas_still_awaited_have_places_on_living_nodes_then_on_launching_on
     assert [(name, state) for name, _, _, state in found] == [("a/0", "ready"), ("a/1", "starting"), ("launching spot_m/0", "starting")]
     assert len(seen(census, {"1": replica("a")}, spot=9)) == 4, "four places is all there is"
     assert [name for name, *_ in seen(census, {}, on_demand=1)] == ["f/0"]
+
+
+def test_a_machine_with_notice_holds_replicas_that_serve_counts_and_is_no_place_for_others() -> None:
+    leaving = replace(node("a", "spot_m", 16, "spot", free=8), gone_s=99.0)
+    census = Census((leaving, node("b", "spot_m", 16, "spot", free=8), replace(leaving, node_id="c", draining=True)))
+    reports = {"1": replica("a"), "2": replica("b"), "3": replica("a", leaving=True), "4": replica("c", leaving=True)}
+    assert GROUND.noticed(census, reports) == {SPOT: 1}
+    assert GROUND.places(census) == {(SPOT, Pool("z", "spot_m")): 2}, "Ray knows of the drain"
+    pool = Pool("z", "spot_m")
+    told = [("a/0", "draining"), ("b/0", "ready"), ("a/1", "draining"), ("c/0", "draining")]
+    found = seen(census, reports, spot=2)
+    assert [(name, state) for name, _, _, state in found] == told, "two are told to run, and two do"
+    assert seen(census, reports, spot=3) == [*found, ("b/1", pool, SPOT, "starting")]
+    assert seen(census, reports, spot=9) == [*found, ("b/1", pool, SPOT, "starting")], "there is no other place"
+
+
+def test_a_place_that_somebody_else_works_in_is_not_waited_for() -> None:
+    census = Census((node("a", "spot_m", 16, "spot", free=0),))
+    others = GROUND.others(census, {"1": replica("a")}, {}, settled=True)
+    assert others == {"a": 1}
+    assert GROUND.others(census, {"1": replica("a")}, {}, settled=False) == {}, "it may be a replica that is being loaded"
+    assert GROUND.others(census, {"1": replica("a")}, others, settled=False) == {"a": 1}, "but not if it was there before"
+    assert GROUND.others(Census((node("a", "spot_m", 16, "spot", free=8),)), {"1": replica("a")}, others, settled=False) == {}
+    places = [m.machine_id for m in GROUND.fleet(census, {"1": replica("a")}, {SPOT: 2}, 0.0, others=others).machines]
+    assert places == ["a/0"]
+
+
+def test_pools_are_of_their_own_zones_where_types_have_one() -> None:
+    market = replace(GROUND, zones={"spot_m": "z2"}).market(Observations())
+    assert {offer.pool for offer in market.offers} == {Pool("z", "fixed"), Pool("z2", "spot_m")}
 
 
 def test_a_node_without_a_label_is_of_either_market() -> None:

@@ -50,6 +50,15 @@ def test_the_longest_prefix_wins_among_places_about_as_loaded_as_the_least(
         assert longest or choice.place.load == least
 
 
+def test_a_machine_with_notice_is_taken_where_the_others_have_much_more() -> None:
+    def chosen(going: int, other: int) -> str:
+        choice = choose([Place("spot", "g", "n1", going, 9), Place("spot", "o", "n2", other, 9)], draining=(), leaving={"n1"})
+        assert choice is not None
+        return choice.place.replica_id
+
+    assert [chosen(0, SLACK - 1), chosen(0, SLACK + 1), chosen(SLACK, 0), chosen(3, 9)] == ["o", "g", "o", "g"]
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=300), st.integers(0, 300), st.integers(1, 8))
 def test_equal_beginnings_have_equal_digests_and_others_do_not(prompt: list[int], cut: int, block_size: int) -> None:
     mine, other = prefixes(prompt, block_size), prefixes([*prompt[:cut], *([9] * 300)], block_size)

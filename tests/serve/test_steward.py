@@ -11,7 +11,7 @@ from cluster.census import Census, Node, Refusal
 from cluster.machines import Fleet, NodeType
 from cluster.market import ON_DEMAND, SPOT, Market, Pool
 from cluster.placement import PlacementSettings, Plan
-from serve.ground import Ground
+from serve.ground import LOCAL, Ground
 from serve.steward import UNANSWERED_S, Sight, Steward
 
 TYPES = (
@@ -128,6 +128,69 @@ def test_what_nobody_begins_for_a_minute_is_refused_too(monkeypatch: pytest.Monk
     assert mine.observed.of(SPOT_M).last_refused_s == UNANSWERED_S + 2
     mine.decide(sight(UNANSWERED_S + 3, 200.0))
     assert mine.observed.of(SPOT_M).last_refused_s == UNANSWERED_S + 2, "it is given another minute"
+
+
+def test_without_node_types_a_machine_has_a_cold_start_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = steward()
+    mine.ground = Ground(cpus=8.0)
+    monkeypatch.setattr(placement, "place", lambda *_: Plan({LOCAL: 2}, 0))
+    cold_start_s = mine.placement.cold_start_s
+    for now_s in (-1.0, 0.0, UNANSWERED_S + 2, cold_start_s):
+        mine.decide(sight(now_s, 200.0, launching={"workers": 2}))
+        assert mine.observed.of(LOCAL).last_refused_s is None
+    mine.decide(sight(cold_start_s + 1, 200.0, launching={"workers": 2}))
+    assert mine.observed.of(LOCAL).last_refused_s == cold_start_s + 1
+
+
+def test_a_machine_with_notice_is_replaced_at_once_and_serves_until_it_is_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = steward()
+    monkeypatch.setattr(placement, "place", lambda *_: Plan({SPOT_M: 2}, 0))
+    here, there = node("a", "spot_m"), node("b", "spot_m")
+    before = mine.decide(sight(0.0, 200.0, here, there))
+    noticed = mine.decide(sight(1.0, 200.0, replace(here, gone_s=121.0), there))
+    assert noticed.replicas == {SPOT: 3, ON_DEMAND: 0}, "Serve starts another, and stops none"
+    assert [bundle.count for bundle in noticed.bundles] == [bundle.count + 1 for bundle in before.bundles], "Ray counts that machine, too"
+    assert mine.observed.of(SPOT_M).last_lost_s == 1.0, "the market takes it"
+    assert noticed.fleet.by_pool(SPOT, "ready") == {SPOT_M: 1}
+    assert noticed.fleet.by_pool(SPOT, "draining") == {SPOT_M: 1}
+    assert "1 more, whose machines have been given notice" in noticed.reasons[-1]
+    third = node("c", "spot_m")
+    drained = mine.decide(sight(91.0, 200.0, replace(here, gone_s=121.0, draining=True), there, third, wanted={SPOT: 3}))
+    assert drained.replicas == {SPOT: 2, ON_DEMAND: 0}
+    assert mine.observed.of(SPOT_M).last_lost_s == 1.0, "once"
+
+
+@pytest.mark.parametrize(("notice_s", "counted"), [(120.0, 0.0), (30.0, 1.0)])
+def test_a_collapse_that_was_foretold_in_time_is_none_to_be_feared(
+    notice_s: float, counted: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = steward()
+    monkeypatch.setattr(placement, "place", lambda *_: Plan({SPOT_M: 1}, 0))
+    mine.decide(sight(0.0, 100.0, node("a", "spot_m")))
+    mine.decide(sight(10.0, 100.0, replace(node("a", "spot_m"), gone_s=10.0 + notice_s)))
+    assert sum(mine.observed.of(SPOT_M).collapses) == counted
+
+
+def test_a_drain_that_did_not_happen_is_no_machine_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = steward()
+    nodes = (node("a", "spot_m"), node("b", "spot_m"))
+    monkeypatch.setattr(placement, "place", lambda *_: Plan({SPOT_M: 1}, 0, retire=("a/0",)))
+    mine.decide(sight(0.0, 100.0, *nodes))
+    monkeypatch.setattr(placement, "place", lambda *_: Plan({SPOT_M: 2}, 0))
+    mine.decide(sight(1.0, 200.0, *nodes))
+    mine.decide(sight(2.0, 200.0, nodes[1]))
+    assert mine.observed.of(SPOT_M).last_lost_s == 2.0, "Ray had refused, and then the market took it"
+    assert not mine._given_back
+
+
+def test_a_launch_that_succeeds_makes_the_others_of_its_type_no_older(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, cold_start_s = steward(), PlacementSettings().cold_start_s
+    monkeypatch.setattr(placement, "place", lambda *_: Plan({SPOT_M: 4}, 0))
+    for now_s, launching in ((0.0, 1), (cold_start_s, 2), (cold_start_s + 1, 1), (3 * cold_start_s, 1)):
+        mine.decide(sight(now_s, 400.0, launching={"spot_m": launching}, wanted={SPOT: 4}))
+        late = mine.observed.of(SPOT_M).last_refused_s == now_s
+        assert late == (now_s > 2 * cold_start_s + 1), "another is being started since"
+    assert mine._since == {"launching spot_m/0": cold_start_s + 1}
 
 
 def test_the_policies_are_shown_since_when_a_machine_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
