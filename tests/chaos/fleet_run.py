@@ -20,6 +20,7 @@ import ray.serve
 import yaml
 
 from cluster.census import Census, census
+from cluster.notices import WatchConfig, watch
 from cluster.rehearsal import Rehearsal, rehearsal, rehearsal_document
 from cluster.settings import parse
 from serve.app import APP, free_port, quiet_ray, running
@@ -30,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("head", "gateway", "on_demand_cpu", "spot_cpu_m7i", "spot_cpu_c7i")
 SPOT = ("spot_cpu_m7i", "spot_cpu_c7i")
 NUM_CLIENTS, NUM_TOKENS, PATIENCE_S = 3, 200, 100.0
+NOTICE_S, LEAD_S = 45.0, 5.0
 
 
 def document() -> dict[str, Any]:
@@ -103,7 +105,37 @@ def until(what: str, done: Callable[[], bool]) -> float:
     return took_s
 
 
-def perform(rehearsed: Rehearsal, url: str) -> dict[str, Any]:
+def given_notice(rehearsed: Rehearsal, folder: Path) -> dict[str, float]:
+    """The one spot machine is to be gone in `NOTICE_S`: it is replaced before it is drained."""
+    until("one machine", lambda: machines(rehearsed).total() == 1)
+    (going,) = (node.node_id for node in seen(rehearsed).nodes if node.node_type in SPOT)
+    config = WatchConfig(cloud="file", file=str(folder / "notice"), node=going, address=rehearsed.address, interval_s=0.2, grace_s=0)
+    watching = threading.Thread(target=watch, args=(config,), daemon=True)
+    watching.start()
+    (folder / "notice").write_text(json.dumps({"seconds": NOTICE_S}))
+    gone_s = time.monotonic() + NOTICE_S
+
+    def others() -> int:
+        return sum(machines(rehearsed).values()) - 1
+
+    took = {"replaced": until("a machine beside the one with notice", lambda: others() > 0)}
+    assert [node.leaving for node in seen(rehearsed).nodes if node.node_id == going] == [True], "it does not drain yet"
+    until("the drain", lambda: not any(node.leaving for node in seen(rehearsed).nodes))
+    assert gone_s - time.monotonic() < LEAD_S + 3, "not before its time"
+    watching.join(PATIENCE_S)
+    while time.monotonic() < gone_s and any(node.node_id == going for node in seen(rehearsed).nodes):
+        time.sleep(0.1)  # an empty node leaves by itself
+    rehearsed.take(going)
+
+    def settled() -> bool:
+        there = machines(rehearsed)
+        return there.total() == sum(there[kind] for kind in SPOT) == 1
+
+    took["settled"] = until("one spot machine, and no other", settled)
+    return took
+
+
+def perform(rehearsed: Rehearsal, url: str, folder: Path) -> dict[str, Any]:
     clients, took = Clients(url), {}
 
     def spot() -> int:
@@ -127,6 +159,7 @@ def perform(rehearsed: Rehearsal, url: str) -> dict[str, Any]:
     rehearsed.run_dry()
     took["spot again"] = until("a spot machine again", lambda: spot() > 0)
     took["retired"] = until("the machine on demand retires", lambda: fixed() == 0)
+    took |= given_notice(rehearsed, folder)
     clients.end()
     took["to zero"] = until("all machines given back", lambda: not machines(rehearsed))
     clients.begin()
@@ -145,13 +178,13 @@ def main(model: str, folder: str) -> None:
         "model": model, "name": "tern", "port": free_port(), "spot_replicas": 0, "on_demand_replicas": 0, "cluster": str(file),
         "autoscaling": True, "engine": {"dtype": "float64", "num_threads": 1},
         "autoscale": {"replica_tokens_per_s": 1e6, "max_replicas": 1, "scale_down_after_s": 5.0},
-        "placement": {"cold_start_s": 5.0, "retry_refused_s": 5.0},
+        "placement": {"cold_start_s": 20.0, "retry_refused_s": 5.0, "drain_lead_s": LEAD_S},  # it takes some 13 s
     }, where="fleet")  # fmt: skip
     with quiet_ray(), rehearsal(document()) as rehearsed:
         ray.init(address=rehearsed.address, log_to_driver=False, logging_level="ERROR")
         with running(config) as url:
             faulthandler.cancel_dump_traceback_later()
-            found = perform(rehearsed, url)
+            found = perform(rehearsed, url, Path(folder))
         ray.shutdown()
     print(json.dumps(found))
 

@@ -1,4 +1,4 @@
-"""The spot policy on Ray's real autoscaler and our own node types: launch, fallback, retirement, scale to zero and back."""
+"""The spot policy on Ray's real autoscaler and our own node types: launch, fallback, retirement, a notice, scale to zero and back."""
 
 import json
 import os
