@@ -22,8 +22,15 @@ from typing import Any
 import ray
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled, without stubs
 
-__all__ = ["DrainWatch", "drain", "draining_nodes", "my_deadline", "node_addresses"]
+from cluster.announcement import announced
+from cluster.bulletin import Bulletin
 
+__all__ = ["LONGEST_NOTICE_S", "DrainWatch", "drain", "draining_nodes", "my_deadline", "node_addresses"]
+
+LONGEST_NOTICE_S = 120.0
+"""The longest of the clouds' notices of an interruption: AWS's. Google Cloud and Azure give 30 s (cluster/metadata.py)."""
+LOOK_S = 1.0
+"""How often a watch looks for announcements."""
 _RPC_TIMEOUT_S = 5.0
 _log = logging.getLogger(__name__)
 
@@ -67,17 +74,25 @@ class DrainWatch:
     """Watches the drain state from a daemon thread; use it as a context manager, or call `close`.
 
     `deadline` and `nodes` are always at hand without a call to anyone. `add_callback` runs a function (in the watch's
-    thread) as soon as this node drains; `wait` blocks for it; `drained` awaits it.
+    thread) as soon as this node drains, and again whenever its deadline comes nearer; `wait` blocks for the drain; `drained` awaits it.
     """
 
-    def __init__(self, *, interval_s: float = 0.2, node_id: str | None = None, gcs_address: str | None = None) -> None:
-        """`node_id` defaults to the node of this process; with both ids given, no Ray connection is needed."""
+    def __init__(
+        self, *, interval_s: float = 0.2, node_id: str | None = None, gcs_address: str | None = None, announcements: bool = False
+    ) -> None:
+        """`node_id` defaults to the node of this process; with both ids given, no Ray connection is needed. With `announcements` it looks
+        once a second for nodes that will be gone and do not drain yet, too."""
         self.node_id = node_id or ray.get_runtime_context().get_node_id()
         self._client = _client(gcs_address)
         self._interval_s = interval_s
         self._nodes: dict[str, float] = {}
+        self._board = Bulletin(gcs_address) if announcements else None
+        self._announced: dict[str, float] = {}
+        self._looked_s = -math.inf
         self._callbacks: list[Callable[[float], Any]] = []
-        self._lock = threading.Lock()  # guards _callbacks against the moment the drain is seen
+        self._told: float | None = None
+        """The deadline that the callbacks know; None: they have not been called."""
+        self._lock = threading.Lock()  # guards the two: whoever is added while a drain is seen hears of it exactly once
         self._seen = threading.Event()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drain-watch", daemon=True)
@@ -94,13 +109,24 @@ class DrainWatch:
         """Every draining node's id and deadline (unix seconds, `math.inf` for none)."""
         return dict(self._nodes)
 
+    @property
+    def announced(self) -> dict[str, float]:
+        """With `announcements`: the id and end (unix seconds) of every node that has been given notice and does not drain yet."""
+        return {node: deadline_s for node, deadline_s in self._announced.items() if node not in self._nodes}
+
     def add_callback(self, callback: Callable[[float], Any]) -> None:
-        """Call `callback(deadline)` once, when this node starts to drain; at once if it does already."""
+        """Call `callback(deadline)` when this node starts to drain (at once if it does already), and again when its deadline comes nearer:
+        a drain without one may be followed by one that has it."""
         with self._lock:
-            if not self._seen.is_set():
-                self._callbacks.append(callback)
-                return
-        callback(self._nodes.get(self.node_id, math.inf))
+            self._callbacks.append(callback)
+            told = self._told
+        if told is not None:
+            callback(told)
+
+    def remove_callback(self, callback: Callable[[float], Any]) -> None:
+        """Call it no more."""
+        with self._lock:
+            self._callbacks.remove(callback)
 
     def wait(self, timeout_s: float | None = None) -> float | None:
         """Block until this node drains; its deadline, or None when `timeout_s` passed or the watch was closed first."""
@@ -110,8 +136,15 @@ class DrainWatch:
     async def drained(self) -> float:
         """The deadline, once this node drains."""
         loop, seen = asyncio.get_running_loop(), asyncio.Event()
-        self.add_callback(lambda _: loop.call_soon_threadsafe(seen.set))
-        await seen.wait()
+
+        def tell(_: float) -> None:
+            loop.call_soon_threadsafe(seen.set)
+
+        self.add_callback(tell)
+        try:
+            await seen.wait()
+        finally:
+            self.remove_callback(tell)
         return self._nodes.get(self.node_id, math.inf)
 
     def close(self) -> None:
@@ -134,17 +167,20 @@ class DrainWatch:
     def _poll(self) -> None:
         try:
             self._nodes = _deadlines(_ask(self._client))
+            if self._board is not None and time.monotonic() - self._looked_s >= LOOK_S:
+                self._announced, self._looked_s = announced(self._board), time.monotonic()
         except Exception as error:  # Ray's RPC errors have no common type; the GCS may be restarting
             _log.warning("drain state unknown for now, asking again in %.1f s: %s", self._interval_s, error)
             return
-        if self.node_id not in self._nodes or self._seen.is_set():
-            return
+        deadline = self._nodes.get(self.node_id)
         with self._lock:
-            callbacks, self._callbacks = self._callbacks, []
-            self._seen.set()
+            if deadline is None or (self._told is not None and deadline >= self._told):
+                return
+            callbacks, self._told = list(self._callbacks), deadline
+        self._seen.set()
         for callback in callbacks:
             try:
-                callback(self._nodes[self.node_id])
+                callback(deadline)
             except Exception:
                 _log.exception("a drain callback failed; the watch goes on")
 
