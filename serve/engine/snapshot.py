@@ -7,7 +7,7 @@ trip loses nothing. Price: the tokens, as numbers. Source: DESIGN.md ("the token
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from serve.engine.request import Request, Sampling
@@ -23,6 +23,8 @@ class Snapshot:
 
     origin: Request
     emitted: tuple[int, ...]
+    num_computed: int = field(default=0, compare=False)
+    """Tokens whose KV it has where it stands: for the record of a move, of no use elsewhere, and so not in its JSON."""
 
     def request(self) -> Request:
         """The request to add elsewhere."""
