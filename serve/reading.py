@@ -25,8 +25,8 @@ async def embedded(thread: EngineThread, texts: Sequence[Sequence[int]], adapter
         passes: Generator[int, None, Any] = engine.embedding(texts, adapter=adapter)
         return passes
 
-    passes = await asyncio.wrap_future(thread.ask(begin))
-    while (found := await asyncio.wrap_future(thread.ask(lambda _: _next(passes)))) is None:
+    passes = await asyncio.wrap_future(thread.ask(begin, reading=True))
+    while (found := await asyncio.wrap_future(thread.ask(lambda _: _next(passes), reading=True))) is None:
         pass
     vectors: NDArray[np.float32] = found.float().cpu().numpy()
     return vectors
