@@ -1,8 +1,9 @@
 """In front of every route: no request is looked at before its key is known, and none is forgotten before its last byte.
 
 Promise: whatever the path, without a known key there is only /health (where keys are asked for); what is not let in is answered without
-its body being read; a visit ends when its response does, however that ends, and is counted; every answer's headers say what is left of its
-key's limits. Price: one ASGI layer. Source: OpenAI's `x-ratelimit-…` headers.
+its body being read, as is what a browser sends in the name of another site's page, which reaches addresses that are this machine's only.
+A visit ends when its response does, however that ends, and is counted; every answer's headers say what is left of its key's limits.
+Price: one ASGI layer. Source: OpenAI's `x-ratelimit-…` headers; Fetch Metadata (W3C).
 """
 
 from __future__ import annotations
@@ -51,8 +52,11 @@ class Guard:
                 message = {**message, "headers": [*message.get("headers", ()), *said]}
             await send(message)
 
+        headers, counts = Request(scope).headers, scope["method"] == "POST"
         try:
-            visit = admission.enter(Request(scope).headers.get("authorization"), counts=scope["method"] == "POST")
+            if counts and headers.get("sec-fetch-site") == "cross-site":  # a page that somebody on this machine looks at
+                raise ApiError(403, "a page of another site may not ask here", code="cross_site")
+            visit = admission.enter(headers.get("authorization"), counts=counts)
         except ApiError as refusal:
             response = JSONResponse(refusal.body(), refusal.status, refusal.headers)
             await response(scope, receive, note)

@@ -72,6 +72,14 @@ def test_health_is_open_and_without_keys_everything_is() -> None:
     assert House().ask("POST", "/v1/x", {}).text == "ab"
 
 
+def test_another_sites_page_cannot_have_a_browser_ask() -> None:
+    house = House()
+    refused = house.ask("POST", "/v1/x", {"sec-fetch-site": "cross-site", "content-type": "text/plain"})
+    assert (refused.status_code, refused.json()["error"]["code"], house.bodies) == (403, "cross_site", [])
+    for site in ("same-origin", "none"):
+        assert house.ask("POST", "/v1/x", {"sec-fetch-site": site}).status_code == 200
+
+
 def test_a_visit_lasts_until_the_last_byte_and_ends_when_the_route_fails() -> None:
     house = House(ApiKey("me", digest(SECRET), max_streams=1))
     for _ in range(3):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import numpy as np
@@ -13,10 +13,16 @@ import openai
 import pydantic
 import pytest
 from openai import OpenAI
+from openai.types import chat, completion_create_params, embedding_create_params
 
+from serve.chat import ChatRequest, Message
+from serve.completion import CompletionRequest
+from serve.embedding import EmbeddingRequest
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.text import Tokenizer
+from serve.protocol import StreamOptions
+from serve.tools import Tool, ToolCall
 from tests.serve.conformance.conftest import Served
 
 SCHEMA = {
@@ -50,6 +56,34 @@ def whole(served: Served, path: str, body: dict[str, Any], name: str) -> Any:
     assert response.status_code == 200, response.text
     served.check(response.json(), name)
     return response.json()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (chat.completion_create_params.CompletionCreateParamsNonStreaming, ChatRequest),
+        (completion_create_params.CompletionCreateParamsNonStreaming, CompletionRequest),
+        (embedding_create_params.EmbeddingCreateParams, EmbeddingRequest),
+        (chat.ChatCompletionStreamOptionsParam, StreamOptions),
+        (chat.ChatCompletionToolParam, Tool),
+        (chat.ChatCompletionMessageFunctionToolCallParam, ToolCall),
+        *zip(
+            (chat.ChatCompletionUserMessageParam, chat.ChatCompletionAssistantMessageParam, chat.ChatCompletionToolMessageParam),
+            get_args(get_args(Message)[0]),
+            strict=True,
+        ),
+    ],
+    ids=lambda kind: kind.__name__,
+)
+def test_every_field_that_the_client_can_send_is_known(theirs: Any, ours: type[pydantic.BaseModel]) -> None:
+    """To be honoured, ignored because it cannot change the answer, or refused as not supported; but not as unknown."""
+    assert theirs.__required_keys__ | theirs.__optional_keys__ <= set(ours.model_fields)
+
+
+def test_a_message_that_was_answered_can_be_sent_back(client: OpenAI) -> None:
+    said = client.chat.completions.create(**{**ASK, "max_completion_tokens": 5}).choices[0].message
+    for again in (said, {**said.model_dump(), "annotations": []}):
+        assert client.chat.completions.create(**{**ASK, "messages": [*ASK["messages"], again, *ASK["messages"]]}).choices
 
 
 def test_models(client: OpenAI, served: Served) -> None:
@@ -127,8 +161,9 @@ def test_chat_with_every_option(client: OpenAI, served: Served) -> None:
         assert "".join(part.delta.content or "" for part in parts) == choice.message.content
         assert choice.logprobs is not None
         entries = choice.logprobs.content or []
+        assert b"".join(bytes(entry.bytes or b"") for entry in entries).decode(errors="replace") == choice.message.content
         assert [entry.token for part in parts if part.logprobs for entry in part.logprobs.content or ()] == [e.token for e in entries]
-        assert all(len(entry.top_logprobs) == 2 and bytes(entry.bytes or b"").decode() == entry.token for entry in entries)
+        assert all(len(entry.top_logprobs) == 2 and bytes(entry.bytes or b"").decode(errors="replace") == entry.token for entry in entries)
     whole(served, "/chat/completions", options, "ChatCompletion")
     streamed(served, "/chat/completions", {**options, "stream_options": {"include_usage": True}}, "ChatCompletionChunk")
 
@@ -210,8 +245,13 @@ def test_what_chats_cannot_do_is_refused_clearly(client: OpenAI, fields: dict[st
 
 def test_a_schema_that_cannot_be_held_is_the_clients_mistake(client: OpenAI) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}
-    with pytest.raises(openai.BadRequestError, match="'not' is not supported"):
+    with pytest.raises(openai.BadRequestError, match="'not' is not supported") as caught:
         client.chat.completions.create(**ASK, tools=[tool], tool_choice="required")
+    assert caught.value.param == "tools"
+    elsewhere = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "https://example.org/a"}}}
+    with pytest.raises(openai.BadRequestError, match="no path within the schema") as caught:
+        client.chat.completions.create(**ASK, response_format=elsewhere)
+    assert caught.value.param == "response_format"
 
 
 def test_embeddings(client: OpenAI, served: Served, tiny_model_dir: Path) -> None:
