@@ -22,8 +22,6 @@ class AutoscaleSettings:
 
     replica_tokens_per_s: float = 640.0
     """Output tokens a second that one replica sustains, all its streams together."""
-    replica_streams: int = 32
-    """Streams a replica runs at once."""
     utilization: float = 0.8
     """Share of a replica's rate that is planned for; the rest absorbs bursts."""
     drain_queue_s: float = 300.0
@@ -39,8 +37,8 @@ class AutoscaleSettings:
     def __post_init__(self) -> None:
         if not self.replica_tokens_per_s > 0 or not 0 < self.utilization <= 1:
             raise ValueError("replica_tokens_per_s must be above 0, and utilization above 0 and at most 1")
-        if self.replica_streams < 1 or not self.drain_queue_s > 0 or self.scale_down_after_s < 0:
-            raise ValueError("replica_streams must be at least 1, drain_queue_s above 0, scale_down_after_s not negative")
+        if not self.drain_queue_s > 0 or self.scale_down_after_s < 0:
+            raise ValueError("drain_queue_s must be above 0, scale_down_after_s not negative")
         if not 0 <= self.min_replicas <= self.max_replicas:
             raise ValueError(f"min_replicas: is {self.min_replicas}; must lie between 0 and max_replicas ({self.max_replicas})")
 

@@ -30,6 +30,7 @@ class Machine:
     pool: Pool
     market: MarketKind
     state: State
+    """draining: it leaves, by our will or the market's; it is not counted on, but serves until `placement.drain_at`."""
     since_s: float
     """When it was asked for."""
     price_per_hour: float = 0.0

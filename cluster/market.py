@@ -26,6 +26,8 @@ ALONE = 0.6
 """A pool that holds this share of all spot machines is alone: what is left without it cannot carry the load."""
 COLLAPSE = 0.5
 """A pool that loses this share of what is held in it at once has collapsed."""
+SHORTAGE = 0.25
+"""A service that loses this share of all its machines at once is short of them: a queue forms, which has to be served afterwards, too."""
 
 
 class Pool(NamedTuple):
@@ -68,7 +70,7 @@ class PoolRecord:
     hours: tuple[float, ...] = (0.0,) * len(CALM_S)
     """Hours with machines in it, by how long it had been calm (CALM_S)."""
     collapses: tuple[float, ...] = (0.0,) * len(CALM_S)
-    """Collapses, by the same."""
+    """Collapses that nobody gave notice of in time, by the same."""
     alone: tuple[float, ...] = (0.0,) * len(CALM_S)
     """Of the hours, those in which it held most of all spot machines: too much to lose at once."""
     held: int = 0
@@ -90,6 +92,8 @@ class Observations:
     spot_hours: float = 0.0
     """Machine-hours, all pools."""
     on_demand_hours: float = 0.0
+    last_short_s: float | None = None
+    """When so much was lost at once that the rest could not carry the load."""
     began_s: float | None = None
     """When the first look was taken; None before it. Until then nothing had been seen, whatever the clock says."""
 
@@ -108,13 +112,18 @@ class Observations:
         *,
         held: Mapping[Pool, int],
         lost: Mapping[Pool, int] | None = None,
+        warned: Mapping[Pool, int] | None = None,
         refused: Mapping[Pool, int] | None = None,
         on_demand: int = 0,
     ) -> Observations:
         """With what happened since the last look: `held` spot machines until now (those lost included), of which the market took `lost`;
-        `refused` ones it did not give; `on_demand` machines beside them."""
+        `refused` ones it did not give; `on_demand` machines beside them.
+
+        A machine is lost when it is known that it will go. `warned` are those of the lost that said so in good time
+        (`placement.warns`): their replacements serve before anyone's patience is over.
+        """
         was_s = now_s if self.began_s is None else self.now_s
-        lost, refused, hours = lost or {}, refused or {}, max(0.0, now_s - was_s) / 3600
+        lost, warned, refused, hours = lost or {}, warned or {}, refused or {}, max(0.0, now_s - was_s) / 3600
         everything, started, pools = sum(held.values()), 0, dict(self.pools)
         for pool in {*held, *lost, *refused, *pools}:
             record, number = self.of(pool), held.get(pool, 0)
@@ -122,14 +131,17 @@ class Observations:
                 continue
             if record.age(now_s):
                 started += max(0, number - record.held)
-            event = _Event(was_s, now_s, number, lost.get(pool, 0), refused.get(pool, 0), number > ALONE * everything)
+            gone, unforeseen = lost.get(pool, 0), lost.get(pool, 0) > warned.get(pool, 0)
+            event = _Event(was_s, now_s, number, gone, unforeseen, refused.get(pool, 0), number > ALONE * everything)
             pools[pool] = _after(record, event)
+        short = sum(lost.values()) > SHORTAGE * (everything + on_demand)
         return Observations(
             now_s,
             pools,
             self.num_started + started,
             self.spot_hours + everything * hours,
             self.on_demand_hours + on_demand * hours,
+            now_s if short else self.last_short_s,
             now_s if self.began_s is None else self.began_s,
         )
 
@@ -139,6 +151,7 @@ class _Event(NamedTuple):
     now_s: float
     held: int
     lost: int
+    unforeseen: bool
     refused: int
     alone: bool
 
@@ -147,7 +160,7 @@ _UNKNOWN = PoolRecord()
 
 
 def _after(record: PoolRecord, event: _Event) -> PoolRecord:
-    was_s, now_s, held, lost, refused, alone = event
+    was_s, now_s, held, lost, unforeseen, refused, alone = event
     age, hours, collapsed = record.age(was_s), max(0.0, now_s - was_s) / 3600, 0 < lost >= COLLAPSE * held
     calm_since_s = record.calm_since_s if held > lost else None
     if held > lost and (calm_since_s is None or lost):
@@ -159,7 +172,7 @@ def _after(record: PoolRecord, event: _Event) -> PoolRecord:
         now_s if refused else record.last_refused_s,
         calm_since_s,
         _plus(record.hours, age, hours) if held else record.hours,
-        _plus(record.collapses, age, 1.0) if collapsed else record.collapses,
+        _plus(record.collapses, age, 1.0) if collapsed and unforeseen else record.collapses,
         _plus(record.alone, age, hours) if held and alone else record.alone,
         held - lost,
     )

@@ -9,15 +9,20 @@ Price: a pass over the pools. After: SpotHedge (SkyServe, EuroSys 2025); what is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field, replace
 
 from cluster import risk
-from cluster.machines import Fleet
+from cluster.machines import Fleet, Machine
 from cluster.market import ON_DEMAND, SPOT, Market, MarketKind, Offer, Pool
 from cluster.settings import settings
 
-__all__ = ["PlacementSettings", "Plan", "place", "surplus"]
+OVERDUE = 2.0
+"""A machine that has been starting for so many cold starts is not coming."""
+GENEROUS = 15
+"""A pool that has refused nothing for so many times `retry_refused_s` is trusted to give what is asked of it."""
+
+__all__ = ["PlacementSettings", "Plan", "drain_at", "fitted", "overdue", "place", "surplus", "warns"]
 
 
 @settings
@@ -34,9 +39,9 @@ class PlacementSettings:
     """How long a request may wait before it fails: what it saves up, a smaller rest of the fleet can still serve."""
     utilization: float = 0.8
     """Share of the target that the load itself needs (the autoscaler's): the rest is headroom."""
-    on_demand_share: float = 0.9
+    on_demand_share: float = 0.85
     """Share of the target that on-demand machines stand in for: headroom is worth a spot price, not more. 1: all of it."""
-    failed_share: float = 0.0002
+    failed_share: float = 0.0004
     """Share of the requests that may fail because pools collapse: below it nothing more is spent on standing by."""
     reinvest: float = 0.75
     """Share of what is saved against SpotHedge that is spent on standing by for collapses. 0: no hedge."""
@@ -44,11 +49,15 @@ class PlacementSettings:
     """A pool that has held machines for so long without losing one is trusted with what it is starting."""
     retry_refused_s: float = 60.0
     """How long a pool that had nothing is left alone."""
+    drain_lead_s: float = 30.0
+    """How long before its end a machine that was given notice is drained. Its replacement is asked for at the notice; until the drain it
+    serves and admits as before, for a cold start is longer than any notice: drained at once, it would only begin the shortage sooner.
+    30 s: all that Google Cloud and Azure give, and room for its streams to move."""
 
     def __post_init__(self) -> None:
         if self.min_on_demand < 0 or (self.max_spot is not None and self.max_spot < 0):
             raise ValueError("min_on_demand and max_spot must not be negative")
-        for name in ("cold_start_s", "patience_s", "calm_s", "retry_refused_s", "reinvest"):
+        for name in ("cold_start_s", "patience_s", "calm_s", "retry_refused_s", "reinvest", "drain_lead_s"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: is {getattr(self, name)}; must not be negative")
         for name in ("utilization", "on_demand_share"):
@@ -87,20 +96,24 @@ class Plan:
 
 def place(target: int, fleet: Fleet, market: Market, settings: PlacementSettings, now_s: float) -> Plan:
     """What to hold for `target` serving replicas. To launch: the plan's counts less what the fleet has, pool by pool."""
-    view = _View(fleet, market, settings, now_s)
-    hedge = view.hedge(target)
-    floor = max(settings.min_on_demand, hedge)
+    late = overdue(fleet, settings, now_s)
+    if late:
+        fleet = Fleet(tuple(machine for machine in fleet.machines if machine not in late))
+    view = _View(fleet, market, settings, now_s, {machine.pool for machine in late if machine.market == SPOT})
+    hedge = min(view.hedge(target), view.most_on_demand)
+    floor = max(min(settings.min_on_demand, view.most_on_demand), hedge)
     most = max(0, target - floor if settings.max_spot is None else min(target - floor, settings.max_spot))
     reserve = min(math.ceil(0.1 * most), round(most * risk.lost_per_start(market.observed, settings.cold_start_s)))
     standing = fleet.count(ON_DEMAND, "ready")
     spot, asked = view.spread(most + reserve, keep=target - standing)
     need, ready, coming = view.need(target, most), min(sum(view.ready.values()), most + reserve), view.trusted()
-    on_demand = max(
+    wanted = max(
         floor,
         need - ready - coming - asked,  # what spot will not cover
         min(standing, need - ready),  # those that serve stay until spot does
         min(standing + fleet.count(ON_DEMAND, "starting"), need - ready - coming),  # those that start, until spot has been granted
     )
+    on_demand = min(wanted, view.most_on_demand)
     reasons = [f"target {target}: {ready} spot ready, {coming} coming from calm pools, {asked} asked of them; {on_demand} on demand"]
     if reserve:
         reasons.append(f"{reserve} more on spot, for those that the market takes one by one")
@@ -108,52 +121,99 @@ def place(target: int, fleet: Fleet, market: Market, settings: PlacementSettings
         reasons.append(f"{hedge} on demand stand by: the spot machines are in too few pools, and these have not been calm for long")
     if need < target:
         reasons.append(f"on demand stands in for {need} of {target}: the headroom is bought on spot alone")
-    return Plan(spot, on_demand, surplus(fleet, spot, on_demand), tuple(reasons))
+    if wanted > on_demand:
+        reasons.append(f"{wanted} would be wanted on demand: the quota is {on_demand}")
+    if late:
+        reasons.append(f"{len(late)} have been starting for more than {OVERDUE * settings.cold_start_s:.0f} s: they are not coming")
+    return Plan(spot, on_demand, (*(m.machine_id for m in late), *surplus(fleet, spot, on_demand)), tuple(reasons))
+
+
+def overdue(fleet: Fleet, settings: PlacementSettings, now_s: float) -> tuple[Machine, ...]:
+    """The machines that have been starting for too long to be counted on: given up, and to be observed as refused by their pools."""
+    if not fleet.count(SPOT, "starting") + fleet.count(ON_DEMAND, "starting"):
+        return ()
+    since_s = now_s - OVERDUE * settings.cold_start_s
+    return tuple(machine for machine in fleet.machines if machine.state == "starting" and machine.since_s < since_s)
+
+
+def drain_at(notice_s: float, deadline_s: float, settings: PlacementSettings) -> float:
+    """When (unix seconds) to drain a machine that learned at `notice_s` that it goes at `deadline_s`; infinity: at some time, no one knows
+    when. Never before the notice; at once where that leaves no more than the lead, or where no deadline was given.
+
+    >>> drain_at(1000.0, 1120.0, PlacementSettings(drain_lead_s=30.0))
+    1090.0
+    >>> drain_at(1000.0, 1020.0, PlacementSettings(drain_lead_s=30.0))
+    1000.0
+    """
+    return max(notice_s, deadline_s - settings.drain_lead_s) if math.isfinite(deadline_s) else notice_s
+
+
+def warns(notice_s: float, settings: PlacementSettings) -> bool:
+    """Whether a notice of so many seconds is early enough: whoever comes from the drain on still waits when the replacement serves.
+
+    >>> warns(120.0, PlacementSettings(cold_start_s=183.0)), warns(30.0, PlacementSettings(cold_start_s=183.0))
+    (True, False)
+    """
+    return settings.cold_start_s - max(0.0, notice_s - settings.drain_lead_s) <= settings.patience_s
+
+
+def fitted(
+    settings: PlacementSettings, *, utilization: float, cold_start_s: float | None = None, patience_s: float | None = None
+) -> PlacementSettings:
+    """With what others have settled: the autoscaler's utilization, and where they are known the cold start that was measured and the time
+    after which a waiting request is given up."""
+    return replace(
+        settings,
+        utilization=utilization,
+        cold_start_s=settings.cold_start_s if cold_start_s is None else cold_start_s,
+        patience_s=settings.patience_s if patience_s is None else patience_s,
+    )
 
 
 class _View:
     """What `place` asks of the fleet and the market."""
 
-    def __init__(self, fleet: Fleet, market: Market, settings: PlacementSettings, now_s: float) -> None:
+    def __init__(self, fleet: Fleet, market: Market, settings: PlacementSettings, now_s: float, late: Set[Pool]) -> None:
         self.settings, self.now_s, self.seen, self.offers = settings, now_s, market.observed, _worthwhile(market)
         self.ready, self.starting = fleet.by_pool(SPOT, "ready"), fleet.by_pool(SPOT, "starting")
-        self.held, self.leaving = fleet.by_pool(SPOT, "ready", "starting"), fleet.by_pool(SPOT, "draining")
-        self.price_share = _price_share(market)
+        self.held, self._leaving = fleet.by_pool(SPOT, "ready", "starting"), fleet.by_pool(SPOT, "draining")
+        self.price_share, self.most_on_demand = _price_share(market), _most(market.on_demand())
         self.calm = [o.pool for o in self.offers if o.pool in self.held and self._calm_for(o.pool, settings.calm_s)]
-        self.open = [o.pool for o in self.offers if o.pool not in self.leaving and not self._refused(o.pool, settings.retry_refused_s)]
+        self.open = [o.pool for o in self.offers if not (self._doomed(o.pool) or self._refused(o.pool, 1) or o.pool in late)]
+        self._generous = [pool for pool in self.calm if not self._refused(pool, GENEROUS) and pool not in late]
 
     def _calm_for(self, pool: Pool, seconds: float) -> bool:
         since_s = self.seen.of(pool).calm_since_s
         return since_s is not None and self.now_s - since_s >= seconds
 
-    def _refused(self, pool: Pool, within_s: float) -> bool:
-        at_s = self.seen.of(pool).last_refused_s
-        return at_s is not None and self.now_s - at_s < within_s
+    def _refused(self, pool: Pool, times: float) -> bool:
+        return _within(times * self.settings.retry_refused_s, self.seen.of(pool).last_refused_s, self.now_s)
+
+    def _doomed(self, pool: Pool) -> bool:
+        """Whether machines there have been given notice and are not gone yet: what is asked for now would go with them."""
+        return pool in self._leaving and _within(self.settings.calm_s, self.seen.of(pool).last_lost_s, self.now_s)
 
     def quiet(self) -> bool:
-        """Whether nothing has been taken away of late."""
-        recent = (r.last_lost_s for r in self.seen.pools.values())
-        return not self.leaving and all(at_s is None or self.now_s - at_s >= self.settings.calm_s for at_s in recent)
+        """Whether there has been no shortage of late, so that there is no queue to be served."""
+        return not _within(self.settings.calm_s, self.seen.last_short_s, self.now_s)
 
     def need(self, target: int, spot: int) -> int:
-        """How many replicas on-demand machines make up for where spot is short. After a loss all of them: there is a queue to be served."""
+        """How many replicas on-demand machines make up for where spot is short. After a shortage all: there is a queue to be served."""
         whole = not self.quiet() or not self.offers or not spot
-        return target if whole else math.ceil(target * self.settings.on_demand_share)
+        return target if whole else math.ceil(target * self.settings.on_demand_share - 1e-9)
 
     def trusted(self) -> int:
-        """Machines that are starting in pools that have been calm."""
-        return sum(number for pool, number in self.starting.items() if pool in self.calm)
+        """Machines that are starting in pools that have been calm and gave what was asked."""
+        return sum(number for pool, number in self.starting.items() if pool in self._generous)
 
     def hedge(self, target: int) -> int:
         """On-demand machines that stand by, so that what is left after the worst collapse to be feared survives it."""
         settings, share = self.settings, self.settings.survival_share * target
         if not self.offers or settings.max_spot == 0:
             return 0
-        if not self.ready:  # spot comes back, if at all, as young as can be
-            return max(0, min(math.ceil(share), target - 1)) if settings.reinvest else 0
         total = sum(self.ready.values())
         short = {pool: share - (total - number) for pool, number in self.ready.items() if share > total - number}
-        if not short:
+        if self.ready and not short:
             return 0
         saved = settings.reinvest * risk.saved_share(self.seen, cold_start_s=settings.cold_start_s, headroom=1 - settings.on_demand_share)
         ages = risk.hedged_ages(
@@ -164,7 +224,8 @@ class _View:
             allowed=settings.failed_share,
         )
         feared = [need * ages.get(self.seen.of(pool).age(self.now_s), 0.0) for pool, need in short.items()]
-        return max(0, min(math.ceil(max(feared, default=0.0)), target - 1))
+        young = share * ages.get(0, 0.0)  # spot comes back, if at all, as young as can be
+        return max(0, min(math.ceil(max(feared, default=young)), target - 1))
 
     def spread(self, count: int, *, keep: int) -> tuple[dict[Pool, int], int]:
         """Spot machines by pool, `count` in all; and how many of the new ones will be there, as far as one can tell. Of those that serve
@@ -173,16 +234,16 @@ class _View:
         sure = [pool for pool in self.calm if pool in self.open]
         if count > total:
             before = sum(plan.get(pool, 0) for pool in sure)
-            fill(plan, sure or self.open, count - total, self._quota)
-            if self.quiet():  # a pool that has refused of late may do so again
-                generous = [p for p in sure if not self._refused(p, 15 * self.settings.retry_refused_s)]
-                asked = sum(plan.get(pool, 0) for pool in sure) - before if len(generous) == len(sure) else 0
-        elif len(self.calm) > 1:  # enough, but unevenly spread: more where there is little; the surplus goes once that serves
+            fill(plan, sure, count - total, self._quota)
+            fill(plan, self.open, count - sum(plan.values()), self._quota)
+            if self.quiet() and set(sure) <= set(self._generous):
+                asked = sum(plan.get(pool, 0) for pool in sure) - before
+        elif len(plan) > 1:  # enough, but unevenly spread: more where there is little; the surplus goes once that serves
             for pool in sure:
-                plan[pool] = max(plan.get(pool, 0), min(count // len(self.calm), self._quota(pool)))
-        probes = max(count // 10, 1 if count > 1 and len(plan) == 1 else 0)
-        for pool in [pool for pool in self.open if not plan.get(pool)][:probes]:
-            plan[pool] = 1  # it serves, and it shows whether the pool is worth more
+                plan[pool] = max(plan[pool], min(count // len(plan), self._quota(pool)))
+        probes = max(count // 10, 1 if len(plan) == 1 else 0) if min(count, max(plan.values(), default=0)) > 1 else 0
+        for pool in [pool for pool in self.open if not plan.get(pool) and self._quota(pool)][:probes]:
+            plan[pool] = 1  # it serves, and it shows whether the pool is worth more; where most are, one goes for it
         self._shrink(plan, sum(self.ready.values()) - max(count, keep))
         return plan, asked
 
@@ -194,6 +255,15 @@ class _View:
         rank = {offer.pool: index for index, offer in enumerate(self.offers)}
         for _ in range(min(spare, sum(plan.values()))):
             plan[max(plan, key=lambda pool: (plan[pool], rank.get(pool, len(rank))))] -= 1
+
+
+def _within(seconds: float, at_s: float | None, now_s: float) -> bool:
+    return at_s is not None and now_s - at_s < seconds
+
+
+def _most(offers: tuple[Offer, ...]) -> int:
+    """How many machines these quotas allow."""
+    return sum(10**9 if offer.max_replicas is None else offer.max_replicas for offer in offers)
 
 
 def _worthwhile(market: Market) -> list[Offer]:

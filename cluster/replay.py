@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from cluster import autoscale
+from cluster import autoscale, placement
 from cluster.autoscale import AutoscaleSettings, Target
+from cluster.demand import BIN_S
 from cluster.machines import Fleet, Machine, State
 from cluster.market import ON_DEMAND, SPOT, Market, MarketKind, Observations, Offer, Pool
-from cluster.placement import Plan
+from cluster.placement import PlacementSettings, Plan
 from cluster.requests import Requests, Rules
 from cluster.settings import settings
 from cluster.traces import SpotTrace
@@ -42,10 +43,10 @@ class MarketRules:
     """How long before its death a machine is told, if it is told."""
     notice_share: float = 0.5
     """Share of the preemptions that come with notice; the others come without. Told or not, all machines of an event alike."""
-    drain_s: float = 120.0
-    """How long before its death a machine that was told stops taking new requests: at once, as Ray's drain does."""
     retire_s: float = 30.0
-    """How long a machine given back by our own will is still paid for."""
+    """How long a machine given back by our own will is still paid for, at least: what it serves goes elsewhere or is finished meanwhile."""
+    grace_s: float = 120.0
+    """And at most, while it still has requests; those that are left then are cut off."""
     answer_s: float = 10.0
     """How long it takes to learn that a pool has no machine."""
     decide_s: float = 60.0
@@ -56,8 +57,8 @@ class MarketRules:
             raise ValueError(f"notice_share: is {self.notice_share}; must lie between 0 and 1")
         if not self.on_demand_price > 0 or not self.spot_price >= 0:
             raise ValueError("on_demand_price must be above 0, and spot_price not negative")
-        if min(self.cold_start_s, self.notice_s, self.retire_s, self.drain_s) < 0 or not self.decide_s >= 1:
-            raise ValueError("cold_start_s, notice_s, drain_s and retire_s must not be negative, decide_s not below 1")
+        if min(self.cold_start_s, self.notice_s, self.retire_s, self.grace_s) < 0 or not self.decide_s >= 1:
+            raise ValueError("cold_start_s, notice_s, retire_s and grace_s must not be negative, decide_s not below 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ class Replay:
     market_rules: MarketRules
     autoscale: AutoscaleSettings
     pools: tuple[Pool, ...]
+    placement: PlacementSettings = field(default_factory=PlacementSettings)
     seed: int = 0
     target: Target = field(default_factory=lambda: Target(0))
     now_s: float = 0.0
@@ -131,6 +133,7 @@ class Replay:
     _capacity: dict[Pool, int] = field(default_factory=dict)
     _observed: Observations = field(default_factory=Observations)
     _lost: dict[Pool, int] = field(default_factory=dict)
+    _warned: dict[Pool, int] = field(default_factory=dict)
     _refused: dict[Pool, int] = field(default_factory=dict)
     _closed: set[Pool] = field(default_factory=set)
     _count: int = 0
@@ -180,16 +183,17 @@ class Replay:
         doomed += self._chance.sample(others, max(0, len(others) - step.capacity))
         if not doomed:
             return
-        machine_ids = [rented.machine.machine_id for rented in doomed]
+        machine_ids, states = [rented.machine.machine_id for rented in doomed], [rented.machine.state for rented in doomed]
         self.preempted += len(machine_ids)
         self.requests.lose(machine_ids)
         for machine_id in machine_ids:
             self._pay(machine_id)
-        self._lost[step.pool] = self._lost.get(step.pool, 0) + len(machine_ids)
+        if missed := sum(state != "draining" for state in states):
+            self._lost[step.pool] = self._lost.get(step.pool, 0) + missed
         self._decide()
 
     def _notice(self, step: Step) -> None:
-        """Those that will not fit are told when they die."""
+        """Those that will not fit are told when they die: from now on nobody counts on them, though they serve until they are drained."""
         here = [rented for rented in self._in(step.pool) if rented.dies_s is None]
         told = self._chance.sample(here, max(0, len(here) - step.capacity))
         for rented in told:
@@ -197,8 +201,11 @@ class Replay:
             if self.rules.heeds_notice:
                 self._become(rented, "draining")
         if told and self.rules.heeds_notice:
-            drain_s = max(self.now_s, step.at_s - self.market_rules.drain_s)
+            drain_s = placement.drain_at(self.now_s, step.at_s, self.placement)
             self._at(drain_s, _DRAIN, partial(self._drain, [rented.machine.machine_id for rented in told]))
+            self._lost[step.pool] = self._lost.get(step.pool, 0) + len(told)
+            if placement.warns(step.at_s - self.now_s, self.placement):
+                self._warned[step.pool] = self._warned.get(step.pool, 0) + len(told)
             self._decide()
 
     def _drain(self, machine_ids: list[str]) -> None:
@@ -232,10 +239,15 @@ class Replay:
         self.cost += (self.now_s - machine.since_s) / 3600 * machine.price_per_hour
         self._fleet = None
 
-    def _gone(self, machine_id: str) -> None:
-        if machine_id in self._rented:
-            self.requests.lose([machine_id])  # those of its requests that found no other place
-            self._pay(machine_id)
+    def _gone(self, machine_id: str, at_latest_s: float) -> None:
+        """A machine given back goes when it is empty, at the latest when its grace is over."""
+        if machine_id not in self._rented:
+            return
+        if self.requests.staying(machine_id) >= 0.5 and self.now_s + BIN_S <= at_latest_s:
+            self._at(self.now_s + BIN_S, _GONE, partial(self._gone, machine_id, at_latest_s))
+            return
+        self.requests.lose([machine_id])
+        self._pay(machine_id)
 
     # What the service does.
 
@@ -251,13 +263,13 @@ class Replay:
 
     def _decide(self) -> None:
         fleet, prices = self._seen_fleet(), self.market_rules
-        held = fleet.by_pool(SPOT)
+        held = fleet.by_pool(SPOT, "starting", "ready")
         for pool, number in self._lost.items():
             held[pool] = held.get(pool, 0) + number
         self._observed = self._observed.after(
-            self.now_s, held=held, lost=self._lost, refused=self._refused, on_demand=fleet.count(ON_DEMAND)
+            self.now_s, held=held, lost=self._lost, warned=self._warned, refused=self._refused, on_demand=fleet.count(ON_DEMAND)
         )
-        self._lost, self._refused = {}, {}
+        self._lost, self._warned, self._refused = {}, {}, {}
         if not self._offers:
             self._offers = tuple(Offer(pool, SPOT, prices.spot_price) for pool in sorted(self.pools))
             self._offers += (Offer(self.pools[0], ON_DEMAND, prices.on_demand_price),)
@@ -274,11 +286,12 @@ class Replay:
     def _apply(self, plan: Plan) -> None:
         for machine_id in plan.retire:
             rented = self._rented[machine_id]
-            serves = rented.machine.state == "ready"
+            serves, rules = rented.machine.state == "ready", self.market_rules
             self._become(rented, "draining")
             if serves:
-                self.requests.leave([machine_id], retiring=True)
-            self._at(self.now_s + (self.market_rules.retire_s if serves else 0.0), _GONE, partial(self._gone, machine_id))
+                self.requests.leave([machine_id])
+            gone = partial(self._gone, machine_id, self.now_s + rules.grace_s)
+            self._at(self.now_s + (rules.retire_s if serves else 0.0), _GONE, gone)
         held = self._seen_fleet().by_pool(SPOT, "starting", "ready")
         for pool, wanted in plan.spot.items():
             if wanted > held.get(pool, 0) and pool not in self._closed:

@@ -11,6 +11,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from cluster.autoscale import Load
 from cluster.demand import BIN_S, Demand
@@ -23,11 +24,16 @@ __all__ = ["Single"]
 class _Request:
     rest_s: float
     whole_s: float
+    came_s: float
     since_s: float
+    """Since when it has waited this time."""
     sent: int = 1
     begun: bool = False
     ends_s: float = 0.0
     machine: str | None = None
+
+
+_OLDEST_FIRST = attrgetter("came_s")
 
 
 class Single:
@@ -39,7 +45,6 @@ class Single:
         self._next, self._now_s, self._seen_s = 0, 0.0, 0.0
         self._places: dict[str, set[_Request]] = {}
         self._leaving: dict[str, set[_Request]] = {}
-        self._retiring: dict[str, set[_Request]] = {}
         self._ends: list[tuple[float, int, _Request]] = []
         self._new: deque[_Request] = deque()
         self._resumed: deque[_Request] = deque()
@@ -50,7 +55,7 @@ class Single:
         while True:
             arrival = self._requests[self._next][0] if self._next < len(self._requests) else until_s
             end = self._ends[0][0] if self._ends else until_s
-            expiry = min((queue[0].since_s + self._rules.timeout_s for queue in (self._new, self._resumed) if queue), default=until_s)
+            expiry = min((queue[0].came_s + self._rules.timeout_s for queue in (self._new, self._resumed) if queue), default=until_s)
             at_s = min(arrival, end, expiry)
             if at_s >= until_s:
                 break
@@ -67,12 +72,12 @@ class Single:
 
     def _arrive(self, at_s: float, service_s: float) -> None:
         self.books.arrived += 1
-        self._new.append(_Request(service_s, service_s, at_s))
+        self._new.append(_Request(service_s, service_s, at_s, at_s))
 
     def _end(self, request: _Request) -> None:
         """Its time is over, unless it has been cut off or moved meanwhile (then this entry of the heap is an old one)."""
         name = request.machine or ""
-        where = self._places.get(name) or self._leaving.get(name) or self._retiring.get(name) or set()
+        where = self._places.get(name) or self._leaving.get(name) or set()
         if request in where and request.ends_s <= self._now_s + 1e-9:
             where.discard(request)
             request.machine = None
@@ -80,10 +85,8 @@ class Single:
 
     def _give_up(self) -> None:
         for queue in (self._resumed, self._new):
-            while queue and queue[0].since_s + self._rules.timeout_s <= self._now_s + 1e-9:
-                queue.popleft()
-                self.books.failed += 1
-                self.books.timed_out += 1
+            while queue and queue[0].came_s + self._rules.timeout_s <= self._now_s + 1e-9:
+                self.books.gave_up(1.0, self._rules.timeout_s, first=not queue.popleft().begun)
 
     def _serve(self) -> None:
         """The oldest who wait get the places that are free: requests that leave a machine first, then resumed ones, then new ones."""
@@ -126,12 +129,16 @@ class Single:
         self._places[machine] = set()
         self._serve()
 
-    def leave(self, machines: Iterable[str], *, retiring: bool = False) -> None:
-        """These take no new requests; those that retire by our own will stay until theirs are done."""
+    def leave(self, machines: Iterable[str]) -> None:
+        """These take no new requests; theirs leave for free places, or stay until done."""
         for machine in machines:
             if machine in self._places:
-                (self._retiring if retiring else self._leaving)[machine] = self._places.pop(machine)
+                self._leaving[machine] = self._places.pop(machine)
         self._serve()
+
+    def staying(self, machine: str) -> float:
+        """Requests that are still on a machine that was left."""
+        return len(self._leaving.get(machine, ()))
 
     def lose(self, machines: Iterable[str]) -> None:
         """These are gone."""
@@ -139,6 +146,7 @@ class Single:
             cut = self._places.pop(machine, set()) | self._leaving.pop(machine, set())
             for request in sorted(cut, key=lambda r: r.ends_s):
                 self._cut_off(request)
+        self._new, self._resumed = (deque(sorted(queue, key=_OLDEST_FIRST)) for queue in (self._new, self._resumed))
         self._serve()
 
     def _cut_off(self, request: _Request) -> None:
@@ -172,4 +180,4 @@ class Single:
         return self._served() + len(self._new) + len(self._resumed)
 
     def _served(self) -> int:
-        return sum(len(held) for where in (self._places, self._leaving, self._retiring) for held in where.values())
+        return sum(len(held) for where in (self._places, self._leaving) for held in where.values())

@@ -104,6 +104,7 @@ class _World:
     changes: list[Step]
     pools: tuple[Pool, ...]
     autoscale: AutoscaleSettings
+    placement: PlacementSettings
     nodes: int
 
 
@@ -126,7 +127,7 @@ def simulate(config: SimulateConfig) -> Simulation:
 
 
 def _world(config: SimulateConfig, traces: list[SpotTrace]) -> _World:
-    scaling = replace(config.autoscale, replica_tokens_per_s=config.replica.tokens_per_s, replica_streams=config.replica.streams)
+    scaling = replace(config.autoscale, replica_tokens_per_s=config.replica.tokens_per_s)
     load = read_load(config.load) if config.load else steady_load()
     per_node = scaling.replica_tokens_per_s * scaling.utilization
     scale = config.load_scale or config.nodes * per_node / peak_tokens_per_s(load)
@@ -134,7 +135,10 @@ def _world(config: SimulateConfig, traces: list[SpotTrace]) -> _World:
     seconds = (config.days or min(min(trace.end_s for trace in traces) / 86400, LONGEST_DAYS)) * 86400
     wanted = demand(load, config.replica, seconds=seconds, scale=scale, diurnal=config.diurnal)
     changes = steps(traces, seconds=wanted.end_s, machines_each=_scale_of(config, nodes), rules=config.market, seed=config.seed)
-    return _World(config, load, wanted, changes, tuple(Pool(trace.zone) for trace in traces), scaling, nodes)
+    chosen = placement.fitted(
+        config.placement, utilization=scaling.utilization, cold_start_s=config.market.cold_start_s, patience_s=config.timeout_s
+    )
+    return _World(config, load, wanted, changes, tuple(Pool(trace.zone) for trace in traces), scaling, chosen, nodes)
 
 
 def _scale_of(config: SimulateConfig, nodes: int) -> Callable[[SpotTrace], float]:
@@ -157,7 +161,9 @@ def _run(world: _World, name: RowName, advance: Callable[..., None]) -> Replay:
         requests = Single(every, world.demand, rules, config.replica.streams)
     else:
         requests = Fluid(world.demand, rules, config.replica.streams)
-    replay = Replay(_policy(world, name), requests, rules, config.market, world.autoscale, world.pools, seed=config.seed)
+    replay = Replay(
+        _policy(world, name), requests, rules, config.market, world.autoscale, world.pools, placement=world.placement, seed=config.seed
+    )
     replay.target = Target(world.nodes)
     done = 0.0
 
@@ -172,21 +178,14 @@ def _run(world: _World, name: RowName, advance: Callable[..., None]) -> Replay:
 
 
 def _policy(world: _World, name: RowName) -> Policy:
-    config = world.config
-    chosen = replace(
-        config.placement,
-        cold_start_s=config.market.cold_start_s,
-        patience_s=config.timeout_s,
-        utilization=world.autoscale.utilization,
-    )
 
     def ours(target: int, fleet: Fleet, market: Market, now_s: float) -> Plan:
-        return placement.place(target, fleet, market, chosen, now_s)
+        return placement.place(target, fleet, market, world.placement, now_s)
 
     policies: dict[str, Policy] = {
         "on-demand": on_demand_only,
         "spot-only": spot_only,
         "even-spread": even_spread,
-        "skyserve": SkyServe(config.skyserve_extra),
+        "skyserve": SkyServe(world.config.skyserve_extra),
     }
     return policies.get(name, ours)

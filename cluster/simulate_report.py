@@ -1,6 +1,7 @@
 """What a simulation found: a table for people, the same as JSON, and a picture.
 
-Promise: costs are shares of serving everything on demand under the same load; failures, delays and moves are shares of the requests.
+Promise: costs are shares of serving everything on demand under the same load; failures, delays and moves are shares of the requests;
+a request that failed without a first token counts in the waiting times, with all its patience.
 Price: none; matplotlib is imported for the picture alone.
 """
 
@@ -45,6 +46,7 @@ class Row:
     retried: float
     """Sent again by the client."""
     ttft_p50_s: float
+    """Of all requests, also those that failed before their first token: they count as having waited for as long as they could."""
     ttft_p99_s: float
     preempted: int
     """Machines that the market took."""
@@ -62,7 +64,7 @@ class Simulation:
     oracle: float
     """Cost share of one who knows the future and holds the same target."""
     oracle_bare: float
-    """Cost share of one who knows the future and holds no headroom: nobody serves everything for less."""
+    """Cost share of one who knows the future and holds no headroom: no policy that serves everything costs less."""
 
     def summary(self) -> dict[str, Any]:
         """As JSON."""

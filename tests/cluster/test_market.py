@@ -47,6 +47,23 @@ def test_a_collapse_is_booked_at_the_age_of_the_calm_before_it():
     assert seen.after(6000.0, held={A: 2}).of(A).age(6000.0) == 0
 
 
+def test_a_collapse_that_was_announced_in_time_is_no_danger():
+    before = Observations().after(0.0, held={A: 4}).after(700.0, held={A: 4})
+    told = before.after(700.0, held={A: 4}, lost={A: 4}, warned={A: 4})
+    partly = before.after(700.0, held={A: 4}, lost={A: 4}, warned={A: 2})
+    assert (sum(told.of(A).collapses), sum(partly.of(A).collapses)) == (0, 1)
+    assert told.of(A).calm_since_s is None
+    assert told.of(A).last_lost_s == 700.0
+
+
+def test_a_shortage_is_a_quarter_of_all_machines_at_once():
+    seen = Observations().after(0.0, held={A: 6, B: 6}, on_demand=8)
+    assert seen.after(60.0, held={A: 6, B: 6}, lost={A: 5}, on_demand=8).last_short_s is None
+    short = seen.after(60.0, held={A: 6, B: 6}, lost={A: 5, B: 1}, on_demand=8)
+    assert short.last_short_s == 60.0
+    assert short.after(120.0, held={A: 1, B: 5}).last_short_s == 60.0
+
+
 def test_a_pool_that_holds_nearly_all_is_alone():
     seen = Observations().after(0.0, held={A: 9, B: 1}).after(3600.0, held={A: 9, B: 1})
     assert sum(seen.of(A).alone) == 1.0

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cluster.machines import Fleet, Machine
 from cluster.market import ON_DEMAND, SPOT, Market, Observations, Offer, Pool
-from cluster.placement import PlacementSettings, Plan, fill, place
+from cluster.placement import PlacementSettings, Plan, drain_at, fill, fitted, place, warns
 
 A, B, C = Pool("a"), Pool("b"), Pool("c", "g5")
 OFFERS = (Offer(A, SPOT, 0.3), Offer(B, SPOT, 0.3), Offer(C, SPOT, 0.35), Offer(A, ON_DEMAND, 1.0))
@@ -85,6 +85,73 @@ def test_the_floor_stands_and_max_spot_holds():
     )
 
 
+def test_what_never_comes_is_given_up_and_made_up_for():
+    """20 were asked of a calm pool; until two cold starts have passed they are counted on, then on demand fills the gap."""
+    held = {A: 40}
+    market = Market((OFFERS[0], OFFERS[3]), Observations().after(0.0, held=held).after(LATER, held=held))
+    machines = [Machine(f"r{i}", A, SPOT, "ready", 0.0, 0.3) for i in range(20)]
+
+    def after(seconds):
+        late = [Machine(f"s{i}", A, SPOT, "starting", LATER - seconds, 0.3) for i in range(20)]
+        return place(40, Fleet((*machines, *late)), market, PlacementSettings(), LATER)
+
+    soon, late = after(300.0), after(400.0)
+    assert (soon.on_demand, soon.retire) == (0, ())
+    assert set(late.retire) == {f"s{i}" for i in range(20)}
+    assert any("not coming" in reason for reason in late.reasons)
+    assert late.on_demand >= 12
+    refused = Market(market.offers, market.observed.after(LATER, held=held, refused={A: 20}))
+    anew = [Machine(f"t{i}", A, SPOT, "starting", LATER + 60, 0.3) for i in range(20)]
+    plan = place(40, Fleet((*machines, *anew)), refused, PlacementSettings(), LATER + 120)
+    assert plan.num_spot == 40, "asked for anew"
+    assert plan.on_demand >= 12, "and not trusted, for they were overdue before"
+
+
+def test_the_on_demand_quota_holds_and_spot_takes_the_rest():
+    offers = (*OFFERS[:3], Offer(A, ON_DEMAND, 1.0, max_replicas=3), Offer(B, ON_DEMAND, 1.1, max_replicas=2))
+    plan = place(20, Fleet(), Market(offers), PlacementSettings(min_on_demand=8), 0.0)
+    assert plan.on_demand == 5
+    assert plan.num_spot == 15
+    assert any("quota" in reason for reason in plan.reasons)
+
+
+def test_where_nothing_is_to_be_had_on_demand_spot_carries_all():
+    plan = place(10, Fleet(), Market(OFFERS[:3]), PlacementSettings(min_on_demand=3), 0.0)
+    assert (plan.num_spot, plan.on_demand) == (10, 0)
+
+
+def test_what_calm_pools_may_not_hold_is_asked_of_others():
+    offers = (dataclasses.replace(OFFERS[0], max_replicas=8), OFFERS[1], OFFERS[3])
+    market = Market(offers, Observations().after(0.0, held={A: 4}).after(LATER, held={A: 4}))
+    assert place(20, fleet(a=4), market, PlacementSettings(), LATER).spot == {A: 8, B: 12}
+
+
+def test_a_small_loss_does_not_buy_headroom_on_demand_a_shortage_does():
+    def after(lost):
+        market = calm({A: 20})
+        seen = market.observed.after(LATER + 1, held={A: 20}, lost={A: lost}).after(LATER + 1, held={}, refused={A: 1})
+        return place(20, fleet(a=20 - lost), Market((OFFERS[0], OFFERS[3]), seen), PlacementSettings(on_demand_share=0.9), LATER + 1)
+
+    assert after(4).on_demand == 2  # of 20, 18 are stood in for
+    assert after(12).on_demand == 12
+
+
+def test_a_machine_that_was_told_serves_until_shortly_before_its_end():
+    chosen = PlacementSettings(cold_start_s=183.0, patience_s=100.0, drain_lead_s=30.0)
+    assert drain_at(1000.0, 1120.0, chosen) == 1090.0
+    assert drain_at(1000.0, 1030.0, chosen) == 1000.0, "no more than the lead is left"
+    assert drain_at(1000.0, float("inf"), chosen) == 1000.0, "nobody knows when"
+    assert drain_at(1000.0, 1120.0, dataclasses.replace(chosen, drain_lead_s=120.0)) == 1000.0
+    assert warns(120.0, chosen)
+    assert not warns(120.0, dataclasses.replace(chosen, drain_lead_s=120.0))
+    assert not warns(100.0, chosen)
+
+
+def test_settings_take_what_others_have_settled():
+    made = fitted(PlacementSettings(min_on_demand=2), utilization=0.7, cold_start_s=60.0)
+    assert (made.min_on_demand, made.utilization, made.cold_start_s, made.patience_s) == (2, 0.7, 60.0, PlacementSettings().patience_s)
+
+
 def test_nobody_asks_nothing_runs():
     plan = place(0, fleet(a=2, on_demand=1), calm({A: 2}), PlacementSettings(), LATER)
     assert (plan.num_spot, plan.on_demand) == (0, 0)
@@ -139,27 +206,73 @@ def test_laws(target, made, floor, lost, refused):
     assert all(number >= 0 for number in plan.spot.values())
 
 
-@given(target=st.integers(1, 60), pools=st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
-def test_a_market_that_gives_everything_comes_to_rest(target, pools):
-    """When all is granted and nothing is lost, spot carries the target, and the plan stops changing."""
-    offers, held, number, now = (*OFFERS[:pools], OFFERS[3]), 0, 0, Fleet()
-    seen, at_s = Observations(), 0.0
-    for _ in range(400):
-        seen = seen.after(at_s, held=now.by_pool(SPOT), on_demand=now.count(ON_DEMAND))
-        plan = place(target, now, Market(offers, seen), PlacementSettings(), at_s)
+def settle(target, offers, capacity, now=(), *, rounds=60, chosen=None):
+    """The fleets of so many looks, 120 s apart, on a market that gives up to its capacity and takes nothing away."""
+    number, seen, at_s, fleets = 0, Observations(), 0.0, []
+    now = Fleet(tuple(now))
+    refused = {}
+    for _ in range(rounds):
+        seen = seen.after(at_s, held=now.by_pool(SPOT), refused=refused, on_demand=now.count(ON_DEMAND))
+        plan = place(target, now, Market(offers, seen), chosen or PlacementSettings(), at_s)
         kept = [dataclasses.replace(m, state="ready") for m in now.machines if m.machine_id not in plan.retire]
+        refused = {}
         for pool, count in plan.spot.items():
-            for _ in range(count - sum(m.pool == pool and m.market == SPOT for m in kept)):
-                kept.append(Machine(f"m{(number := number + 1)}", pool, SPOT, "starting", at_s, 0.3))
+            there = sum(m.pool == pool and m.market == SPOT for m in kept)
+            given_ = min(count, max(there, capacity[pool])) - there
+            kept += [Machine(f"m{(number := number + 1)}", pool, SPOT, "starting", at_s, 0.3) for _ in range(given_)]
+            if given_ < count - there:
+                refused[pool] = count - there - given_
         for _ in range(plan.on_demand - sum(m.market == ON_DEMAND for m in kept)):
             kept.append(Machine(f"m{(number := number + 1)}", A, ON_DEMAND, "starting", at_s, 1.0))
-        still = {m.machine_id for m in kept} == {m.machine_id for m in now.machines}
-        now, at_s, held = Fleet(tuple(kept)), at_s + 200.0, held + still
+        now, at_s = Fleet(tuple(kept)), at_s + 120.0
+        fleets.append({m.machine_id for m in now.machines})
+    return now, fleets
+
+
+@given(target=st.integers(1, 60), pools=st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_a_market_that_gives_everything_comes_to_rest(target, pools):
+    """When all is granted and nothing is lost, spot carries the target, and the plan stops changing."""
+    now, fleets = settle(target, (*OFFERS[:pools], OFFERS[3]), dict.fromkeys((A, B, C), 1000), rounds=400)
     assert now.count(SPOT) + now.count(ON_DEMAND) >= target
     assert now.count(ON_DEMAND) == 0
     assert now.count(SPOT) <= target + 2
-    assert still
+    assert fleets[-1] == fleets[-20]
+
+
+@given(
+    target=st.integers(0, 40),
+    capacity=st.fixed_dictionaries(dict.fromkeys((A, B, C), st.integers(0, 40))),
+    held=st.fixed_dictionaries(dict.fromkeys((A, B, C), st.integers(0, 20))),
+    quota=st.one_of(st.none(), st.integers(0, 20)),
+)
+@settings(max_examples=60, deadline=None)
+def test_constant_inputs_reach_a_fixed_point(target, capacity, held, quota):
+    """Whatever is held at the start, in calm pools or not, and whatever the market refuses: after a while no machine comes or goes."""
+    now = [Machine(f"{pool}{i}", pool, SPOT, "ready", 0.0, 0.3) for pool, number in held.items() for i in range(number)]
+    offers = tuple(dataclasses.replace(offer, max_replicas=quota) if offer.market == SPOT else offer for offer in OFFERS)
+    held_up_to = {pool: max(number, held[pool]) for pool, number in capacity.items()}
+    final, fleets = settle(target, offers, held_up_to, now, chosen=PlacementSettings(reinvest=0.0))
+    assert all(fleet == fleets[-1] for fleet in fleets[-20:])
+    assert final.count(SPOT) + final.count(ON_DEMAND) >= int(target * PlacementSettings().on_demand_share)
+
+
+def test_more_pools_than_machines_come_to_rest():
+    """A probe that serves makes one machine too many; it must not be the probe that goes, to be asked for again."""
+    many = [Pool(f"p{i:02}") for i in range(14)]
+    offers = (*(Offer(pool, SPOT, 0.3) for pool in many), OFFERS[3])
+    final, fleets = settle(12, offers, dict.fromkeys(many, 100), chosen=PlacementSettings(reinvest=0.0))
+    assert all(fleet == fleets[-1] for fleet in fleets[-20:])
+    assert final.count(SPOT) == 12
+
+
+def test_a_young_pool_that_holds_most_is_levelled_once():
+    """Two calm pools beside a young one: the level is that of all three, or the surplus goes, is asked for again, and so on."""
+    held = {A: 5, B: 2, C: 12}
+    now = [Machine(f"{pool}{i}", pool, SPOT, "ready", 0.0, 0.3) for pool, number in held.items() for i in range(number)]
+    seen = Observations().after(0.0, held={A: 5, B: 2}).after(LATER, held={A: 5, B: 2}).after(LATER + 1, held=held)
+    plan = place(19, Fleet(tuple(now)), Market(OFFERS, seen), PlacementSettings(), LATER + 1)
+    assert plan.spot == {A: 6, B: 6, C: 12}
 
 
 @given(

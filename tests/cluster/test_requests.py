@@ -26,7 +26,7 @@ def balance(requests):
 
 
 events = st.lists(
-    st.tuples(st.floats(0.5, 120), st.sampled_from(["add", "leave", "retire", "lose"]), st.integers(0, 5), st.integers(1, 3)), max_size=25
+    st.tuples(st.floats(0.5, 120), st.sampled_from(["add", "leave", "lose"]), st.integers(0, 5), st.integers(1, 3)), max_size=25
 )
 
 
@@ -44,7 +44,7 @@ def test_what_came_is_served_waits_or_failed(kind, events, migrates, retries):
         elif what == "lose":
             requests.lose(names)
         else:
-            requests.leave(names, retiring=what == "retire")
+            requests.leave(names)
         now_s = min(now_s + span_s, 1700)
         requests.advance(now_s)
         assert balance(requests) == pytest.approx(0, abs=1e-6)
@@ -96,6 +96,52 @@ def test_nobody_serves_everybody_fails_after_the_timeout():
         assert requests.books.completed == 0
         assert requests.books.failed == pytest.approx(requests.books.arrived - requests.in_flight())
         assert requests.in_flight() == pytest.approx(2 * 50, rel=0.5)
+
+
+@pytest.mark.parametrize("kind", ["fluid", "single"])
+def test_patience_is_counted_once_from_when_a_request_came(kind):
+    """A machine that serves for a moment every 60 s: whoever has no place 100 s after it came has failed, however often it had one."""
+    requests = made(kind, Rules(timeout_s=100))
+    for number in range(12):
+        requests.add(f"m{number}")
+    requests.advance(600)
+    requests.lose([f"m{number}" for number in range(12)])  # those that are cut off here have been waiting and served for some seconds
+    cut = requests.books.cut_off
+    requests.advance(660)
+    requests.add("short")
+    requests.advance(661)
+    requests.lose(["short"])
+    before = requests.books.failed
+    requests.advance(700)
+    assert cut > 8
+    assert requests.books.failed - before > 0.95 * (cut - REPLICA.streams), "they came before 600 s, and it is 700 s"
+    assert before < 0.2 * cut
+
+
+@pytest.mark.parametrize("kind", ["fluid", "single"])
+def test_who_fails_without_a_token_counts_in_the_waiting_times(kind):
+    requests = made(kind, Rules(timeout_s=50))
+    requests.advance(1000)
+    assert requests.books.wait_quantiles(0.01, 0.99) == [50.0, 50.0]
+
+
+@pytest.mark.parametrize("kind", ["fluid", "single"])
+def test_a_machine_that_retires_serves_what_it_has_and_cuts_off_the_rest(kind):
+    """With nobody else to go to, what is not done when it goes has lost its place; until then it holds its own, and no other machine's."""
+    requests = made(kind, Rules(migrates=False))
+    requests.add("a")
+    requests.advance(300)
+    held = requests.staying("a")
+    assert held == 0
+    requests.leave(["a"])
+    held = requests.staying("a")
+    assert held == pytest.approx(REPLICA.streams, abs=0.5)
+    requests.advance(305)
+    assert 0 < requests.staying("a") < held
+    left, before = requests.staying("a"), requests.books.cut_off
+    requests.lose(["a"])
+    assert requests.staying("a") == 0
+    assert requests.books.cut_off - before == pytest.approx(left)
 
 
 def test_who_was_cut_off_goes_on_or_begins_again_or_fails():

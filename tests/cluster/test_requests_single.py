@@ -60,14 +60,26 @@ def test_with_notice_it_moves_and_loses_nothing():
     assert (requests.books.completed, requests.books.migrated, requests.books.cut_off) == (1, 1, 0)
 
 
-def test_a_machine_that_retires_lets_its_requests_finish():
-    requests = single((0.0, 10.0), migrates=False)
+def test_a_machine_that_was_left_lets_its_requests_finish_until_it_goes():
+    requests = single((0.0, 10.0), (0.0, 20.0), streams=2, migrates=False)
     requests.add("a")
     requests.advance(6.0)
-    requests.leave(["a"], retiring=True)
-    requests.lose(["a"])
+    requests.leave(["a"])
     requests.advance(11.0)
-    assert (requests.books.completed, requests.books.cut_off) == (1, 0)
+    assert requests.staying("a") == 1
+    requests.lose(["a"])
+    assert (requests.books.completed, requests.books.cut_off) == (1, 1)
+
+
+def test_patience_runs_from_when_it_came():
+    requests = single((0.0, 90.0))
+    requests.add("a")
+    requests.advance(40.0)
+    requests.lose(["a"])
+    requests.advance(99.0)
+    assert requests.books.failed == 0
+    requests.advance(101.0)
+    assert (requests.books.failed, requests.books.waits) == (1, []), "it had its first token"
 
 
 def test_load_is_what_came_and_what_waits():
