@@ -21,6 +21,8 @@ import os, time
 os.environ["RAY_ADDRESS"] = "local"
 import ray
 from ray.cluster_utils import Cluster
+from cluster.announcement import announce
+from cluster.bulletin import Bulletin
 from cluster.preemption import DrainWatch, drain, draining_nodes, my_deadline, node_addresses
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -47,6 +49,10 @@ with DrainWatch(node_id=spot.node_id, gcs_address=cluster.address) as outside:
     assert deadline == asked and abs(deadline - (sent + 20)) < 1, (deadline, asked, sent)
     assert seen - sent < 2, seen - sent
     assert outside.wait(5) == deadline and outside.nodes == {spot.node_id: deadline}
+gone_s = time.time() + 60
+announce(Bulletin(), cluster.head_node.node_id, gone_s, "test")
+with DrainWatch(announcements=True) as watch:
+    assert watch.announced == {cluster.head_node.node_id: gone_s} and watch.deadline is None
 assert my_deadline() is None
 try:
     drain("ab" * 28, "nobody", 1)
@@ -108,23 +114,46 @@ def test_another_nodes_drain_is_listed_but_is_not_mine(gcs):
         assert watch.nodes == {"other": 5.0}
 
 
-def test_callbacks_run_once_and_a_late_one_runs_at_once(gcs):
+def until(condition) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen within 5 s"
+        threading.Event().wait(0.01)
+
+
+def test_callbacks_hear_of_the_drain_and_of_each_nearer_deadline(gcs):
     seen: list[tuple[str, float]] = []
     with watch_of() as watch:
         watch.add_callback(lambda deadline: seen.append(("early", deadline)))
         watch.add_callback(lambda deadline: 1 / 0)  # must not take the others down
         watch.add_callback(lambda deadline: seen.append(("second", deadline)))
-        gcs.nodes = {"me": 7_000}
-        assert watch.wait(5) == 7.0
-        deadline = time.monotonic() + 5
-        while len(seen) < 2 and time.monotonic() < deadline:
-            threading.Event().wait(0.01)
+        gcs.nodes = {"me": 0}  # a drain without a deadline
+        until(lambda: len(seen) == 2)
+        gcs.nodes = {"me": 7_000}  # that it has one is news
+        assert watch.wait(5) is not None
+        until(lambda: len(seen) == 4)
         watch.add_callback(lambda deadline: seen.append(("late", deadline)))
-        gcs.nodes = {"me": 3_000}  # a sharper deadline later on
-        while watch.deadline != 3.0 and time.monotonic() < deadline:
-            threading.Event().wait(0.01)
-        assert watch.deadline == 3.0
-    assert seen == [("early", 7.0), ("second", 7.0), ("late", 7.0)]
+        gcs.nodes = {"me": 9_000}  # a later one is none
+        until(lambda: watch.deadline == 9.0)
+        gcs.nodes = {"me": 3_000}
+        until(lambda: len(seen) == 8)
+    assert seen == [
+        *(("early", math.inf), ("second", math.inf)),
+        *(("early", 7.0), ("second", 7.0), ("late", 7.0)),
+        *(("early", 3.0), ("second", 3.0), ("late", 3.0)),
+    ]
+
+
+def test_a_node_that_drains_is_announced_no_more(gcs, monkeypatch):
+    monkeypatch.setattr(preemption, "Bulletin", lambda _: object())
+    monkeypatch.setattr(preemption, "announced", lambda _: {"me": 9.0, "other": 5.0})
+    with watch_of(announcements=True) as watch:
+        assert watch.announced == {"me": 9.0, "other": 5.0}
+        gcs.nodes = {"other": 5_000}
+        until(lambda: watch.announced == {"me": 9.0})
+        assert watch.deadline is None, "it has been given notice, and does not drain yet"
+    with watch_of() as watch:
+        assert watch.announced == {}, "nobody asked"
 
 
 def test_a_gcs_that_does_not_answer_leaves_the_last_answer_and_is_asked_again(gcs):
@@ -147,7 +176,9 @@ def test_drained_can_be_awaited(gcs):
             await asyncio.sleep(0.03)
             assert not waiting.done()
             gcs.nodes = {"me": 4_000}
-            return await asyncio.wait_for(waiting, 5)
+            deadline = await asyncio.wait_for(waiting, 5)
+            assert not watch._callbacks, "nobody waits any more"
+            return deadline
 
     assert asyncio.run(main()) == 4.0
 
