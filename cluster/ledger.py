@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 from cluster.market import ON_DEMAND, MarketKind, Pool
@@ -153,9 +154,17 @@ class Ledger:
     def of(cls, entries: Iterable[Entry]) -> Ledger:
         """The ledger that these entries make."""
         ledger = cls()
-        for entry in entries:
-            ledger.take(entry)
+        ledger.take_all(entries)
         return ledger
+
+    def take_all(self, entries: Iterable[Entry]) -> None:
+        """Go on by entries; prices that follow each other go into the book together."""
+        for prices, run in groupby(entries, key=lambda entry: isinstance(entry, Price)):
+            if prices:
+                self.book = self.book.with_prices(entry for entry in run if isinstance(entry, Price))
+            else:
+                for entry in run:
+                    self.take(entry)
 
     def take(self, entry: Entry) -> None:
         """Go on by one entry."""

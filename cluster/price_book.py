@@ -79,10 +79,11 @@ class PriceBook:
 
     def with_prices(self, prices: Iterable[Price]) -> PriceBook:
         """The book with more prices; one that is set for the same moment replaces the one that was."""
-        found = {key: {price.since_s: price for price in series} for key, series in self.series.items()}
+        new: dict[tuple[Pool, MarketKind], dict[float, Price]] = {}
         for price in prices:
-            found.setdefault((price.pool, price.market), {})[price.since_s] = price
-        return PriceBook({key: tuple(sorted(at.values(), key=lambda price: price.since_s)) for key, at in found.items()})
+            new.setdefault((price.pool, price.market), {})[price.since_s] = price
+        changed = {key: {price.since_s: price for price in self.series.get(key, ())} | at for key, at in new.items()}
+        return PriceBook({**self.series, **{key: tuple(at[since_s] for since_s in sorted(at)) for key, at in changed.items()}})
 
     def prices(self) -> tuple[Price, ...]:
         """All of them."""

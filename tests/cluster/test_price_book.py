@@ -43,6 +43,15 @@ def test_the_order_in_which_prices_are_learned_does_not_matter(changes):
     assert book(*changes).dollars(POOL, SPOT, 5, 25) == book((0, 1), (10, 2), (20, 3)).dollars(POOL, SPOT, 5, 25)
 
 
+def test_a_new_price_touches_its_own_pool_alone():
+    other = Pool("us-west-2b", "m7i.4xlarge")
+    kept = book((0, 1), (10, 2)).with_prices([Price(other, SPOT, 3.0)])
+    after = kept.with_prices([Price(other, SPOT, 4.0, since_s=5.0)])
+    assert after.series[POOL, SPOT] is kept.series[POOL, SPOT]
+    assert [price.per_hour for price in after.series[other, SPOT]] == [3.0, 4.0]
+    assert len(kept.series[other, SPOT]) == 1, "a book does not change"
+
+
 def test_the_nearest_price_counts():
     elsewhere, dear = Pool("us-west-2b", "m7i.4xlarge"), Pool("us-west-2c", "m7i.4xlarge")
     kept = PriceBook.of([Price(elsewhere, SPOT, 2.0), Price(dear, SPOT, 3.0)])
