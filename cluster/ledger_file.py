@@ -1,7 +1,8 @@
 """The ledger's file: entries appended a line at a time, by one keeper at once.
 
-Promise: what was appended is on the disk when `append` returns; a keeper that died in the middle of a line leaves a file that the next one
-goes on with; two keepers of one file cannot be. Price: one fsync per append (a minute apart, and when machines come or go).
+Promise: what was appended is on the disk when `append` returns, and what could not be written (the disk is full) is neither there nor in
+memory; a keeper that died in the middle of a line leaves a file that the next one goes on with; two keepers of one file cannot be.
+Price: one fsync per append (a minute apart, and when machines come or go).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from cluster.ledger import Bill, Entry, Ledger, entry_line, read_entries
 from cluster.settings import settings
@@ -26,31 +28,54 @@ class LedgerFile:
     def __init__(self, path: str = "") -> None:
         """ValueError for a file that cannot be kept: another keeper has it, it is no ledger, its folder cannot be written."""
         self.ledger = Ledger()
+        self.closed = False
+        """Whether it has been given up."""
         self._file = _opened(Path(path).expanduser()) if path else None
         if self._file is not None:
-            text = self._file.read()
-            self.ledger = Ledger.of(read_entries(text, where=path))
+            try:
+                text = _text(self._file, path)
+                self.ledger = Ledger.of(read_entries(text, where=path))
+            except ValueError:
+                self._file.close()
+                raise
             self._file.truncate(len(text[: text.rfind("\n") + 1].encode()))  # the line that was being written
 
     def append(self, entries: Sequence[Entry]) -> None:
-        """Take entries into the ledger and onto the disk."""
-        for entry in entries:
-            self.ledger.take(entry)
+        """Put entries on the disk and into the ledger. OSError when they cannot be written: then they are in neither."""
         if self._file is not None and entries:
-            self._file.write("".join(map(entry_line, entries)))
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            _write(self._file, "".join(map(entry_line, entries)).encode())
+        self.ledger.take_all(entries)
 
     def close(self) -> None:
         """Give the file up for another keeper."""
+        self.closed = True
         if self._file is not None:
             self._file.close()
 
 
-def _opened(path: Path) -> TextIO:
+def _text(file: FileIO, path: str) -> str:
+    try:
+        return file.read().decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"ledger: {path}: is not text; is it a file that `sterna serve` wrote?") from None
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    """All of it to the disk, or nothing."""
+    size = os.fstat(file.fileno()).st_size
+    try:
+        while data:
+            data = data[file.write(data) :]
+        os.fsync(file.fileno())
+    except OSError:
+        file.truncate(size)
+        raise
+
+
+def _opened(path: Path) -> FileIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = FileIO(path, "a+")  # without a buffer: nothing is written but what `_write` writes
     except OSError as error:
         raise ValueError(f"ledger: {path}: cannot be written ({error.strerror})") from None
     try:

@@ -77,10 +77,13 @@ class Books:
         }
 
     def __del__(self) -> None:
-        """Serve stops this process: the machines are no longer this service's."""
-        ledger, now = self._file.ledger, time.time()
-        self._file.append([Tick(now, self._pending), *(Left(name, now) for name in ledger.here)])
-        self._file.close()
+        """Serve stops this process: the machines are no longer this service's. Python calls it again, and when the ledger was refused."""
+        file: LedgerFile | None = getattr(self, "_file", None)
+        if file is None or file.closed:
+            return
+        ledger, now = file.ledger, time.time()
+        file.append([Tick(now, self._pending), *(Left(name, now) for name in ledger.here)])
+        file.close()
 
     @property
     def _app(self) -> str:

@@ -46,8 +46,7 @@ from cluster.ledger import Tick
 from cluster.ledger_file import LedgerFile
 file = LedgerFile(sys.argv[1])
 file.append([Tick(1.0, 3)])
-file._file.write('{"entry":"tick","now_s":2.0,"tok')
-file._file.flush()
+file._file.write(b'{"entry":"tick","now_s":2.0,"tok')
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -59,6 +58,38 @@ def test_a_keeper_killed_in_the_middle_of_a_line_loses_that_line_alone(path):
     kept.append([Tick(3.0, 4)])
     kept.close()
     assert open_ledger(path).bill().tokens == 7
+
+
+FULL = """
+import resource, sys
+from cluster.ledger import Tick, entry_line
+from cluster.ledger_file import LedgerFile, open_ledger
+file = LedgerFile(sys.argv[1])
+file.append([Tick(1.0, 3)])
+size = len(entry_line(Tick(1.0, 3)))
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, resource.RLIM_INFINITY))  # room for half a line
+try:
+    file.append([Tick(2.0, 4)])
+except OSError:
+    assert file.ledger.bill().tokens == 3, "it is not in memory"
+    assert open(sys.argv[1]).read() == entry_line(Tick(1.0, 3)), "nor on the disk"
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+file.append([Tick(3.0, 5)])
+assert file.ledger.bill().tokens == open_ledger(sys.argv[1]).bill().tokens == 8
+print("passed")
+"""
+
+
+def test_what_a_full_disk_does_not_take_is_in_neither_and_the_rest_goes_on(path):
+    done = subprocess.run([sys.executable, "-c", FULL, path], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "passed\n"), done.stderr
+
+
+def test_a_file_that_is_not_text_is_one_line(tmp_path):
+    (tmp_path / "image").write_bytes(b"\xff\xd8\xff")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="is not text"):  # and it is not kept from anyone afterwards
+            LedgerFile(str(tmp_path / "image"))
 
 
 def test_two_keepers_of_one_file_cannot_be(path):

@@ -114,6 +114,9 @@ def test_a_keeper_that_crashed_goes_on_and_one_that_was_stopped_begins_anew(clus
     assert later.report()["costs"]["dollars"] == pytest.approx(3.9), "while the service was down they were not its machines"
     assert later.report()["costs"]["tokens"] == 11
     later.__del__()
+    written = (tmp_path / "costs.jsonl").read_text()
+    later.__del__()  # Serve has called it, and so does Python
+    assert (tmp_path / "costs.jsonl").read_text() == written
     assert open_ledger(path).bill().dollars == pytest.approx(3.9)
 
 
@@ -149,6 +152,13 @@ def test_machines_of_aws_have_the_lists_prices_where_aws_cannot_be_asked(cluster
     report = books.report()
     assert report["costs"]["on_demand_dollars"] == pytest.approx(LIST_PRICES["m7i.4xlarge"])
     assert "the nodes have no label" in report["costs"]["prices"]
+
+
+def test_books_whose_ledger_was_refused_have_nothing_to_close(cluster, tmp_path):
+    (tmp_path / "other").write_text("hello\n")
+    with pytest.raises(ValueError, match="is no entry of a ledger"):
+        opened(cluster, str(tmp_path / "other"))
+    Books.__new__(Books).__del__()
 
 
 def test_an_answer_that_is_lost_loses_no_token(cluster):
