@@ -2,20 +2,22 @@
 
 Promise: `outcome` says where the stream goes on and how it comes there, in every case: with its KV; with notice but without KV; after a
 crash, at the place that was being prepared and with the blocks that had come; or nowhere in particular (the next free place). No place
-is kept that is not used. While there is no free place the source goes on until its deadline. Price: one task per stream that leaves.
+and no ticket is kept that is not used, and nobody goes on copying for a client who has gone. While there is no free place the source goes
+on until its deadline, which may come nearer meanwhile. Price: one task per stream that leaves.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cluster.console import error_line
-from serve.migrate import Leaving, Offer, Pulled
+from serve.migrate import Leaving, Moved, Offer, Pulled
 from serve.router import Choice, Place, Wanted
 
 __all__ = ["NEW", "Arrival", "Departure", "Places", "Pulls"]
@@ -46,7 +48,10 @@ class Pulls(Protocol):
     """The replicas as destinations."""
 
     async def pull(self, place: Place, offer: Offer, ticket: str, left_s: float) -> Pulled:
-        """Have the stream taken over there. Raises whatever ends a replica."""
+        """Have the stream taken over there. Raises whatever ends a replica; cancelled, the replica stops and keeps nothing."""
+
+    def release(self, place: Place, ticket: str) -> None:
+        """What is kept there under the ticket is anybody's: the stream will not come. Returns at once, whatever has become of that one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,8 @@ class Arrival:
     """Where, if that is settled."""
     ticket: str = ""
     """What its KV is kept under there."""
+    num_computed_before: int | None = None
+    """Of its tokens, those computed where it comes from when that gave it up; None if that said nothing."""
 
 
 NEW = Arrival(Pulled("new", ""))
@@ -70,25 +77,37 @@ class Departure:
     def __init__(self, places: Places, pulls: Pulls, wanted: Wanted, ticket: str) -> None:
         self._places, self._pulls, self._wanted, self._ticket = places, pulls, wanted, ticket
         self._task: asyncio.Task[None] | None = None
+        self._deadline_s = math.inf
+        self._farewell_at: float | None = None  # on the event loop's clock
+        self._num_computed: int | None = None
+        self._over = False
         self._choice: Choice | None = None  # a place that is kept for the stream
         self._pulled: Pulled | None = None
         self._failed = Pulled("crash", "its source was lost while it was taken over")
         self._limit: asyncio.Timeout | None = None
 
     def begin(self, leaving: Leaving) -> None:
-        """The source says that it leaves; a second time changes nothing."""
+        """The source says that it leaves; said again, the nearest deadline counts (whoever copies from the source hears of it there)."""
+        self._deadline_s = min(self._deadline_s, leaving.deadline_s)
         if self._task is None:
             self._places.suspect(leaving.offer.replica_id)  # it may know of its drain before the board does
-            self._task = asyncio.create_task(self._take_over(leaving))
+            self._task = asyncio.create_task(self._take_over(leaving.offer))
+
+    def given_up(self, moved: Moved) -> None:
+        """The source has given the stream up."""
+        self._num_computed = None if moved.snapshot is None else moved.snapshot.num_computed
 
     def bound(self, limit: asyncio.Timeout | None) -> None:
-        """Let this wait for the source end soon after the destination has all: the source should have said so by then."""
+        """Let this wait for the source end soon after the destination has all, whatever the source says meanwhile but farewell."""
         self._limit = limit
-        if limit is not None and self._pulled is not None and not limit.expired():
-            limit.reschedule(asyncio.get_running_loop().time() + FAREWELL_S)
+        if limit is not None and self._farewell_at is not None and not limit.expired():
+            limit.reschedule(min(limit.when() or math.inf, self._farewell_at))
 
     async def outcome(self, end: str) -> Arrival:
         """Where to go on, after the source's stream ended: moved or lost (otherwise nowhere)."""
+        return replace(await self._arrival(end), num_computed_before=self._num_computed)
+
+    async def _arrival(self, end: str) -> Arrival:
         if end not in ("moved", "lost"):
             return NEW
         if self._task is None:
@@ -99,28 +118,28 @@ class Departure:
                     await asyncio.shield(self._task)
             if self._choice is not None and self._pulled is None:
                 self._places.suspect(self._choice.place.replica_id)
-                self._give_back()
-        choice, self._choice = self._choice, None
-        self._task.cancel()
+                self._abandon()
+        choice, self._choice, self._over = self._choice, None, True
         if choice is None:
+            self._task.cancel()
             how = "crash" if end == "lost" else "recompute"
             return Arrival(Pulled(how, "no place took it over before its source had gone"))
         return Arrival(self._pulled or self._failed, choice, self._ticket)
 
     def close(self) -> None:
-        """Stop; a place that was not used is free again."""
-        if self._task is not None:
+        """Stop; a place that was not used is free again, and so is what was kept there."""
+        if self._task is not None and not self._over:  # where the stream has gone, a copying ends by itself, and what came is for use
             self._task.cancel()
-        self._give_back()
+        self._abandon()
 
-    async def _take_over(self, leaving: Leaving) -> None:
-        while (left_s := leaving.deadline_s - time.time()) > 0.0:
+    async def _take_over(self, offer: Offer) -> None:
+        while (left_s := self._deadline_s - time.time()) > 0.0 and not self._over:
             self._choice = self._choice or await self._places.place(left_s, self._wanted)
             if self._choice is None:
                 return
             place = self._choice.place
             try:
-                pulled = await self._pulls.pull(place, leaving.offer, self._ticket, leaving.deadline_s - time.time())
+                pulled = await self._pulls.pull(place, offer, self._ticket, self._deadline_s - time.time())
             except Exception as error:  # whatever ends a destination is the same: another is found
                 _log.warning("%s: %s takes nothing over: %s", self._ticket, place.replica_id, error_line(error))
                 self._places.suspect(place.replica_id)
@@ -128,10 +147,16 @@ class Departure:
                 continue
             if pulled.how != "crash":
                 self._pulled = pulled
+                self._farewell_at = asyncio.get_running_loop().time() + FAREWELL_S
                 self.bound(self._limit)
                 return
             self._failed = pulled
             await asyncio.sleep(RETRY_S)  # a source that is gone ends this; one that is not can be asked again, for what is missing
+
+    def _abandon(self) -> None:
+        if self._choice is not None:
+            self._pulls.release(self._choice.place, self._ticket)
+        self._give_back()
 
     def _give_back(self) -> None:
         if self._choice is not None:

@@ -45,6 +45,7 @@ class Handles:
         by_grpc: dict[str, Any] = {"stream": True, "_by_reference": False}
         self._streams = {name: handle.options(method_name="stream", **by_grpc) for name, handle in handles.items()}
         self._pulls = {name: handle.options(method_name="pull") for name, handle in handles.items()}
+        self._releases = {name: handle.options(method_name="release") for name, handle in handles.items()}
 
     def open(self, place: Place, request: Request, num_chars: int, ticket: str) -> Source:
         """See `serve.relay.Replicas.open`."""
@@ -53,5 +54,13 @@ class Handles:
 
     async def pull(self, place: Place, offer: Offer, ticket: str, left_s: float) -> Pulled:
         """See `serve.departure.Pulls.pull`."""
-        pulled: Pulled = await self._pulls[place.deployment].remote(offer, ticket, left_s, replica_id=place.replica_id)
-        return pulled
+        response: Any = self._pulls[place.deployment].remote(offer, ticket, left_s, replica_id=place.replica_id)
+        try:
+            return cast(Pulled, await response)
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+
+    def release(self, place: Place, ticket: str) -> None:
+        """See `serve.departure.Pulls.release`."""
+        self._releases[place.deployment].remote(ticket, replica_id=place.replica_id)

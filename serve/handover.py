@@ -3,12 +3,11 @@
 Promise: `decide` chooses what interrupts the stream for less time, among what fits before the deadline; the same figures give the same
 choice. Recomputing always fits, since the gateway's record needs no source. Price: arithmetic.
 
-With b bytes to send at rate w (the link's measured rate, shared by the streams that leave together), n tokens known of which m lie in
-blocks that must travel, prefill at p tokens/s, and a call's delay d:
+With b bytes to send at rate w, which k streams that leave together share, n tokens known, prefill at p tokens/s, and a call's delay d:
 
     gap(recompute) = d + (n - cached) / p          nobody decodes while the destination computes what the source had
     gap(kv)        = 2 d + block / p               decoding goes on while the blocks travel; only the last stage stops it
-    time(kv)       = stages x d + b / w            must end before the deadline
+    time(kv)       = stages x d + k b / w          must end before the deadline
 
 After: pre-copy migration of virtual machines (Clark et al., NSDI 2005), for KV in Llumnix (arXiv 2406.03243): stages while the
 source goes on, each as long as what was added during the one before, the last one short.
@@ -16,10 +15,11 @@ source goes on, each as long as what was added during the one before, the last o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Decision", "MoveKv", "Rate", "Situation", "decide", "is_last"]
+__all__ = ["Decision", "Link", "MoveKv", "Rate", "Situation", "decide", "is_last"]
 
 MoveKv = Literal["auto", "always", "never"]
 """auto: whatever pauses the stream for less; always: KV wherever it fits before the deadline; never: recompute."""
@@ -31,6 +31,10 @@ NUM_STAGES = 3
 """Calls a move takes at least: to ask what there is, the copy, and the last stage."""
 SHORT_S = 0.25
 """After a stage this short the next is the last: a stream adds a block or two meanwhile, and pauses only for these."""
+FEW_BLOCKS = 1
+"""After a stage that brought no more the next is the last, however long it took: another one would not shorten the pause."""
+LEARN_BYTES = 1 << 20
+"""Less says more about the delay of a call than about the link."""
 MAX_STAGES = 8
 """After so many the next is the last however much is left: the source is faster than the link."""
 
@@ -43,20 +47,48 @@ class Rate:
     True
     """
 
-    _KEPT = 0.8  # what an observation's weight keeps when the next one comes
+    _HALF_LIFE_S = 2.0  # observed so much longer, an observation weighs half
 
     def __init__(self, guess_per_s: float) -> None:
         self._amount, self._seconds = guess_per_s * 0.01, 0.01  # a guess weighs ten milliseconds
 
     def observe(self, amount: float, seconds: float) -> None:
         """So much was done in so long."""
-        self._amount = self._amount * self._KEPT + amount
-        self._seconds = self._seconds * self._KEPT + seconds
+        kept = 0.5 ** (seconds / self._HALF_LIFE_S)
+        self._amount = self._amount * kept + amount
+        self._seconds = self._seconds * kept + seconds
 
     @property
     def per_s(self) -> float:
         """What a second does."""
         return self._amount / max(self._seconds, 1e-9)
+
+
+class Link:
+    """The rate of a link that several transfers share: what they carried together, by the time in which one of them carried something.
+
+    Two that get 3 MB each in the same second have seen a link of 6 MB a second, not of 3.
+
+    >>> link = Link(1e6)
+    >>> link.arrived(3_000_000, 0.0, 1.0); link.arrived(3_000_000, 0.0, 1.0)
+    >>> 5.9e6 < link.per_s < 6e6
+    True
+    """
+
+    def __init__(self, guess_per_s: float) -> None:
+        self.rate = Rate(guess_per_s)
+        self._counted_s = -math.inf
+
+    def arrived(self, num_bytes: int, since_s: float, now_s: float) -> None:
+        """A transfer has brought so much since a time, on the clock of all the others."""
+        if num_bytes >= LEARN_BYTES:
+            self.rate.observe(num_bytes, now_s - max(since_s, self._counted_s))  # time that another has counted is not counted twice
+            self._counted_s = now_s
+
+    @property
+    def per_s(self) -> float:
+        """Bytes that all transfers together get in a second."""
+        return self.rate.per_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +105,7 @@ class Situation:
     """Tokens per block."""
     block_bytes: int
     bytes_per_s: float
-    """The link's rate, measured."""
+    """The link's rate, measured: what all that share it get together."""
     tokens_per_s: float
     """Prompt tokens that the destination computes in a second, measured."""
     num_leaving: int
@@ -122,10 +154,12 @@ def decide(s: Situation, move_kv: MoveKv = "auto") -> Decision:
     )  # fmt: skip
 
 
-def is_last(num_stages: int, stage_s: float, left_s: float) -> bool:
-    """Whether the stage after `num_stages`, the latest of which took `stage_s`, is to be the last: little is left, or little time.
+def is_last(num_stages: int, stage_s: float, num_blocks: int, left_s: float) -> bool:
+    """Whether the stage after `num_stages`, the latest of which took `stage_s` for `num_blocks`, is to be the last: little is left to come,
+    or little time.
 
-    >>> is_last(1, 0.1, 30.0), is_last(1, 2.0, 30.0), is_last(1, 2.0, 3.5), is_last(8, 2.0, 30.0)
-    (True, False, True, True)
+    >>> is_last(1, 0.1, 99, 30.0), is_last(1, 2.0, 99, 30.0), is_last(1, 2.0, 99, 3.5), is_last(8, 2.0, 99, 30.0), is_last(2, 2.0, 1, 30.0)
+    (True, False, True, True, True)
     """
-    return stage_s <= SHORT_S or num_stages >= MAX_STAGES or left_s - MARGIN_S < 2 * stage_s
+    little = stage_s <= SHORT_S or num_blocks <= FEW_BLOCKS
+    return little or num_stages >= MAX_STAGES or left_s - MARGIN_S < 2 * stage_s

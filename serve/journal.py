@@ -14,7 +14,7 @@ from typing import Any
 
 from serve.departure import Arrival
 from serve.engine.request import Request
-from serve.migrate import Done, Fresh, Tokens
+from serve.migrate import Begun, Done, Fresh, Tokens
 from serve.router import Choice
 
 __all__ = ["Journal", "Stay"]
@@ -33,16 +33,22 @@ class Stay:
     """Why this place."""
     start_s: float
     how: str = "new"
-    """How it came: new; kv (its KV before it); recompute (with notice, but without KV); crash (its source was lost); bounce (its source
-    was leaving and had not begun)."""
+    """How it came: new; kv (all its KV before it); recompute (with notice, but without all its KV); crash (its source was lost); bounce
+    (its source was leaving and had not begun)."""
     why: str = ""
     """Why this way."""
     num_bytes: int = 0
     """KV that came before it."""
     stages: int = 0
     """In so many rounds of copying, the last one included."""
+    num_known: int = 0
+    """Tokens it came with: the prompt, and what was emitted elsewhere."""
+    num_computed_before: int | None = None
+    """Of these, computed where it came from when it was given up there; None where nobody said."""
     num_computed: int | None = None
-    """Tokens known before it came that were computed again here."""
+    """Of these, computed here."""
+    num_computed_again: int | None = None
+    """Of those computed here, computed before (a source that was still computing a prompt had not computed all it knew)."""
     before_s: float | None = None
     """When its latest token elsewhere arrived."""
     gap_s: float | None = None
@@ -56,6 +62,12 @@ class Stay:
     """None while it is there; else done, moved, lost, refused or cancelled."""
     num_tokens: int = 0
 
+    def begun(self, frame: Begun) -> None:
+        """It has begun: at the place that was chosen, unless that had just gone."""
+        if self.how == "kv" and frame.replica_id != self.replica_id:
+            self.how, self.why = "recompute", f"elsewhere: its KV had come to {self.replica_id}, which did not take it"
+        self.node_id, self.replica_id = frame.node_id, frame.replica_id
+
     def heard(self, fresh: Fresh, frame: Tokens | Done) -> bool:
         """New tokens arrived; whether they are the first ones here."""
         if not fresh.tokens:
@@ -67,6 +79,8 @@ class Stay:
         self.first_s = self.last_s
         self.gap_s = None if self.before_s is None else self.first_s - self.before_s
         self.num_computed = (frame.last if isinstance(frame, Done) else frame).num_computed
+        if self.num_computed_before is not None:
+            self.num_computed_again = max(0, self.num_computed - max(0, self.num_known - self.num_computed_before))
         return True
 
 
@@ -83,7 +97,8 @@ class Journal:
         place, pulled = choice.place, arrival.pulled
         stay = Stay(
             request.id, attempt, place.deployment, place.replica_id, place.node_id, choice.reason, time.time(),
-            pulled.how, pulled.reason, pulled.num_bytes, pulled.stages, before_s=before_s,
+            pulled.how, pulled.reason, pulled.num_bytes, pulled.stages,
+            len(request.prompt) + len(request.emitted), arrival.num_computed_before, before_s=before_s,
         )  # fmt: skip
         self.stays.append(stay)
         return stay

@@ -11,7 +11,9 @@ wait for the engine while the actor's own loop goes on.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import ray
@@ -28,26 +30,29 @@ class Lends(Protocol):
     """What a destination asks of a source."""
 
     async def look(self) -> Standing:
-        """How the stream stands. Raises Gone if it is not there."""
+        """How the stream stands, and how much time there is. Raises Gone if it is not there."""
 
-    def stage(self, first: int, *, last: bool) -> AsyncIterator[KvBlocks]:
-        """Its blocks from number `first` on, in slices; the last stage stops the stream. Raises Gone if it is not there."""
+    def stage(self, first: int, end: int, *, last: bool) -> AsyncIterator[KvBlocks]:
+        """Its blocks from number `first` to `end` (excluded), in slices; the last stage goes on to the end of its blocks and stops the
+        stream. Raises Gone if it is not there."""
 
 
 class Lender:
     """Answers for one replica's streams."""
 
-    def __init__(self, thread: EngineThread, tell: Callable[[list[News]], None], block_bytes: int) -> None:
-        """`tell` brings news to the streams' readers."""
-        self._thread, self._tell, self._block_bytes = thread, tell, block_bytes
+    def __init__(
+        self, thread: EngineThread, tell: Callable[[list[News]], None], block_bytes: int, left_s: Callable[[], float] = lambda: math.inf
+    ) -> None:
+        """`tell` brings news to the streams' readers; `left_s`: seconds until this machine is gone."""
+        self._thread, self._tell, self._block_bytes, self._left_s = thread, tell, block_bytes, left_s
 
     async def look(self, stream: str) -> Standing:
         """See `Lends.look`."""
-        return await asyncio.wrap_future(self._thread.look(stream))
+        return replace(await asyncio.wrap_future(self._thread.look(stream)), left_s=self._left_s())
 
-    async def stage(self, stream: str, first: int, last: bool) -> AsyncIterator[KvBlocks]:
+    async def stage(self, stream: str, first: int, end: int, last: bool) -> AsyncIterator[KvBlocks]:
         """See `Lends.stage`."""
-        ranges = list(slices(first, len((await self.look(stream)).hashes), self._block_bytes))
+        ranges = list(slices(first, end, self._block_bytes))
         for i, j in ranges[:-1] if last else ranges:  # the last of the last goes with the stream's end
             yield await asyncio.wrap_future(self._thread.ask(lambda engine, i=i, j=j: engine.kv_out(stream, i, j)))  # type: ignore[misc]
             first = j
@@ -77,9 +82,9 @@ class RemoteLender:
             return standing
         raise RuntimeError(f"{self._offer.replica_id} gave no answer")
 
-    def stage(self, first: int, *, last: bool) -> AsyncIterator[KvBlocks]:
+    def stage(self, first: int, end: int, *, last: bool) -> AsyncIterator[KvBlocks]:
         """See `Lends.stage`."""
-        return self._call("stage", first, last)
+        return self._call("stage", first, end, last)
 
     async def _call(self, what: str, *args: Any) -> AsyncIterator[Any]:
         if self._actor is None:

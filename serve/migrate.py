@@ -15,6 +15,7 @@ the same request further along), which leaves out n > 1 and what a frame repeats
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,6 +82,8 @@ class Standing:
     """Tokens known: the prompt and what was emitted."""
     num_leaving: int
     """Streams that the source still has, this one included."""
+    left_s: float = math.inf
+    """Seconds until the source's machine is gone, as far as it knows now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,8 @@ class Pulled:
     """What a destination has taken over; the source has given the stream up, or is gone."""
 
     how: str
-    """kv: its blocks are here. recompute: they are not, by choice. crash: the source was lost meanwhile."""
+    """kv: all its blocks are here. recompute: they are not, or not all, by choice, for want of room, or because the source had no more
+    time. crash: the source was lost meanwhile."""
     reason: str
     num_bytes: int = 0
     stages: int = 0

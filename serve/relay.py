@@ -62,13 +62,14 @@ async def follow(
     while record.finish is None:
         if record.fruitless_deaths >= MAX_FRUITLESS:
             if arrival.choice is not None:
+                replicas.release(arrival.choice.place, arrival.ticket)
                 places.leave(arrival.choice.place.replica_id)
             raise ApiError(500, f"this request ended {record.fruitless_deaths} replicas in a row without a new token; it is given up")
         choice = arrival.choice or await places.place(max_wait_s, wanted)
         if choice is None:
             raise ApiError(503, f"no replica became free within {max_wait_s:g} s; try again later", code="no_capacity")
         attempt, request = record.resume()
-        stay = journal.enter(choice, request, attempt, arrival, heard_s)
+        came, stay = arrival, journal.enter(choice, request, attempt, arrival, heard_s)
         departure = Departure(places, replicas, wanted, ticket=f"{request.id}@{attempt}")
         try:
             source = replicas.open(choice.place, request, record.num_chars, arrival.ticket)
@@ -78,6 +79,8 @@ async def follow(
             arrival = await departure.outcome(stay.end or "lost")
         finally:
             departure.close()
+            if came.ticket and (stay.first_s is None or stay.replica_id != choice.place.replica_id):
+                replicas.release(choice.place, came.ticket)  # who would do so itself, with its first tokens, has not come
             journal.leave(stay)
             places.leave(choice.place.replica_id)
         heard_s = stay.last_s or heard_s
@@ -96,13 +99,16 @@ async def _listen(
             if frame is None:
                 exhausted = True
             elif isinstance(frame, Begun):
-                stay.node_id, stay.replica_id = frame.node_id, frame.replica_id  # the chosen one, unless it had just gone
+                stay.begun(frame)
             elif isinstance(frame, Leaving):
                 departure.begin(frame)
             elif isinstance(frame, Refused):
                 stay.end = "refused"
                 raise ApiError(400, frame.message)
-            elif (fresh := record.take(attempt, frame)) and not isinstance(frame, Moved):
+            elif isinstance(frame, Moved):
+                record.take(attempt, frame)
+                departure.given_up(frame)
+            elif fresh := record.take(attempt, frame):
                 journal.heard(stay, fresh, frame)
                 send(fresh)
             elif record.must_resume and record.num_moves == moves:

@@ -66,6 +66,11 @@ class EngineReplica:
             raise RuntimeError(f"{replica_id} has gone; {self._replica_id} was not asked")
         return await self._streams.pull(lend.RemoteLender(offer), ticket, left_s)
 
+    async def release(self, ticket: str, *, replica_id: str) -> None:
+        """Keep no KV under this ticket any more: the stream will not come. Nothing happens at another replica, which has none."""
+        if replica_id == self._replica_id:
+            self._streams.puller.release(ticket)
+
     async def embed(self, texts: Sequence[Sequence[int]], adapter: str, *, replica_id: str = "") -> NDArray[np.float32]:
         """[n, hidden] of token ids, each of length 1; see `Streams.embed`."""
         return await self._streams.embed(texts, adapter)
@@ -76,7 +81,7 @@ class EngineReplica:
     def stats(self) -> dict[str, Any]:
         """The engine's own figures, and where it runs."""
         return {
-            **self._engine.stats(),
+            **self._streams.stats,
             "prompt_tokens_per_s": self._engine.prompt_tokens_per_s,
             "link_bytes_per_s": self._streams.puller.link.per_s,
             "node_id": self._node_id,

@@ -1,8 +1,9 @@
 """The streams of one replica: requests in, frames out, and every live stream taken over elsewhere before the machine goes.
 
 Promise: the engine steps in a thread of its own and nothing waits on it; a stream whose reader goes away is cancelled at the
-next step. From `leave` on nothing is admitted; the streams go on, each says so to its reader (`Leaving`), who has it taken over by another
-replica with its KV (serve/pull.py), and what is still here `MARGIN_S` before the deadline leaves as `Moved`, to be computed again.
+next step, and the KV that was kept for it is anybody's. From `leave` on nothing is admitted; the streams go on, each says so to its reader
+(`Leaving`), who has it taken over by another replica with its KV (serve/pull.py), and what is still here `MARGIN_S` before the deadline
+leaves as `Moved`, to be computed again.
 Price: one thread, and at most one frame per stream every `frame_s` seconds. It knows no Ray; serve/replica.py is its Ray Serve deployment.
 Source: DESIGN.md, "Serving on machines that vanish".
 """
@@ -64,7 +65,7 @@ class Streams:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._deadline_s: float | None = None  # None: this replica stays
         self._thread = EngineThread(engine, self._deliver, self._fail)
-        self.lender = Lender(self._thread, self._deliver, engine.kv_block_bytes)
+        self.lender = Lender(self._thread, self._deliver, engine.kv_block_bytes, lambda: self._left_s)
         self.puller = Puller(
             self._thread,
             block_size=engine.config.block_size,
@@ -79,9 +80,18 @@ class Streams:
         return self._thread.failure
 
     @property
+    def stats(self) -> dict[str, float]:
+        """The engine's figures."""
+        return self._thread.stats
+
+    @property
     def leaving(self) -> bool:
         """Whether this replica will be gone."""
         return self._deadline_s is not None
+
+    @property
+    def _left_s(self) -> float:
+        return math.inf if self._deadline_s is None else self._deadline_s - time.time()
 
     async def stream(self, request: Request, num_chars: int, ticket: str = "") -> AsyncGenerator[Frame]:
         """Frames of the answer from where `request` stands (`num_chars` characters of it are out), the last one Done, Moved or Refused.
@@ -103,7 +113,9 @@ class Streams:
             while not over:
                 frame = await box.frame(BEAT_S)
                 over = isinstance(frame, Done | Moved | Refused)
-                if ticket and (over or (isinstance(frame, Tokens) and frame.tokens)):
+                if ticket and not over and not (isinstance(frame, Tokens) and frame.tokens):
+                    self.puller.keep(ticket)
+                elif ticket:
                     self.puller.release(ticket)
                     ticket = ""
                 yield frame
@@ -112,6 +124,8 @@ class Streams:
             del self._outboxes[name]
             if not over:
                 self._thread.cancel(name)
+            if ticket:
+                self.puller.release(ticket)
 
     async def pull(self, lender: Lends, ticket: str, left_s: float) -> Pulled:
         """Take a stream over from a replica that leaves: its KV, as far as that is worth it, kept under `ticket`; the stream comes then."""

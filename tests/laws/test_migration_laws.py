@@ -1,5 +1,5 @@
 """The law of migration: sources leave, die, repeat themselves and fall silent, destinations fail and hang, places are missing, in any order
-and at any moment; the client gets its answer, each token once, and no place is kept that nobody uses."""
+and at any moment; the client gets its answer, each token once, and no place and no KV is kept that nobody uses."""
 
 import asyncio
 import time
@@ -33,6 +33,8 @@ class World:
         self.kept: Counter[str] = Counter()
         self.stops: dict[str, asyncio.Event] = {}  # by stream: somebody takes it over
         self.num_opened = 0
+        self.tickets: set[tuple[str, str]] = set()
+        """What KV is kept under, and at which replica."""
 
     def troubled(self, chance: float) -> bool:
         if self.trouble and self.random.random() < chance:
@@ -65,7 +67,7 @@ class World:
         self.num_opened += 1
         name = f"{request.id}#{self.num_opened}"
         self.stops[name] = asyncio.Event()
-        frames = self.frames(name, len(request.emitted))
+        frames = self.frames(name, len(request.emitted), (place.replica_id, ticket))
 
         class Source:
             def __aiter__(self) -> AsyncIterator[Any]:
@@ -76,7 +78,7 @@ class World:
 
         return Source()
 
-    async def frames(self, name: str, at: int) -> AsyncIterator[Any]:
+    async def frames(self, name: str, at: int, kept: tuple[str, str]) -> AsyncIterator[Any]:
         yield Begun("n", name)
         if self.troubled(0.1):
             yield Moved(None)  # bounced
@@ -100,11 +102,25 @@ class World:
                 yield Moved(None)  # the deadline came first
                 return
             end = min(at + self.random.randrange(3), len(ANSWER))
+            if end > at:
+                self.tickets.discard(kept)  # as a replica does with a stream's first tokens
             yield part(max(at - self.random.randrange(3), 0), end)
             at = end
+        self.tickets.discard(kept)
         yield Done(part(at, at), "length")
 
+    def release(self, place: Place, ticket: str) -> None:
+        self.tickets.discard((place.replica_id, ticket))
+
     async def pull(self, place: Place, offer: Offer, ticket: str, left_s: float) -> Pulled:
+        self.tickets.add((place.replica_id, ticket))
+        try:
+            return await self.pulled(offer)
+        except BaseException:  # its machine has gone, or it was cancelled
+            self.tickets.discard((place.replica_id, ticket))
+            raise
+
+    async def pulled(self, offer: Offer) -> Pulled:
         await self.pause()
         if self.troubled(0.2):
             raise RuntimeError("the destination died")
@@ -144,6 +160,7 @@ def test_whatever_happens_the_client_gets_each_token_once_and_no_place_is_kept(r
     assert tuple(token for fresh in heard for token in fresh.tokens) == ANSWER == tuple(record.tokens)
     assert "".join(fresh.text for fresh in heard) == TEXT
     assert not +world.kept
+    assert not world.tickets
     ends, ways = [stay.end for stay in journal.stays], [stay.how for stay in journal.stays]
     assert (ends[-1], ways[0]) == ("done", "new")
     assert set(ends[:-1]) <= {"moved", "lost"}
@@ -164,4 +181,6 @@ def test_a_client_that_leaves_at_any_moment_leaves_no_place_behind(random: Rando
         await asyncio.sleep(0)
         return world
 
-    assert not +asyncio.run(scenario()).kept
+    world = asyncio.run(scenario())
+    assert not +world.kept
+    assert not world.tickets

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.handover import MARGIN_S, MAX_STAGES, NUM_STAGES, Rate, Situation, decide, is_last
+from serve.handover import FEW_BLOCKS, LEARN_BYTES, MARGIN_S, MAX_STAGES, NUM_STAGES, Link, Rate, Situation, decide, is_last
 
 LONG = Situation(
     num_tokens=2000,
@@ -78,12 +78,14 @@ def test_always_leaves_only_the_deadline_and_never_leaves_nothing(s: Situation) 
         assert always == decide(s)
 
 
-def test_a_short_stage_many_stages_or_little_time_make_the_next_stage_the_last() -> None:
-    assert is_last(1, 0.1, 60.0)
-    assert not is_last(1, 1.0, 60.0)
-    assert is_last(MAX_STAGES, 1.0, 60.0)
-    assert is_last(1, 1.0, MARGIN_S + 1.9)
-    assert not is_last(1, 1.0, float("inf"))
+def test_a_short_stage_a_few_blocks_many_stages_or_little_time_make_the_next_stage_the_last() -> None:
+    assert is_last(1, 0.1, 99, 60.0)
+    assert not is_last(1, 1.0, 99, 60.0)
+    assert not is_last(1, 1.0, FEW_BLOCKS + 1, 60.0)
+    assert is_last(1, 1.0, FEW_BLOCKS, 60.0)
+    assert is_last(MAX_STAGES, 1.0, 99, 60.0)
+    assert is_last(1, 1.0, 99, MARGIN_S + 1.9)
+    assert not is_last(1, 1.0, 99, float("inf"))
     assert NUM_STAGES >= 2
 
 
@@ -102,3 +104,28 @@ def test_a_rate_forgets() -> None:
     for _ in range(60):
         rate.observe(500.0, 1.0)
     assert rate.per_s == pytest.approx(500.0, rel=0.001)
+
+
+@given(st.integers(1, 20), st.floats(1e9, 1e12), st.lists(st.floats(10.0, 20.0), min_size=1, max_size=10))
+def test_a_link_has_the_rate_at_which_all_that_share_it_come(num_transfers: int, per_s: float, times: list[float]) -> None:
+    """However many share it: who multiplies by their number again would take it for slower than it is."""
+    link, now_s = Link(1.0), 0.0
+    for seconds in times:
+        for _ in range(num_transfers):
+            link.arrived(round(per_s * seconds / num_transfers), now_s, now_s + seconds)
+        now_s += seconds + 100.0  # nobody uses it, which says nothing about it
+    assert link.per_s == pytest.approx(per_s, rel=0.01)
+
+
+def test_transfers_that_overlap_are_counted_together() -> None:
+    link = Link(1.0)
+    for since_s, now_s in ((0.0, 4.0), (2.0, 6.0), (0.0, 8.0), (9.0, 10.0)):  # 32 MB in the 9 seconds that are not idle
+        link.arrived(8_000_000, since_s, now_s)
+    assert 32e6 / 9.0 < link.per_s < 8e6  # the newest, of which one has the link for itself, count most
+
+
+def test_a_link_learns_nothing_from_the_delay_of_small_transfers() -> None:
+    link = Link(1e9)
+    for now_s in range(50):
+        link.arrived(LEARN_BYTES // 2, now_s, now_s + 0.9)
+    assert link.per_s == pytest.approx(1e9)

@@ -1,9 +1,11 @@
 """The journal: how a stream came, how long it paused, what was computed again; and who is told of a move."""
 
+import pytest
+
 from serve.departure import NEW, Arrival
 from serve.engine.request import Request
-from serve.journal import Journal
-from serve.migrate import Done, Fresh, Pulled, Tokens
+from serve.journal import Journal, Stay
+from serve.migrate import Begun, Done, Fresh, Pulled, Tokens
 from serve.router import Choice, Place
 
 REQUEST = Request(id="r", prompt=(1,))
@@ -46,3 +48,38 @@ def test_a_stream_that_is_bounced_after_a_crash_counts_as_computed_again() -> No
     stay = journal.enter(CHOICE, REQUEST, 3, Arrival(Pulled("bounce", "it leaves")), 1.0)
     journal.heard(stay, Fresh((5,), "a"), Done(Tokens(0, (5,), 0, "a"), "stop"))
     assert told == ["recompute"]
+
+
+def came(arrival: Arrival, num_computed: int) -> Stay:
+    """A stream that came with 100 tokens, of which so many were computed before its first token."""
+    journal = Journal()
+    stay = journal.enter(CHOICE, Request(id="r", prompt=(1,) * 90, emitted=(2,) * 10), 2, arrival, 1.0)
+    journal.heard(stay, Fresh((5,), "a"), Tokens(10, (5,), 0, "a", None, num_computed))
+    assert (stay.num_known, stay.num_computed) == (100, num_computed)
+    return stay
+
+
+@pytest.mark.parametrize(
+    ("before", "num_computed", "again"),
+    [
+        (99, 4, 3),  # six blocks of sixteen came, and one token was always to be computed
+        (48, 52, 0),  # the source was computing its prompt
+        (48, 60, 8),
+        (99, 46, 45),
+        (0, 100, 0),  # it waited at its source
+        (120, 4, 4),  # the source was further than the record, and its last word was lost
+        (None, 4, None),
+    ],
+)
+def test_only_what_was_computed_before_is_computed_again(before: int | None, num_computed: int, again: int | None) -> None:
+    arrival = Arrival(Pulled("kv", "it pays"), CHOICE, "t", before)
+    assert came(arrival, num_computed).num_computed_again == again
+
+
+def test_a_stream_that_begins_elsewhere_than_its_kv_is_not_one_that_moved_with_it() -> None:
+    journal = Journal()
+    for replica_id, how in (("r1", "kv"), ("r2", "recompute")):
+        stay = journal.enter(CHOICE, REQUEST, 2, Arrival(Pulled("kv", "it pays"), CHOICE, "t"), 1.0)
+        stay.begun(Begun("n2", replica_id))
+        assert (stay.how, stay.replica_id, stay.node_id) == (how, replica_id, "n2")
+    assert stay.why == "elsewhere: its KV had come to r1, which did not take it"

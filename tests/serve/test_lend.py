@@ -51,7 +51,7 @@ def stage(thread: Any, first: int, last: bool, told: list[Any]) -> list[tuple[by
     async def scenario() -> list[tuple[bytes, ...]]:
         lender = Lender(thread, told.extend, block_bytes=4)
         found = []
-        async for blocks in lender.stage("r", first, last):
+        async for blocks in lender.stage("r", first, len((await lender.look("r")).hashes), last):
             assert told == []
             found.append(blocks.hashes)
         return found
@@ -88,3 +88,12 @@ def test_a_stream_that_is_not_here_is_gone() -> None:
     thread.stopped = True
     with pytest.raises(Gone):
         stage(thread, 0, True, [])
+
+
+def test_a_look_tells_how_much_time_there_is_now() -> None:
+    async def scenario() -> list[float]:
+        left = [9.0, 2.0]
+        lender = Lender(Thread(), lambda news: None, 4, lambda: left.pop(0))  # type: ignore[arg-type]
+        return [(await lender.look("r")).left_s for _ in range(2)]
+
+    assert asyncio.run(scenario()) == [9.0, 2.0]

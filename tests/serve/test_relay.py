@@ -1,13 +1,15 @@
 """A stream is followed through replicas that hand over, die, fall silent and refuse, without any of them being real."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from serve.engine.request import Request, Sampling
-from serve.migrate import Begun, Done, Fresh, Moved, Record, Refused, Tokens
+from serve.engine.snapshot import Snapshot
+from serve.migrate import Begun, Done, Fresh, Leaving, Moved, Offer, Pulled, Record, Refused, Tokens
 from serve.protocol import ApiError
 from serve.relay import Journal, follow
 from serve.router import Choice, Place, Wanted
@@ -19,7 +21,7 @@ class Script:
     """Sources that do what they are told, one after the other; each gets the request it is opened with."""
 
     def __init__(self, *acts: Callable[[Request, int], AsyncIterator[Any]]) -> None:
-        self.acts, self.opened, self.cancelled, self.suspects = list(acts), [], 0, []
+        self.acts, self.opened, self.cancelled, self.suspects, self.kept = list(acts), [], 0, [], []
 
     def open(self, place: Place, request: Request, num_chars: int, ticket: str) -> Any:
         self.opened.append(request)
@@ -42,6 +44,13 @@ class Script:
 
     def suspect(self, replica_id: str) -> None:
         self.suspects.append(replica_id)
+
+    async def pull(self, place: Place, offer: Offer, ticket: str, left_s: float) -> Pulled:
+        self.kept.append((place.replica_id, ticket))
+        return Pulled("kv", "it pays", 1, 2)
+
+    def release(self, place: Place, ticket: str) -> None:
+        self.kept.remove((place.replica_id, ticket))
 
 
 def part(start: int, end: int) -> Tokens:
@@ -153,3 +162,65 @@ def test_a_client_that_leaves_cancels_its_source() -> None:
 
     assert [stay.end for stay in asyncio.run(scenario()).stays] == ["cancelled"]
     assert script.cancelled == 1
+
+
+async def leaves(request: Request, num_chars: int) -> AsyncIterator[Any]:
+    """Tells three tokens, is taken over, and had computed all but the last of what it knew."""
+    yield Begun("n", "r0")
+    yield part(0, 3)
+    yield Leaving(time.time() + 60.0, Offer("actor", "r0", "r#0"))
+    await asyncio.sleep(0.01)
+    yield Moved(Snapshot(origin=request, emitted=ANSWER[:3], num_computed=3))
+
+
+async def silent(request: Request, num_chars: int) -> AsyncIterator[Any]:
+    yield Begun("n", "r1")
+    await asyncio.Event().wait()
+
+
+async def goes_on(request: Request, num_chars: int) -> AsyncIterator[Any]:
+    yield Begun("n", "r1")
+    yield Tokens(3, ANSWER[3:], 3, "x" * (len(ANSWER) - 3), None, 2)
+    yield Done(Tokens(len(ANSWER), (), len(ANSWER), ""), "length")
+
+
+def test_a_stream_that_moved_says_what_was_computed_again_and_its_replica_gives_its_ticket_back() -> None:
+    script = Script(leaves, goes_on)
+    heard, _, journal = run(script)
+    assert tuple(heard) == ANSWER
+    stay = journal.stays[-1]
+    assert (stay.how, stay.num_known, stay.num_computed_before, stay.num_computed, stay.num_computed_again) == ("kv", 4, 3, 2, 1)
+    assert script.kept == [("r1", "r@1")], "the replica gives it back itself, with its first tokens"
+
+
+def test_what_is_kept_for_a_client_who_leaves_before_the_first_token_there_is_given_back() -> None:
+    script = Script(leaves, silent)
+
+    async def scenario() -> Journal:
+        journal, record = Journal(), Record(Request(id="r", prompt=(1,), sampling=Sampling(seed=1)))
+        task = asyncio.create_task(follow(record, script, script, lambda _: None, journal=journal, max_wait_s=1))
+        while len(script.opened) < 2:
+            await asyncio.sleep(0.001)
+        assert script.kept == [("r1", "r@1")]
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return journal
+
+    assert [(stay.how, stay.end) for stay in asyncio.run(scenario()).stays] == [("new", "moved"), ("kv", "cancelled")]
+    assert script.kept == []
+
+
+def test_what_is_kept_for_a_stream_that_is_given_up_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.relay.MAX_FRUITLESS", 1)
+
+    async def dies(request: Request, num_chars: int) -> AsyncIterator[Any]:
+        yield Begun("n", "r0")
+        yield Leaving(time.time() + 60.0, Offer("actor", "r0", "r#0"))
+        await asyncio.sleep(0.01)
+        raise RuntimeError("the actor died")
+
+    script = Script(dies, goes_on)
+    with pytest.raises(ApiError, match="it is given up"):
+        run(script)
+    assert script.kept == []

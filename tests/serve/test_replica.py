@@ -128,6 +128,7 @@ def test_streams_move_with_their_kv_twice_and_what_comes_then_is_bounced(service
     assert {row["how"] for row in moved} <= {"kv", "bounce"}
     by_kv = [row for row in moved if row["how"] == "kv"]
     assert all(row["num_computed"] <= BLOCK and row["stages"] >= 2 and row["num_bytes"] > 0 for row in by_kv)
+    assert all(row["num_computed_again"] == row["num_computed"] - 1 for row in by_kv)  # all but the latest token was computed before
     assert max(row["gap_s"] for row in by_kv) < 5.0
     assert any(len([row for row in by_kv if row["stream"] == stream]) == 2 for stream in {row["stream"] for row in by_kv})
     for _ in range(3):  # whoever comes now is bounced, unseen, by those who leave
