@@ -4,172 +4,165 @@ On a cluster of its own on this machine (one on-demand node with the gateway, th
 sampling (greedy, seeded, n = 2, stop strings, log probabilities, JSON schema) are asked once undisturbed and then, wave after wave,
 under strikes timed by a recorded spot trace: half with notice (a drain, the machine's end at the deadline), half by `kill -9` of
 everything on the machine. Every stream must have the tokens, the text and the log probabilities of the undisturbed run; each strike hits
-at least four streams in the middle, and strikes go on until every stream of the last wave was hit. Then the same with KV never moved, for
-the pauses of recomputing; then, under the same events, a plain Ray Serve deployment of the same engine, whose lost streams are counted.
+at least four streams in the middle, and every stream of every wave is hit. Then the same with KV never moved, for the pauses of
+recomputing; then, under the same events, a plain Ray Serve deployment of the same engine, whose lost streams are counted.
 
-    python -m benchmarks.storm                         # JSON and a plot in runs/storm/; exit code 1 if a promise is broken
-    python -m benchmarks.storm --strikes 4 --streams 8 --tokens 400 --parts kv      # some minutes
+Drafts are off, so that all streams are about equally long and none is over before it is hit. Figures are kept in --output after every
+wave and part: run again and it goes on where it stopped, or tells what was measured; a storm measured by other code or with other options
+is put aside (storm.before.json). With --dtype float32 streams may differ by rounding: a difference that its margin does not explain counts.
+
+    python -m benchmarks.storm                         # JSON and a plot in runs/storm/, half an hour; exit code 1 if a promise is broken
+    python -m benchmarks.storm --show markdown         # the tables for docs/serving.md, of what was measured last; measures nothing
+    python -m benchmarks.storm --strikes 6 --streams 16 --dtype float32 --parts kv --output runs/storm-float32
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gzip
-import itertools
 import json
 import os
+import subprocess
 import sys
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import ray
-import ray.serve
-from ray.serve.config import HTTPOptions
-
-from benchmarks.storm_fleet import Storm, pauses
-from benchmarks.storm_plain import PLAIN, Clients, plain_application
-from benchmarks.storm_report import Outcome, broken_promises, plot, table
+from benchmarks.storm_fleet import Schedule, pauses
+from benchmarks.storm_margin import Margins
+from benchmarks.storm_plain import storm_plain
+from benchmarks.storm_report import broken_promises, figures, markdown, plot, table
+from benchmarks.storm_waves import NUM_SPOT, Service, asked_of, record, service, storm_wave, undisturbed
 from cluster.console import say
-from pipelines.drill import fleet_of, replicas_running
-from pipelines.drill_streams import Heard, Question, ask_all, questions
-from serve.app import APP, free_port, gateways_of, quiet_ray, running
-from serve.config import ServeConfig
+from cluster.storage import digest_of
+from pipelines.drill_streams import Heard, Question
 from serve.engine.config import EngineConfig
+from serve.engine.text import Tokenizer
 
-NUM_SPOT = 3
-WARM_TOKENS = 20
-"""A stream is in the middle of generation from here on."""
+ROOT = Path(__file__).resolve().parents[1]
+CODE = ("benchmarks/storm*.py", "pipelines/drill*.py", "serve/**/*.py", "serve/**/*.cpp", "serve/**/*.h", "cluster/**/*.py")
+PARTS = ("kv", "recompute", "plain")
+FEWEST_STREAMS = 12
 _PROMPT_ROOM = 300
-_FRAME_S = 0.05
+_NO_PLAN = ("output", "fresh", "parts", "show")
 
 
-def asked_of(model: str, prompts: Sequence[str], count: int, tokens: int, seed: int) -> list[Question]:
-    """`count` questions of six kinds; those with a JSON schema ask for lists of words too long to end early."""
-    num_json = count // 6
-    words = {"type": "array", "items": {"type": "string", "pattern": "[a-z]{6,12}"}, "minItems": tokens // 4}
-    common = {"model": model, "max_tokens": tokens, "stream": True, "return_token_ids": True, "structured_outputs": {"json": words}}
-    held = [
-        Question("json schema", {**common, "prompt": prompts[i % len(prompts)], "temperature": 0.8, "seed": seed + 1000 + i})
-        for i in range(num_json)
-    ]
-    return questions(prompts, model=model, count=count - num_json, tokens=tokens, seed=seed) + held
+class Results:
+    """What was measured so far, on disk after every change."""
+
+    def __init__(self, folder: Path, plan: dict[str, str], *, fresh: bool) -> None:
+        self._folder, self.file = folder, folder / "storm.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.found: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
+        if self.found and (fresh or self.found["plan"] != plan):
+            other = ", ".join(name for name in plan if self.found["plan"].get(name) != plan[name])
+            say(f"storm: {self.file} was measured with another {other or 'start'}: put aside, and measured anew")
+            self.file.rename(folder / "storm.before.json")
+            self.found = {}
+        self.found = self.found or {"plan": plan, "commit": _commit(), "began": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())}
+
+    def write(self) -> None:
+        """All of it, at once."""
+        fresh = self.file.with_suffix(".new")
+        fresh.write_text(json.dumps(self.found, indent=1))
+        fresh.rename(self.file)
+        if self.waves("kv") or self.waves("recompute"):
+            plot(self.found, self._folder / "storm.png")
+
+    def waves(self, part: str) -> list[dict[str, Any]]:
+        """Of a part, so far."""
+        waves: list[dict[str, Any]] = self.found.get(part, {}).get("waves", [])
+        return waves
+
+    def add(self, part: str, wave: dict[str, Any]) -> None:
+        """One more wave."""
+        waves = [*self.waves(part), wave]
+        self.put(part, {**figures(waves), "waves": waves})
+
+    def put(self, part: str, what: dict[str, Any]) -> None:
+        """A part's figures. They are marked if the code is not what the storm began with: fresh machines run it as it is now."""
+        self.found[part] = what
+        self.found["code_changed"] = self.found.get("code_changed", False) or code_digest() != self.found["plan"]["code"]
+        self.write()
+
+    def strikes(self, part: str) -> list[dict[str, Any]]:
+        """Of a part, so far."""
+        return [strike for wave in self.waves(part) for strike in wave["strikes"]]
 
 
-def storm_ours(args: argparse.Namespace, config: EngineConfig, prompts: Sequence[str], move_kv: str, num_strikes: int) -> Outcome:
-    """Our own service under strikes."""
-    with quiet_ray(), fleet_of(NUM_SPOT) as machines:
-        serving = ServeConfig(
-            model=args.model,
-            port=free_port(),
-            spot_replicas=NUM_SPOT,
-            on_demand_replicas=0,
-            engine=config,
-            frame_s=_FRAME_S,
-            move_kv=move_kv,
-        )  # type: ignore[arg-type]  # one of the literals, checked by ServeConfig
-        with running(serving) as url:
-            asked = asked_of(Path(args.model).name, prompts, args.streams, args.tokens, args.seed)
-            say(f"storm: {len(asked)} undisturbed streams of up to {args.tokens} tokens")
-            began = time.time()
-            undisturbed = asyncio.run(ask_all(url, asked))
-            say(f"storm: recorded in {time.time() - began:.0f} s; now the strikes")
-            return _struck(args, machines, url, asked, undisturbed, num_strikes)
+def _commit() -> str:
+    """The commit that is checked out, for people; the plan has the digest of the code itself."""
+    done = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
 
 
-def _struck(
-    args: argparse.Namespace, machines: Any, url: str, asked: list[Question], undisturbed: list[list[Heard]], num_strikes: int
-) -> Outcome:
-    journal = gateways_of(APP).journal
-    waves = Waves(url, asked)
-    storm = Storm(machines, lambda: _live(journal.remote().result(), waves.began_s), lambda: replicas_running(APP, "spot") >= NUM_SPOT)
-    thread = threading.Thread(target=lambda: asyncio.run(waves.run()), name="clients")
-    thread.start()
-    try:
-        notices = itertools.cycle((args.notice_s, None))
-        for pause_s in pauses(args.trace, num_strikes, args.pause_s):
-            time.sleep(pause_s)  # the trace's
-            if not storm.strike(next(notices), over=lambda: waves.failed):
-                break
-        waves.stopping = True
-        while thread.is_alive() and _unhit(storm):
-            storm.strike(next(notices), over=lambda: not thread.is_alive() or not _unhit(storm))
-    finally:
-        waves.stopping = True
-        thread.join()
-    if waves.failure is not None:
-        raise waves.failure
-    rows = journal.remote().result()
-    return Outcome(asked, undisturbed, waves.heard, storm.strikes, [row for row in rows if row["start_s"] >= waves.first_s])
+def code_digest(root: Path = ROOT) -> str:
+    """Of every source file that the figures depend on."""
+    files = sorted({file for pattern in CODE for file in root.glob(pattern)})
+    return digest_of([(str(file.relative_to(root)), file.read_bytes().hex()) for file in files])
 
 
-class Waves:
-    """All questions at once, again and again until told to stop."""
-
-    def __init__(self, url: str, asked: list[Question]) -> None:
-        self._url, self._asked = url, asked
-        self.heard: list[list[list[Heard]]] = []
-        self.first_s = self.began_s = time.time()
-        self.stopping = False
-        self.failure: Exception | None = None
-
-    @property
-    def failed(self) -> bool:
-        """Whether a stream has failed."""
-        return self.failure is not None
-
-    async def run(self) -> None:
-        """Until `stopping`, and then to the end of the wave."""
-        try:
-            while not (self.stopping and self.heard):
-                self.began_s = time.time()
-                self.heard.append(await ask_all(self._url, self._asked))
-                say(f"storm: wave {len(self.heard)} of {len(self._asked)} streams has ended")
-        except Exception as error:  # told in the main thread
-            self.failure = error
+def storm_ours(args: argparse.Namespace, config: EngineConfig, results: Results, part: str, num_strikes: int) -> None:
+    """Our own service under strikes, wave after wave, going on from what there is."""
+    schedule = Schedule(tuple(pauses(args.trace, num_strikes, args.pause_s)), args.notice_s)
+    margins = Margins(args.model, config)
+    done = len(results.strikes(part))
+    if done >= num_strikes:
+        return
+    with service(args.model, config, "auto" if part == "kv" else "never") as ours:
+        asked, want = _undisturbed(args, ours, results)
+        for key in ours.keys[1:]:
+            if done >= num_strikes:
+                return
+            wave, storm = storm_wave(ours, key, asked, want, schedule, done, num_strikes)
+            results.add(part, record(wave, storm, want, ours.journal(), margins.explain))
+            done += len(storm.strikes)
+            f = results.found[part]
+            say(
+                f"storm: {part}: wave {f['num_waves']} took {wave.ended_s - wave.began_s:.0f} s, {done} of {num_strikes} strikes; "
+                f"so far {f['complete']} of {f['streams']} streams complete, {len(f['differences'])} unlike undisturbed, "
+                f"strikes by stream {json.dumps(f['hits'])}"
+            )
+        raise RuntimeError(f"storm: {len(ours.keys) - 1} waves had fewer than {num_strikes} strikes; ask for more --tokens")
 
 
-def _live(rows: Sequence[Mapping[str, Any]], since_s: float) -> dict[str, str]:
-    total: dict[str, int] = {}
-    where: dict[str, str] = {}
-    for row in rows:
-        if row["start_s"] >= since_s - 1.0:
-            total[row["stream"]] = total.get(row["stream"], 0) + row["num_tokens"]
-            if row["end"] is None and row["num_tokens"]:
-                where[row["stream"]] = row["node_id"]
-    return {stream: node for stream, node in where.items() if total[stream] >= WARM_TOKENS}
+def _undisturbed(args: argparse.Namespace, ours: Service, results: Results) -> tuple[list[Question], list[list[Heard]]]:
+    """Asked once for all parts: the questions, and what is heard when nothing happens."""
+    if "undisturbed" in results.found:
+        stored = results.found["undisturbed"]
+        return [Question(**asked) for asked in stored["asked"]], [[Heard(**heard) for heard in choices] for choices in stored["heard"]]
+    asked = asked_of(Path(args.model).name, _prompts(args), args.streams, args.tokens, args.seed)
+    say(f"storm: {len(asked)} undisturbed questions of up to {args.tokens} tokens")
+    began = time.time()
+    asked, want = undisturbed(ours.url, ours.keys[0], asked, args.tokens)
+    say(f"storm: recorded in {time.time() - began:.0f} s; now the strikes")
+    plain = [[{**asdict(heard), "times": []} for heard in choices] for choices in want]
+    results.put("undisturbed", {"asked": [asdict(question) for question in asked], "heard": plain, "took_s": time.time() - began})
+    return asked, want
 
 
-def _unhit(storm: Storm) -> bool:
-    return any(not storm.hits[stream] for stream in storm.live())
+def _prompts(args: argparse.Namespace) -> list[str]:
+    """Those that leave room for the tokens asked for."""
+    tokenizer = Tokenizer(Path(args.model))
+    with gzip.open(args.prompts, "rt") as lines:
+        prompts = [json.loads(line)["prompt"] for line in lines]
+    fitting = [prompt for prompt in prompts[: 2 * args.streams] if len(tokenizer.encode(prompt)) <= _PROMPT_ROOM]
+    if not fitting:
+        raise ValueError(f"{args.prompts}: no prompt of up to {_PROMPT_ROOM} tokens among the first {2 * args.streams}; use other prompts")
+    return fitting
 
 
-def storm_plain(args: argparse.Namespace, config: EngineConfig, prompts: list[list[int]], num_strikes: int) -> dict[str, Any]:
-    """The plain deployment under the same pauses and notices."""
-    with quiet_ray(), fleet_of(NUM_SPOT) as machines:
-        port = free_port()
-        ray.serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host="127.0.0.1", port=port))
-        try:
-            ray.serve.run(plain_application(args.model, config, NUM_SPOT), name=PLAIN, route_prefix="/plain")
-            clients = Clients(f"http://127.0.0.1:{port}/plain", prompts, args.tokens)
-            storm = Storm(machines, lambda: dict(clients.node_of), lambda: replicas_running(PLAIN, PLAIN) >= NUM_SPOT)
-            thread = threading.Thread(target=lambda: asyncio.run(clients.run(args.streams)), name="clients")
-            thread.start()
-            try:
-                notices = itertools.cycle((args.notice_s, None))
-                for pause_s in pauses(args.trace, num_strikes, args.pause_s):
-                    time.sleep(pause_s)  # the trace's
-                    storm.strike(next(notices), over=lambda: not thread.is_alive())
-            finally:
-                clients.stopping = True
-                thread.join()
-        finally:
-            ray.serve.shutdown()
-    hit = {stream for strike in storm.strikes for stream in strike.hit}
-    return {"streams": clients.num_done + len(clients.lost), "lost": len(clients.lost), "hit": len(hit), "strikes": len(storm.strikes)}
+def _plain(args: argparse.Namespace, config: EngineConfig, results: Results) -> dict[str, Any]:
+    """The peer, struck at the times at which ours was, if it was."""
+    strikes = results.strikes("kv")[: args.strikes]
+    waits = [max(0.0, b["at_s"] - a["gone_s"]) for a, b in pairwise(strikes)]
+    times = [args.pause_s, *waits] if len(strikes) == args.strikes else pauses(args.trace, args.strikes, args.pause_s)
+    tokenizer = Tokenizer(Path(args.model))
+    prompts = [list(tokenizer.encode(prompt)) for prompt in _prompts(args)]
+    return storm_plain(args.model, config, prompts, args.streams, args.tokens, Schedule(tuple(times), args.notice_s), args.strikes)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -182,68 +175,59 @@ def arguments() -> argparse.ArgumentParser:
     add("--prompts", type=Path, default=data / "code/HumanEval.jsonl.gz", help="jsonl.gz with `prompt`")
     add("--trace", type=Path, default=data / "traces/spot/bamboo-p3.csv", help="ms, add or remove, node: when machines go")
     add("--strikes", type=int, default=22, help="machines taken, half with notice (default: 22); more if a stream was never hit")
-    add("--streams", type=int, default=32, help="streams at once (default: 32)")
+    add("--streams", type=int, default=32, help=f"streams at once (default: 32; at least {FEWEST_STREAMS})")
     add("--tokens", type=int, default=1700, help="tokens of each (default: 1700)")
     add("--notice-s", type=float, default=10.0, help="seconds of notice (default: 10)")
-    add("--pause-s", type=float, default=4.0, help="mean time between strikes, beyond what replacement takes (default: 4)")
+    add("--pause-s", type=float, default=2.5, help="mean time between strikes, beyond what replacement takes (default: 2.5)")
     add("--dtype", default="float64", choices=["float64", "float32", "bfloat16"], help="default: float64, where equality is exact")
-    add("--parts", nargs="+", default=["kv", "recompute", "plain"], choices=["kv", "recompute", "plain"], help="default: all three")
+    add("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="default: all three")
     add("--seed", type=int, default=0)
     add("--output", type=Path, default=Path("runs/storm"))
-    add("--fresh", action="store_true", help="run even if the same storm has passed already")
+    add("--fresh", action="store_true", help="measure anew, whatever is there")
+    add("--show", choices=["table", "markdown"], help="print what was measured, and measure nothing")
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run, print the table, write JSON and a plot."""
     args = arguments().parse_args(argv)
-    args.model = str(Path(args.model).resolve())
-    stored = args.output / "storm.json"
     try:
-        args.tokens = min(args.tokens, _context(Path(args.model)) - _PROMPT_ROOM)
-        plan = {k: str(v) for k, v in vars(args).items() if k not in ("output", "fresh")}
-        if not args.fresh and stored.exists() and (found := json.loads(stored.read_text()))["plan"] == plan and not broken_promises(found):
-            print(f"{table(found)}\nas measured before (--fresh measures anew)")
+        if args.show:
+            found = json.loads((args.output / "storm.json").read_text())
+            print(markdown(found) if args.show == "markdown" else table(found))
             return 0
-        found, ours = _measure(args, plan)
-    except (ValueError, OSError) as error:
+        return _verdict(args, _measure(args))
+    except (ValueError, OSError, RuntimeError) as error:
         print(f"benchmarks.storm: {error}", file=sys.stderr)
         return 2
-    args.output.mkdir(parents=True, exist_ok=True)
-    stored.write_text(json.dumps(found, indent=1))
-    plot(ours, args.output / "storm.png")
+
+
+def _verdict(args: argparse.Namespace, found: dict[str, Any]) -> int:
     print(table(found))
-    broken = broken_promises(found)
+    broken = broken_promises(found, num_strikes=args.strikes, all_hit=args.strikes >= NUM_SPOT)
     print("\n".join(f"BROKEN: {what}" for what in broken) or "every promise held")
     return 1 if broken else 0
 
 
-def _measure(args: argparse.Namespace, plan: dict[str, str]) -> tuple[dict[str, Any], dict[str, Outcome]]:
-    """The parts asked for, as figures and as they were."""
-    config = EngineConfig(dtype=args.dtype, num_threads=1, max_sequences=32)
-    with gzip.open(args.prompts, "rt") as lines:
-        prompts = [json.loads(line)["prompt"] for line in lines]
-    found: dict[str, Any] = {"plan": plan}
-    ours = {}
-    for part, move_kv, strikes in (("kv", "auto", args.strikes), ("recompute", "never", max(4, args.strikes // 3))):
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    """The parts asked for that are not there yet; all there is."""
+    if args.streams < FEWEST_STREAMS:
+        raise ValueError(f"--streams: {args.streams} cannot be four and more on each of three machines; use at least {FEWEST_STREAMS}")
+    args.model = str(Path(args.model).resolve())
+    args.tokens = min(args.tokens, _context(Path(args.model)) - _PROMPT_ROOM)
+    plan = {name: str(value) for name, value in vars(args).items() if name not in _NO_PLAN} | {"code": code_digest()}
+    results = Results(args.output, plan, fresh=args.fresh)
+    config = EngineConfig(dtype=args.dtype, num_threads=1, max_sequences=32, draft="off")
+    for part, strikes in (("kv", args.strikes), ("recompute", max(4, args.strikes // 3))):
         if part in args.parts:
-            ours[part] = storm_ours(args, config, prompts, move_kv, strikes)
-            found[part] = {**ours[part].figures(), "journal": ours[part].plain()}
-            say(table({part: found[part]}))
-    if "plain" in args.parts:
-        found["plain"] = storm_plain(args, config, _encoded(Path(args.model), prompts), args.strikes)
-    return found, ours
+            storm_ours(args, config, results, part, strikes)
+    if "plain" in args.parts and "plain" not in results.found:
+        results.put("plain", _plain(args, config, results))
+    return results.found
 
 
 def _context(model: Path) -> int:
     return int(json.loads((model / "config.json").read_text())["max_position_embeddings"])
-
-
-def _encoded(model: Path, prompts: Sequence[str]) -> list[list[int]]:
-    from serve.engine.text import Tokenizer
-
-    tokenizer = Tokenizer(model)
-    return [list(tokenizer.encode(prompt)) for prompt in prompts[:64]]
 
 
 if __name__ == "__main__":

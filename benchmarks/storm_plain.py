@@ -1,30 +1,37 @@
 """The peer of the storm: the same engine as a plain Ray Serve deployment, and clients who count the streams that it loses.
 
 Promise: what Serve does for a streaming deployment by itself: replicas on spot machines, health checks, replacement on a drain. Nobody
-follows a stream, so one whose replica goes away is lost. Price: none.
+follows a stream, so one whose replica goes away is lost. Counted as lost is only what had begun and was cut off; a request that was
+refused is asked again and counted apart. Price: none.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import httpx
 import ray
 import ray.serve
+from ray.serve.config import HTTPOptions
 from starlette.requests import Request as HttpRequest
 from starlette.responses import StreamingResponse
 
-from serve.app import MARKET
+from benchmarks.storm_fleet import Schedule, Storm
+from benchmarks.storm_waves import LAST_SHARE, NUM_SPOT, WARM_TOKENS
+from pipelines.drill import fleet_of, replicas_running
+from serve.app import MARKET, free_port, quiet_ray
 from serve.engine.config import EngineConfig
 from serve.engine.request import Emission, Request, Sampling
 from serve.engine_thread import EngineThread, News
 
-__all__ = ["PLAIN", "Clients", "plain_application"]
+__all__ = ["Clients", "plain_application", "storm_plain"]
 
 PLAIN = "plain"
 
@@ -94,41 +101,92 @@ class Clients:
     """Streams in the middle of generation: their node."""
     num_done: int = 0
     lost: list[str] = field(default_factory=list)
+    """Streams that were cut off after they had begun."""
+    num_refused: int = 0
+    """Requests that never became streams: asked again, and not counted as lost."""
+    num_going: int = 0
+    """Streams that went on when the clients stopped."""
     stopping: bool = False
+    failure: Exception | None = None
+    _ends: dict[str, str] = field(default_factory=dict)
 
     async def run(self, count: int) -> None:
-        """Keep `count` streams going until `stopping`, then let the last ones end."""
+        """Keep `count` streams going until `stopping`."""
         limits = httpx.Limits(max_connections=count)
-        async with httpx.AsyncClient(timeout=httpx.Timeout(120.0), limits=limits, trust_env=False) as client:
-            await asyncio.gather(*(self._again(client, i) for i in range(count)))
+        try:
+            async with httpx.AsyncClient(timeout=httpx.Timeout(120.0), limits=limits, trust_env=False) as client:
+                await asyncio.gather(*(self._again(client, i) for i in range(count)))
+        except Exception as error:  # raised in the main thread
+            self.failure = error
 
     async def _again(self, client: httpx.AsyncClient, index: int) -> None:
         turn = 0
         while not self.stopping:
             name = f"plain-{index}-{turn}"
-            done = False
-            with suppress(httpx.HTTPError):  # however a stream is lost
-                done = await self._one(client, name, index)
+            self._ends[name] = "refused"
+            with suppress(httpx.HTTPError, json.JSONDecodeError):  # however a stream is lost: a line may be cut, too
+                await self._one(client, name, index)
             self.node_of.pop(name, None)
-            self.num_done += done
-            if not done:
+            end = self._ends.pop(name)
+            self.num_done += end == "done"
+            self.num_going += end == "going"
+            self.num_refused += end == "refused"
+            if end == "lost":
                 self.lost.append(name)
+            if end in ("lost", "refused"):
                 await asyncio.sleep(0.5)  # as a client that tries again would
             turn += 1
 
-    async def _one(self, client: httpx.AsyncClient, name: str, index: int) -> bool:
+    async def _one(self, client: httpx.AsyncClient, name: str, index: int) -> None:
         prompt = self.prompts[index % len(self.prompts)]
         body = {"id": name, "prompt": prompt, "max_tokens": self.tokens, "temperature": 0.8 * (index % 2), "seed": index}
         node, count = "", 0
         async with client.stream("POST", self.url, json=body) as response:
             if response.status_code != 200:
-                return False
+                return
             async for line in response.aiter_lines():
                 said = json.loads(line)
+                self._ends[name] = "lost"  # unless it is told otherwise
                 node = said.get("node", node)
                 count += len(said.get("tokens", ()))
-                if count >= 20:
+                if WARM_TOKENS <= count <= LAST_SHARE * self.tokens:
                     self.node_of[name] = node
-                if said.get("done"):
-                    return True
-        return False
+                else:
+                    self.node_of.pop(name, None)
+                if said.get("done") or self.stopping:
+                    self._ends[name] = "done" if said.get("done") else "going"
+                    return
+
+
+def storm_plain(
+    model: str, config: EngineConfig, prompts: list[list[int]], streams: int, tokens: int, schedule: Schedule, strikes: int
+) -> dict[str, Any]:
+    """The plain deployment under the same pauses and notices: figures as plain data."""
+    with quiet_ray(), fleet_of(NUM_SPOT) as machines:
+        port = free_port()
+        ray.serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host="127.0.0.1", port=port))
+        try:
+            ray.serve.run(plain_application(model, config, NUM_SPOT), name=PLAIN, route_prefix="/plain")
+            clients = Clients(f"http://127.0.0.1:{port}/plain", prompts, tokens)
+            storm = Storm(machines, lambda: dict(clients.node_of), lambda: replicas_running(PLAIN, PLAIN) >= NUM_SPOT)
+            thread = threading.Thread(target=lambda: asyncio.run(clients.run(streams)), name="clients", daemon=True)
+            thread.start()
+            for number in range(strikes):
+                time.sleep(schedule.pause(number))  # the trace's
+                if not storm.strike(number, schedule.notice(number), lambda: not thread.is_alive()):
+                    raise RuntimeError(f"storm: the plain deployment's clients failed: {clients.failure}")
+            time.sleep(schedule.notice_s)  # for what the last strikes bring about
+            clients.stopping = True
+            thread.join()
+        finally:
+            ray.serve.shutdown()
+    hit = {stream for strike in storm.strikes for stream in strike.aimed}
+    return {
+        "streams": clients.num_done + len(clients.lost) + clients.num_going,
+        "complete": clients.num_done,
+        "lost": len(clients.lost),
+        "hit": len(hit),
+        "hit_and_lost": len(hit & set(clients.lost)),
+        "refused": clients.num_refused,
+        "strikes": [asdict(strike) for strike in storm.strikes],
+    }

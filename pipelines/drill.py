@@ -120,8 +120,10 @@ class Event:
 
 def vanish(pid: int) -> None:
     """Kill a process and all below it together, as when a machine goes: Ray's workers would go on until they miss their daemon."""
-    daemon = psutil.Process(pid)
-    processes = [daemon, *daemon.children(recursive=True)]
+    processes = []
+    with suppress(psutil.NoSuchProcess):  # an idle machine that drains ends by itself
+        daemon = psutil.Process(pid)
+        processes = [daemon, *daemon.children(recursive=True)]
     for process in processes:
         with suppress(psutil.NoSuchProcess):  # over already, or by the daemon's end
             process.kill()

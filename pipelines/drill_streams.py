@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-__all__ = ["Heard", "Question", "ask_all", "difference", "questions"]
+__all__ = ["Heard", "Question", "ask_all", "difference", "hear", "heard_of", "questions"]
 
 _LOGPROB_TOLERANCE = 1e-6
 
@@ -40,6 +40,8 @@ class Heard:
     finish_reason: str | None = None
     times: list[float] = field(default_factory=list)
     """Unix seconds of each piece."""
+    stream: str = ""
+    """What the gateway's journal calls it."""
 
     @property
     def longest_silence_s(self) -> float:
@@ -67,13 +69,20 @@ def questions(prompts: Sequence[str], *, model: str, count: int, tokens: int, se
 
 async def ask_all(url: str, asked: Sequence[Question]) -> list[list[Heard]]:
     """Ask all at once; per question, its choices. RuntimeError if a stream ends early or with an error."""
+    heard = [heard_of(question) for question in asked]
     limits = httpx.Limits(max_connections=len(asked))
     async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(120.0), limits=limits, trust_env=False) as client:
-        return list(await asyncio.gather(*(_ask(client, question) for question in asked)))
+        await asyncio.gather(*(hear(client, question, choices) for question, choices in zip(asked, heard, strict=True)))
+    return heard
 
 
-async def _ask(client: httpx.AsyncClient, question: Question) -> list[Heard]:
-    choices = [Heard() for _ in range(question.body.get("n", 1))]
+def heard_of(question: Question) -> list[Heard]:
+    """The choices of a question of which nothing was heard yet."""
+    return [Heard() for _ in range(question.body.get("n", 1))]
+
+
+async def hear(client: httpx.AsyncClient, question: Question, choices: list[Heard]) -> None:
+    """Ask, and hear each piece into its choice as it comes. RuntimeError if the stream ends early or with an error."""
     ended = False
     async with client.stream("POST", "completions", json=question.body) as response:
         if response.status_code != 200:
@@ -85,7 +94,6 @@ async def _ask(client: httpx.AsyncClient, question: Question) -> list[Heard]:
                 _hear(choices, json.loads(line.removeprefix("data: ")), question)
     if not ended or any(choice.finish_reason is None for choice in choices):
         raise RuntimeError(f"a {question.kind} stream was cut off after {[len(choice.tokens) for choice in choices]} tokens")
-    return choices
 
 
 def _hear(choices: list[Heard], event: dict[str, Any], question: Question) -> None:
@@ -93,6 +101,7 @@ def _hear(choices: list[Heard], event: dict[str, Any], question: Question) -> No
         raise RuntimeError(f"a {question.kind} stream ended with an error: {event['error']['message']}")
     for part in event["choices"]:
         heard = choices[part["index"]]
+        heard.stream = f"{event['id']}-{part['index']}"
         heard.tokens.extend(part.get("token_ids", ()))
         heard.text += part["text"]
         heard.logprobs.extend((part["logprobs"] or {}).get("token_logprobs", ()))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from itertools import pairwise
 
+from benchmarks.kv_transfer import through_a_pickle
 from serve.engine.engine import Engine
-from serve.engine.kv_blocks import KvBlocks
 from serve.engine.request import Request
 
 
@@ -22,14 +21,6 @@ def carry(source: Engine, destination: Engine, name: str, ticket: str, cuts: Seq
         if first < end:
             arrived += destination.kv_in(ticket, through_a_pickle(source.kv_out(name, first, end)))
     return arrived
-
-
-def through_a_pickle(blocks: KvBlocks) -> KvBlocks:
-    """As Ray carries them: read-only at the other end."""
-    buffers: list[pickle.PickleBuffer] = []
-    body = pickle.dumps(blocks, protocol=5, buffer_callback=buffers.append)
-    carried: KvBlocks = pickle.loads(body, buffers=[bytes(buffer) for buffer in buffers])
-    return carried
 
 
 def taken(source: Engine, name: str) -> Request:
