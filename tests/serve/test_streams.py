@@ -4,130 +4,24 @@ import asyncio
 import json
 import math
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serve import handover
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.kv_blocks import KvBlocks
 from serve.engine.request import Request, Sampling
-from serve.migrate import Fresh, Offer, Pulled, Record, Standing
+from serve.migrate import Fresh, Offer, Record
 from serve.relay import Journal, Stay, follow
-from serve.router import Board, Place
-from serve.streams import Streams
+from tests.replicas import Fleet, Lent
 
 BLOCK = 4
 NAMES = "abc"
-
-
-class Killed(Exception):
-    """What Ray says of a replica whose machine has vanished."""
-
-
-@dataclass
-class Fleet:
-    """Replicas without Ray around real engines, and the board that shows them; `on` are things to do at points of a move."""
-
-    engines: dict[str, Engine]
-    reference: Engine | None = None
-    """Of the same model, beside the fleet."""
-    streams: dict[str, Streams] = field(default_factory=dict)
-    board: Board = field(default_factory=Board)
-    gone: set[str] = field(default_factory=set)
-    closed: set[str] = field(default_factory=set)
-    """Replicas that are full."""
-    draining: set[str] = field(default_factory=set)
-    on: dict[str, Callable[[], Any]] = field(default_factory=dict)
-    """Point -> what happens there: look, stage 1, stage 2, …, taken (the destination has all), opened B (a stream at replica B)."""
-    pulls: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        for name, engine in self.engines.items():
-            self.streams[name] = Streams(engine, node_id=name, replica_id=name, actor=name, frame_s=0.0)
-        self.board.register("spot", self)
-        self.board.draining = lambda: self.draining
-
-    def places(self, streams: Counter[str]) -> list[Place]:
-        here = [name for name in self.streams if name not in self.gone]
-        return [Place("spot", name, name, 99 if name in self.closed else streams.get(name, 0), 99) for name in here]
-
-    def at(self, point: str) -> None:
-        if (act := self.on.pop(point, None)) is not None:
-            act()
-
-    def kill(self, *names: str) -> None:
-        self.gone.update(names)
-
-    def leave(self, name: str, notice_s: float = 60.0) -> None:
-        self.draining.add(name)
-        self.streams[name].leave(time.time() + notice_s)
-
-    def open(self, place: Place, request: Request, num_chars: int, ticket: str) -> Any:
-        name = place.replica_id
-        self.at(f"opened {name}")
-        frames = self.streams[name].stream(request, num_chars, ticket)
-        fleet = self
-
-        async def alive() -> AsyncIterator[Any]:
-            async for frame in frames:
-                if name in fleet.gone:
-                    raise Killed(name)
-                yield frame
-                fleet.at(f"{name} said {type(frame).__name__}")
-
-        listened = alive()
-
-        class Source:
-            def __aiter__(self) -> AsyncIterator[Any]:
-                return listened
-
-            def cancel(self) -> None:
-                asyncio.get_running_loop().create_task(frames.aclose())
-
-        return Source()
-
-    async def pull(self, place: Place, offer: Offer, ticket: str, left_s: float) -> Pulled:
-        self.pulls.append(place.replica_id)
-        if place.replica_id in self.gone:
-            raise Killed(place.replica_id)
-        work = asyncio.ensure_future(self.streams[place.replica_id].pull(Lent(self, offer), ticket, left_s))
-        while not work.done():
-            await asyncio.wait([work], timeout=0.005)
-            if place.replica_id in self.gone:
-                work.cancel()
-                raise Killed(place.replica_id)
-        self.at("taken")
-        return await work
-
-
-@dataclass
-class Lent:
-    """The source as the destination reaches it."""
-
-    fleet: Fleet
-    offer: Offer
-    stages: int = 0
-
-    async def look(self) -> Standing:
-        self.fleet.at("look")
-        self.check()
-        return await self.fleet.streams[self.offer.source].lender.look(self.offer.stream)
-
-    async def stage(self, first: int, *, last: bool) -> AsyncIterator[KvBlocks]:
-        self.stages += 1
-        self.fleet.at("last stage" if last else f"stage {self.stages}")
-        async for blocks in self.fleet.streams[self.offer.source].lender.stage(self.offer.stream, first, last):
-            self.check()
-            yield blocks
-
-    def check(self) -> None:
-        if self.offer.source in self.fleet.gone:
-            raise Killed(self.offer.source)
 
 
 @pytest.fixture
@@ -140,6 +34,7 @@ def fleet(tiny_model_dir: Path, tiny_adapter_dir: Path, monkeypatch: pytest.Monk
     assert not +made.board._streams, "a place is kept that nobody uses"
     for name in NAMES:
         made.streams[name]._thread.ask(lambda engine: engine.check()).result(30)  # type: ignore[attr-defined]
+        assert name in made.gone or made.num_pins(name) == 0, "KV is kept for nobody"
 
 
 SCHEMA = json.dumps({"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"type": "integer"}}}})
@@ -221,7 +116,8 @@ def test_a_stream_moves_with_its_kv_and_nothing_is_computed_twice(kind: str, fle
     first, second = got.stays
     assert (first.end, second.end) == ("moved", "done")
     assert second.num_computed is not None
-    assert second.num_computed <= BLOCK
+    assert second.num_computed_again is not None
+    assert second.num_computed_again < second.num_computed <= BLOCK
     assert second.num_bytes >= (50 + first.num_tokens - 1) // BLOCK * fleet.engines["a"].kv_block_bytes
     assert second.stages >= 2
     assert second.gap_s is not None
@@ -281,7 +177,7 @@ def test_no_place_until_the_deadline_waits_for_one_and_computes_again(fleet: Fle
 
 def test_too_little_time_for_kv_is_said(fleet: Fleet) -> None:
     want = undisturbed(fleet, asked())
-    fleet.streams["b"].puller.link.observe(1.0, 1e6)  # as good as no link
+    fleet.streams["b"].puller.link.rate.observe(1.0, 1e6)  # as good as no link
     fleet.gone.add("c")
     got = heard(fleet, asked(), 20, lambda stay: fleet.leave(stay.replica_id))
     assert got.answer == want.answer
@@ -305,9 +201,10 @@ def test_a_destination_without_room_takes_what_it_can(fleet: Fleet) -> None:
     fleet.engines["b"].kv_in = little  # type: ignore[method-assign]
     got = heard(fleet, asked(), 20, lambda stay: fleet.leave(stay.replica_id))
     assert got.answer == want.answer
-    assert got.ways == ["new", "kv"]
-    assert "no room beyond block 3" in got.stays[1].why
-    assert got.stays[1].num_computed >= 70 - 3 * BLOCK - BLOCK
+    assert got.ways == ["new", "recompute"]
+    assert got.stays[1].why == "no room: of its KV 3 blocks came, and no more"
+    assert got.stays[1].num_computed == got.stays[1].num_known - 3 * BLOCK
+    assert got.stays[1].num_computed_again == got.stays[1].num_computed - 1
     assert len(given) == 1
 
 
@@ -332,3 +229,99 @@ def test_a_source_that_falls_silent_after_it_was_taken_over_is_not_waited_for(fl
     assert got.answer == want.answer
     assert [stay.end for stay in got.stays] == ["lost", "done"]
     assert got.ways == ["new", "kv"]
+
+
+def test_a_deadline_that_is_told_later_hastens_the_move(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stage takes long, and the stream adds to what is left: without a deadline there would be many more."""
+    monkeypatch.setattr("serve.handover.SHORT_S", 0.0)
+    monkeypatch.setattr("serve.handover.FEW_BLOCKS", 0)
+    want = undisturbed(fleet, asked("greedy"))
+    fleet.gone.add("c")
+    fleet.stage_s = 0.1
+    slow_steps(fleet.engines["a"], 0.015)
+
+    def leave(stay: Stay) -> None:
+        fleet.draining.add("a")
+        fleet.streams["a"].leave(math.inf)
+        fleet.on["stage 2"] = lambda: fleet.streams["a"].leave(time.time() + handover.MARGIN_S + 0.6)
+
+    got = heard(fleet, asked(), 20, leave)
+    assert got.answer == want.answer
+    assert got.ways == ["new", "kv"]
+    assert 3 <= got.stays[1].stages <= handover.MAX_STAGES
+
+
+def slow_steps(engine: Engine, seconds: float) -> None:
+    step = engine.step
+
+    def slow() -> Any:
+        time.sleep(seconds)
+        return step()
+
+    engine.step = slow  # type: ignore[method-assign]
+
+
+def test_what_a_source_had_not_computed_itself_is_not_computed_again(fleet: Fleet) -> None:
+    """It is struck in the middle of a long prompt, of which a step computes no more than a block."""
+    request = replace(asked(num_prompt=200), sampling=replace(LONG, max_tokens=20))
+    want = undisturbed(fleet, request)
+    fleet.gone.add("c")
+    fleet.engines["a"].scheduler.max_tokens = 2 * BLOCK
+    slow_steps(fleet.engines["a"], 0.01)
+    fleet.on["a said Begun"] = lambda: asyncio.get_running_loop().call_later(0.1, lambda: fleet.leave("a"))
+    got = heard(fleet, request)
+    assert got.answer == want.answer
+    assert got.ways == ["new", "kv"]
+    moved = got.stays[1]
+    assert moved.num_known == 200
+    assert 0 < moved.num_computed_before < 190
+    assert moved.num_computed > BLOCK
+    assert moved.num_computed_again < BLOCK
+
+
+def test_what_was_copied_waits_with_its_stream_for_a_turn(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The destination is busy for longer than a ticket lasts that is not used."""
+    monkeypatch.setattr("serve.engine.pins.PIN_S", 0.15)
+    monkeypatch.setattr("serve.streams.BEAT_S", 0.02)
+    want = undisturbed(fleet, asked())
+    fleet.gone.add("c")
+    busy = fleet.engines["b"]
+    busy.scheduler.max_sequences = 1
+    for name in "ab":
+        slow_steps(fleet.engines[name], 0.005)
+    fleet.streams["b"]._thread.add(Request(id="before", prompt=(5,), sampling=Sampling(max_tokens=120, ignore_eos=True)))
+    kept: list[int] = []
+    fleet.on["b said Begun"] = lambda: asyncio.get_running_loop().call_later(0.3, lambda: kept.append(fleet.num_pins("b")))
+    got = heard(fleet, asked(), 20, lambda stay: fleet.leave(stay.replica_id))
+    assert got.answer == want.answer
+    assert got.ways == ["new", "kv"]
+    assert got.stays[1].gap_s > 0.3
+    assert kept == [1]
+
+
+@pytest.mark.parametrize("point", ["stage 1", "last stage", "taken", "opened b"])
+def test_a_client_who_leaves_during_a_move_leaves_no_kv_behind(point: str, fleet: Fleet) -> None:
+    fleet.gone.add("c")
+    slow_steps(fleet.engines["b"], 0.02)
+
+    async def scenario() -> None:
+        record, journal = Record(asked()), Journal()
+
+        def send(fresh: Fresh) -> None:
+            if len(record.tokens) >= 20 and not fleet.draining:
+                fleet.leave("a")
+
+        following = asyncio.create_task(follow(record, fleet.board, fleet, send, journal=journal, max_wait_s=20))
+        reached = asyncio.Event()
+        fleet.on[point] = lambda: (reached.set(), following.cancel())
+        await reached.wait()
+        await asyncio.gather(following, return_exceptions=True)
+        assert following.cancelled()
+        assert journal.stays[-1].first_s is None or len(journal.stays) == 1, "it was there"
+        for _ in range(100):  # the replica learns of it
+            await asyncio.sleep(0.01)
+            if not (fleet.num_pins("b") or fleet.engines["a"].has_work or fleet.engines["b"].has_work):
+                return
+        raise AssertionError(f"{fleet.num_pins('b')} tickets are kept at the destination")
+
+    asyncio.run(scenario())
