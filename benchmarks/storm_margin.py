@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.drill_streams import Heard, Question
-from serve.completion import CompletionRequest
+from serve.api.completion import CompletionRequest
+from serve.api.requests import engine_requests
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.grammar import Grammars
@@ -31,7 +32,6 @@ from serve.engine.pick import pick
 from serve.engine.request import Request, Sampling
 from serve.engine.rules import rules
 from serve.engine.sample import uniform
-from serve.requests import engine_requests
 
 __all__ = ["Margins", "least_error"]
 

@@ -28,7 +28,7 @@ from pipelines.drill_streams import Heard, Question, difference, hear, heard_of,
 from serve.app import APP, free_port, gateways_of, quiet_ray, running
 from serve.config import ServeConfig
 from serve.engine.config import EngineConfig
-from serve.handover import MoveKv
+from serve.moves.handover import MoveKv
 
 __all__ = ["NUM_SPOT", "Service", "Wave", "asked_of", "record", "service", "storm_wave", "undisturbed"]
 

@@ -259,8 +259,9 @@ def _report(draft: Draft, config: DrillConfig, fleet: Fleet, events: list[Event]
     ]
     columns_of_ways = ("event", "stream", "how", "KV bytes", "stages", "tokens computed again", "gap ms", "why")
     rows_of_ways = [
-        (e.title, s["stream"], s["how"], s["num_bytes"], s["stages"], s["num_computed"], round(1000 * s["gap_s"]), s["why"])
+        (e.title, s["stream"], s["how"], s["num_bytes"], s["stages"], again, round(1000 * s["gap_s"]), s["why"])
         for e in events for s in e.arrivals
+        for again in [s["num_computed"] if s["num_computed_again"] is None else s["num_computed_again"]]
     ]  # fmt: skip
     draft.figures = {
         "drill": table("Machines taken from under running streams", columns, rows),

@@ -35,17 +35,17 @@ from cluster.console import say
 from cluster.runtime import attached
 from cluster.settings import parse
 from cluster.storage import absolute
-from serve.books import Books
 from serve.config import ServeConfig
 from serve.folder import adapter_folder, model_folder
 from serve.gateway import Ingress
-from serve.ground import MARKET_LABEL as MARKET
-from serve.keys import read_keys
-from serve.policy_settings import policy_settings
+from serve.limits.keys import read_keys
 from serve.replica import EngineReplica
 from serve.request_router import ChosenReplica
-from serve.serve_policy import SpotPolicy
-from serve.stopping import GRACE_S
+from serve.scaling.ground import MARKET_LABEL as MARKET
+from serve.scaling.policy_settings import policy_settings
+from serve.scaling.serve_policy import SpotPolicy
+from serve.scaling.stopping import GRACE_S
+from serve.telemetry.books import Books
 
 __all__ = ["APP", "application", "build", "deployed", "free_port", "gateways_of", "quiet_ray", "running", "serve"]
 

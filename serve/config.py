@@ -15,7 +15,7 @@ from cluster.placement import PlacementSettings
 from cluster.price_book import own_prices
 from cluster.settings import settings
 from serve.engine.config import EngineConfig
-from serve.handover import MoveKv
+from serve.moves.handover import MoveKv
 
 __all__ = ["ServeConfig"]
 
@@ -56,8 +56,8 @@ class ServeConfig:
     max_body_bytes: int = 4_000_000
     """Largest request body in bytes; a larger one is refused with status 413 before it is read to its end."""
     api_keys: str | None = None
-    """Where the API keys are: a file, or env:NAME for an environment variable (serve/keys.py says in which form). By default everyone who
-    can reach the address may ask."""
+    """Where the API keys are: a file, or env:NAME for an environment variable (serve/limits/keys.py says in which form). By default
+    everyone who can reach the address may ask."""
     max_queue: int = 1024
     """Streams that may wait for their first token at a gateway; more are refused with status 429."""
     max_ttft_s: float | None = None

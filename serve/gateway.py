@@ -1,7 +1,7 @@
 """The gateway: OpenAI's HTTP interface, the owner of every client connection and of the record of every token sent.
 
 Promise: a client's stream ends complete or with an OpenAI error, never with a traceback or a page of HTML; the machines behind
-it may come and go meanwhile (serve/relay.py). Prompts become tokens here, once, so a move needs no tokenizer; a stream that
+it may come and go meanwhile (serve/moves/relay.py). Prompts become tokens here, once, so a move needs no tokenizer; a stream that
 waits for a machine is kept alive with SSE comments; a client that goes away is forgotten at the replica too.
 Price: one process per gateway, and two hops (proxy, gateway) of Ray's streaming. It imports no torch.
 """
@@ -22,29 +22,29 @@ from starlette.responses import JSONResponse, Response
 
 from cluster.bulletin import Poster
 from cluster.preemption import DrainWatch
-from serve.admission import Admission, Closing, Limits, Visit
-from serve.answers import Answer
-from serve.chat import ChatRequest
-from serve.completion import CompletionRequest
+from serve.api.answers import Answer
+from serve.api.chat import ChatRequest
+from serve.api.completion import CompletionRequest
+from serve.api.embedding import EmbeddingRequest, embedding_answer
+from serve.api.events import EventStream, Run, next_news, whole
+from serve.api.requests import blamed, engine_requests
+from serve.api.tokenization import DetokenizeRequest, TokenizeRequest
+from serve.api.tools import Toolbox
+from serve.api.web import api, documented, raw_body
 from serve.config import ServeConfig
 from serve.embedder import Embedder
-from serve.embedding import EmbeddingRequest, embedding_answer
-from serve.events import EventStream, Run, next_news, whole
-from serve.guard import OPEN, Guard, visit_of
 from serve.handles import Handles, asked, peers
-from serve.keys import ApiKey
-from serve.load import GATEWAYS, report
-from serve.metrics import GatewayMetrics, page
+from serve.limits.admission import Admission, Closing, Limits, Visit
+from serve.limits.guard import OPEN, Guard, visit_of
+from serve.limits.keys import ApiKey
 from serve.migrate import Fresh, Record
-from serve.overview import Overview, live_page
+from serve.moves.relay import Journal, follow
 from serve.protocol import ApiError, B, read_body
-from serve.relay import Journal, follow
-from serve.requests import blamed, engine_requests
 from serve.router import BOARD, Wanted, prefixes
+from serve.scaling.load import GATEWAYS, report
 from serve.served import Served
-from serve.tokenization import DetokenizeRequest, TokenizeRequest
-from serve.tools import Toolbox
-from serve.web import api, documented, raw_body
+from serve.telemetry.metrics import GatewayMetrics, page
+from serve.telemetry.overview import Overview, live_page
 
 __all__ = ["Gateway", "Ingress"]
 
@@ -171,7 +171,7 @@ class Gateway:
         return len(self.admission.streams) + len(self.admission.backlog)
 
     def journal(self) -> list[dict[str, Any]]:
-        """Where the latest streams stayed and stay (serve.relay.Stay as plain data); for operators, through a Serve handle."""
+        """Where the latest streams stayed and stay (serve.moves.relay.Stay as plain data); for operators, through a Serve handle."""
         return self._journal.rows()
 
     async def _body(self, request: Request, kind: type[B]) -> B:

@@ -13,10 +13,10 @@ import ray.serve
 from ray.serve.handle import DeploymentHandle
 
 from serve.engine.request import Request
-from serve.metrics import PATIENCE_S, answers
 from serve.migrate import Offer, Pulled
-from serve.relay import Source
+from serve.moves.relay import Source
 from serve.router import Place
+from serve.telemetry.metrics import PATIENCE_S, answers
 
 __all__ = ["Handles", "asked", "deployment", "peers"]
 
@@ -38,7 +38,7 @@ def deployment(name: str) -> DeploymentHandle[Any]:
 
 
 class Handles:
-    """One handle per deployment of engines (serve.relay.Replicas)."""
+    """One handle per deployment of engines (serve.moves.relay.Replicas)."""
 
     def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         # Frames by gRPC, half the CPU of Ray's generators; and a replica whose gateway dies learns of it, for the connection ends.
@@ -48,12 +48,12 @@ class Handles:
         self._releases = {name: handle.options(method_name="release") for name, handle in handles.items()}
 
     def open(self, place: Place, request: Request, num_chars: int, ticket: str) -> Source:
-        """See `serve.relay.Replicas.open`."""
+        """See `serve.moves.relay.Replicas.open`."""
         source: Any = self._streams[place.deployment].remote(request, num_chars, replica_id=place.replica_id, ticket=ticket)
         return cast(Source, source)
 
     async def pull(self, place: Place, offer: Offer, ticket: str, left_s: float) -> Pulled:
-        """See `serve.departure.Pulls.pull`."""
+        """See `serve.moves.departure.Pulls.pull`."""
         response: Any = self._pulls[place.deployment].remote(offer, ticket, left_s, replica_id=place.replica_id)
         try:
             return cast(Pulled, await response)
@@ -62,5 +62,5 @@ class Handles:
             raise
 
     def release(self, place: Place, ticket: str) -> None:
-        """See `serve.departure.Pulls.release`."""
+        """See `serve.moves.departure.Pulls.release`."""
         self._releases[place.deployment].remote(ticket, replica_id=place.replica_id)

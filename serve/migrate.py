@@ -8,7 +8,7 @@ Price: one record per choice, as long as its answer. After: dynamo's `migration.
 the same request further along), which leaves out n > 1 and what a frame repeats.
 
     source ── Tokens(start=7, …) ─> record ── Fresh: what the client has not seen yet
-              Leaving                         nothing: the source goes on, and a place elsewhere is prepared (serve/relay.py)
+              Leaving                         nothing: the source goes on, and a place elsewhere is prepared (serve/moves/relay.py)
               Moved | lost          └──────── resume: the request to continue with, on the next attempt
               Done(…)               └──────── finished
 """

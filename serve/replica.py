@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 
 from cluster.bulletin import Poster
 from cluster.preemption import DrainWatch
-from serve import lend
 from serve.engine.config import EngineConfig
 from serve.engine.request import Request
 from serve.folder import adapter_folder, model_folder
-from serve.handover import MoveKv
-from serve.load import REPLICAS
-from serve.metrics import ReplicaMetrics
 from serve.migrate import Frame, Offer, Pulled
-from serve.stopping import leave_on_stop
+from serve.moves import lend
+from serve.moves.handover import MoveKv
+from serve.scaling.load import REPLICAS
+from serve.scaling.stopping import leave_on_stop
 from serve.streams import Streams
+from serve.telemetry.metrics import ReplicaMetrics
 
 __all__ = ["EngineReplica"]
 

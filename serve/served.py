@@ -12,18 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from serve.chat import ChatRequest
-from serve.completion import CompletionRequest
+from serve.api.chat import ChatRequest
+from serve.api.completion import CompletionRequest
+from serve.api.convention import convention_of
+from serve.api.embedding import EmbeddingRequest
+from serve.api.requests import check_tokens, token_prompts
+from serve.api.tokenization import DetokenizeRequest, TokenizeRequest, tokenize_answer
+from serve.api.tools import Toolbox
 from serve.config import ServeConfig
-from serve.convention import convention_of
-from serve.embedding import EmbeddingRequest
 from serve.engine.config import LENGTHS, UNLIMITED
 from serve.engine.text import Tokenizer
 from serve.folder import model_folder
 from serve.protocol import ApiError, check_model
-from serve.requests import check_tokens, token_prompts
-from serve.tokenization import DetokenizeRequest, TokenizeRequest, tokenize_answer
-from serve.tools import Toolbox
 
 __all__ = ["Served"]
 

@@ -2,8 +2,8 @@
 
 Promise: the engine steps in a thread of its own and nothing waits on it; a stream whose reader goes away is cancelled at the
 next step, and the KV that was kept for it is anybody's. From `leave` on nothing is admitted; the streams go on, each says so to its reader
-(`Leaving`), who has it taken over by another replica with its KV (serve/pull.py), and what is still here `MARGIN_S` before the deadline
-leaves as `Moved`, to be computed again.
+(`Leaving`), who has it taken over by another replica with its KV (serve/moves/pull.py), and what is still here `MARGIN_S` before the
+deadline leaves as `Moved`, to be computed again.
 Price: one thread, and at most one frame per stream every `frame_s` seconds. It knows no Ray; serve/replica.py is its Ray Serve deployment.
 Source: DESIGN.md, "Serving on machines that vanish".
 """
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from serve.engine.config import EngineConfig
 from serve.engine.request import Request
 from serve.engine_thread import EngineThread, News, Steps
-from serve.handover import MARGIN_S, MoveKv
-from serve.lend import Lender, Lends
 from serve.migrate import Begun, Done, Frame, Leaving, Moved, Offer, Pulled, Refused, Tokens
-from serve.outbox import Outbox
-from serve.pull import Puller
+from serve.moves.handover import MARGIN_S, MoveKv
+from serve.moves.lend import Lender, Lends
+from serve.moves.outbox import Outbox
+from serve.moves.pull import Puller
 from serve.reading import embedded
 
 __all__ = ["StreamEngine", "Streams"]

@@ -9,6 +9,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each would wait for each other's cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 from collections.abc import Iterator
@@ -20,6 +22,19 @@ import pytest
 # A busy machine is not a failure, and CI tries the same examples each time.
 hypothesis.settings.register_profile("sterna", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("sterna")
+
+_WHOLE_CLUSTERS = {"chaos", "journey"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two lanes under `-n 2 --dist loadgroup`: all that needs Ray in one process, first, beside everything else in the other."""
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        if "ray_session" in getattr(item, "fixturenames", ()) or folder in _WHOLE_CLUSTERS:
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+
 
 _BESIDE = Path(__file__).resolve().parents[2] / "shared"
 

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.engine.batch import Counters
-from serve.metrics import LEVELS, GatewayMetrics, page
+from serve.telemetry.metrics import LEVELS, GatewayMetrics, page
 
 ROOT = Path(__file__).resolve().parents[1]
 FUNCTIONS = {"sum", "rate", "increase", "histogram_quantile", "by", "le"}

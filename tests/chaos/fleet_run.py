@@ -24,8 +24,8 @@ from cluster.notices import WatchConfig, watch
 from cluster.rehearsal import Rehearsal, rehearsal, rehearsal_document
 from cluster.settings import parse
 from serve.app import APP, free_port, quiet_ray, running
-from serve.autoscaling import decisions
 from serve.config import ServeConfig
+from serve.scaling.autoscaling import decisions
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("head", "gateway", "on_demand_cpu", "spot_cpu_m7i", "spot_cpu_c7i")

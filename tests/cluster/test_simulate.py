@@ -12,8 +12,8 @@ from cluster.autoscale import Target
 from cluster.census import Census
 from cluster.placement import Plan
 from cluster.simulate import ROWS, SimulateConfig, simulate
-from serve.ground import Ground
-from serve.steward import Sight, Steward
+from serve.scaling.ground import Ground
+from serve.scaling.steward import Sight, Steward
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from cluster.runtime import ENVIRONMENT
 from cluster.settings import parse
 from serve.app import GATEWAY_NODES, MARKET, SELECTORS, nested
 from serve.config import ServeConfig
-from serve.ground import POOL_LABEL
-from serve.policy_settings import policy_settings
+from serve.scaling.ground import POOL_LABEL
+from serve.scaling.policy_settings import policy_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = "sterna.io/role"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from serve.engine.request import Request, Sampling
 from serve.migrate import Begun, Done, Fresh, Leaving, Moved, Offer, Pulled, Record, Tokens
-from serve.relay import Journal, follow
+from serve.moves.relay import Journal, follow
 from serve.router import Choice, Place, Wanted
 
 ANSWER = tuple(range(10, 40))
@@ -138,11 +138,11 @@ class World:
 @pytest.fixture(autouse=True, scope="module")
 def _short_waits() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serve.relay.SILENCE_S", 0.05)
-        patch.setattr("serve.relay.MAX_FRUITLESS", 99)
-        patch.setattr("serve.departure.FAREWELL_S", 0.01)
-        patch.setattr("serve.departure.PULL_S", 0.01)
-        patch.setattr("serve.departure.RETRY_S", 0.0)
+        patch.setattr("serve.moves.relay.SILENCE_S", 0.05)
+        patch.setattr("serve.moves.relay.MAX_FRUITLESS", 99)
+        patch.setattr("serve.moves.departure.FAREWELL_S", 0.01)
+        patch.setattr("serve.moves.departure.PULL_S", 0.01)
+        patch.setattr("serve.moves.departure.RETRY_S", 0.0)
         yield
 
 

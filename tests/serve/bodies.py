@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from serve.chat import ChatRequest
-from serve.completion import CompletionRequest
+from serve.api.chat import ChatRequest
+from serve.api.completion import CompletionRequest
 from serve.protocol import read_body
 
 MODELS = ["tern"]

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from hypothesis import strategies as st
 
-from serve.calls import Arguments, Called, Content, Piece
+from serve.api.calls import Arguments, Called, Content, Piece
 
 CUTS = st.lists(st.integers(min_value=0, max_value=10_000), max_size=12)
 

@@ -19,7 +19,7 @@ from serve import app
 from serve.app import _refuse_elsewhere, _why, build, deployed, running
 from serve.config import ServeConfig
 from serve.engine.config import EngineConfig
-from serve.keys import digest
+from serve.limits.keys import digest
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.chat import ChatRequest
-from serve.completion import CompletionRequest
+from serve.api.chat import ChatRequest
+from serve.api.completion import CompletionRequest
 from serve.protocol import ApiError, read_body
 from tests.serve.bodies import MODELS, chat, completion
 

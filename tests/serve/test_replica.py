@@ -14,10 +14,10 @@ import ray.serve
 from ray.serve._private.constants import SERVE_NAMESPACE
 
 from pipelines.drill_streams import Heard, Question, ask_all, difference
-from serve import handover
 from serve.app import APP, free_port, running
 from serve.config import ServeConfig
 from serve.engine.config import EngineConfig
+from serve.moves import handover
 
 BLOCK = 16
 PROMPT = "def add(left, right):\n    return left + right\n" * 8

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from serve.api.embedding import EmbeddingRequest
+from serve.api.tokenization import DetokenizeRequest, TokenizeRequest
 from serve.config import ServeConfig
-from serve.embedding import EmbeddingRequest
 from serve.engine.config import UNLIMITED, EngineConfig
 from serve.protocol import ApiError
 from serve.served import Served, _limits
-from serve.tokenization import DetokenizeRequest, TokenizeRequest
 from tests.serve.bodies import chat, completion
 
 

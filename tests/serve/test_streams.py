@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from serve import handover
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.kv_blocks import KvBlocks
 from serve.engine.request import Request, Sampling
 from serve.migrate import Fresh, Offer, Record
-from serve.relay import Journal, Stay, follow
+from serve.moves import handover
+from serve.moves.relay import Journal, Stay, follow
 from tests.replicas import Fleet, Lent
 
 BLOCK = 4
@@ -27,7 +27,7 @@ NAMES = "abc"
 @pytest.fixture
 def fleet(tiny_model_dir: Path, tiny_adapter_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
     """Three replicas that have computed nothing yet. Calls cost nothing here, so that KV pays even for a small model."""
-    monkeypatch.setattr("serve.handover.CALL_S", 0.0)
+    monkeypatch.setattr("serve.moves.handover.CALL_S", 0.0)
     config = EngineConfig(dtype="float64", num_threads=1, block_size=BLOCK, adapters=(f"polite={tiny_adapter_dir}",), draft="off")
     made = Fleet({name: Engine.load(tiny_model_dir, config) for name in NAMES}, Engine.load(tiny_model_dir, config))
     yield made
@@ -221,7 +221,7 @@ def test_one_that_leaves_admits_nothing_and_takes_nothing_over(fleet: Fleet) -> 
 
 def test_a_source_that_falls_silent_after_it_was_taken_over_is_not_waited_for(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     want = undisturbed(fleet, asked())
-    monkeypatch.setattr("serve.departure.FAREWELL_S", 0.05)
+    monkeypatch.setattr("serve.moves.departure.FAREWELL_S", 0.05)
     fleet.gone.add("c")
     lender = fleet.streams["a"].lender
     monkeypatch.setattr(lender, "_tell", lambda news: None)  # its last word never arrives
@@ -233,8 +233,8 @@ def test_a_source_that_falls_silent_after_it_was_taken_over_is_not_waited_for(fl
 
 def test_a_deadline_that_is_told_later_hastens_the_move(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each stage takes long, and the stream adds to what is left: without a deadline there would be many more."""
-    monkeypatch.setattr("serve.handover.SHORT_S", 0.0)
-    monkeypatch.setattr("serve.handover.FEW_BLOCKS", 0)
+    monkeypatch.setattr("serve.moves.handover.SHORT_S", 0.0)
+    monkeypatch.setattr("serve.moves.handover.FEW_BLOCKS", 0)
     want = undisturbed(fleet, asked("greedy"))
     fleet.gone.add("c")
     fleet.stage_s = 0.1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 import serve.gateway  # its import adds the routes
-from serve.web import api, documented
+from serve.api.web import api, documented
 from tests.serve.conformance.conftest import Served
 
 schemathesis = pytest.importorskip("schemathesis")  # of the test extra

@@ -15,14 +15,14 @@ import pytest
 from openai import OpenAI
 from openai.types import chat, completion_create_params, embedding_create_params
 
-from serve.chat import ChatRequest, Message
-from serve.completion import CompletionRequest
-from serve.embedding import EmbeddingRequest
+from serve.api.chat import ChatRequest, Message
+from serve.api.completion import CompletionRequest
+from serve.api.embedding import EmbeddingRequest
+from serve.api.tools import Tool, ToolCall
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.text import Tokenizer
 from serve.protocol import StreamOptions
-from serve.tools import Tool, ToolCall
 from tests.serve.conformance.conftest import Served
 
 SCHEMA = {
