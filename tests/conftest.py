@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two processes of two threads each wou
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -23,17 +24,12 @@ import pytest
 hypothesis.settings.register_profile("sterna", deadline=None, derandomize=bool(os.environ.get("CI")))
 hypothesis.settings.load_profile("sterna")
 
-_WHOLE_CLUSTERS = {"chaos", "journey"}
 
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Who runs what under `-n 2`; asked only where pytest-xdist is at work."""
+    from tests.lanes import Lanes
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two lanes under `-n 2 --dist loadgroup`: all that needs Ray in one process, first, beside everything else in the other."""
-    for item in items:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        if "ray_session" in getattr(item, "fixturenames", ()) or folder in _WHOLE_CLUSTERS:
-            item.add_marker(pytest.mark.xdist_group("cluster"))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    return Lanes(config, log)
 
 
 _BESIDE = Path(__file__).resolve().parents[2] / "shared"

@@ -84,6 +84,11 @@ def _plain(path: str) -> str:
     return re.sub(r"\{(\w+):\w+\}", r"{\1}", path)
 
 
+def _event(name: str) -> dict[str, Any]:
+    """Each event of a stream (OpenAPI 3.1 lets `schema` describe it): JSON in its data, `[DONE]` in the last."""
+    return {"type": "object", "required": ["data"], "properties": {"data": {"type": "string", "description": f"{name} as JSON, or [DONE]"}}}
+
+
 def _operation(route: Route, exchange: _Exchange | None, refs: Mapping[Any, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {"summary": route.summary, "operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{route.path}").strip("_")}
     if names := re.findall(r"\{(\w+)", route.path):
@@ -92,7 +97,7 @@ def _operation(route: Route, exchange: _Exchange | None, refs: Mapping[Any, Any]
     if exchange is not None:
         content = {"application/json": {"schema": refs[exchange.answer]}}
         if exchange.event is not None:
-            content = {**content, "text/event-stream": {"schema": {"type": "string", "description": f"Events: {exchange.event.__name__}"}}}
+            content = {**content, "text/event-stream": {"schema": _event(exchange.event.__name__)}}
         if exchange.body is not None:
             found["requestBody"] = {"required": True, "content": {"application/json": {"schema": refs[exchange.body]}}}
     error = {"description": "What went wrong.", "content": {"application/json": {"schema": refs[shapes.ErrorBody]}}}

@@ -27,7 +27,19 @@ def moved(stream: str = "a", how: str = "kv") -> list[Stay]:
     left = {"kv": "moved", "recompute": "moved", "crash": "lost"}[how]
     return [
         stay(stream, "r1", 900.0, end_s=906.0, end=left, last_s=905.0),
-        stay(stream, "r2", 906.0, how=how, why="KV in time", first_s=906.5, last_s=999.0, num_bytes=4096, num_computed=3, num_computed_again=3, gap_s=1.5),
+        stay(
+            stream,
+            "r2",
+            906.0,
+            how=how,
+            why="KV in time",
+            first_s=906.5,
+            last_s=999.0,
+            num_bytes=4096,
+            num_computed=3,
+            num_computed_again=3,
+            gap_s=1.5,
+        ),
     ]
 
 
