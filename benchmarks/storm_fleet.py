@@ -130,12 +130,20 @@ class Storm:
                     raise RuntimeError(f"storm: no fresh machine started in {ATTEMPTS} attempts: {error}") from error
                 say(f"storm: a fresh machine did not start ({error}); another one is asked for")
 
+    def _replace_lost(self) -> None:
+        """A fresh machine for each that has ended by itself: Ray's daemon can die, as a machine can."""
+        for name in self.machines.lost():
+            say(f"storm: {name} ended by itself; another machine is asked for")
+            self.machines.kill(name)
+            self._come()
+
     def _victim(self, over: Callable[[], bool], fresh: bool) -> tuple[str, list[str]] | None:
         """The spot machine with the most streams that were never hit, among those with enough streams, when the replicas are ready."""
         deadline = time.monotonic() + PATIENCE_S
         while not over():
             if time.monotonic() > deadline:
                 raise RuntimeError(f"storm: within {PATIENCE_S:g} s no spot machine had {AIMED} streams to hit while the replicas were up")
+            self._replace_lost()
             if self.ready():
                 spot = {name: streams for name, streams in self._on_spot().items() if len(streams) >= AIMED}
                 unhit = {name: sum(not self.hits[stream] for stream in streams) for name, streams in spot.items()}

@@ -77,6 +77,11 @@ class Fleet:
         self.lives[name].append(time.time())
         self.cluster.remove_node(node, allow_graceful=False)  # what is left of it
 
+    def lost(self) -> list[str]:
+        """Machines that nobody killed, and that Ray has lost all the same."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        return [name for name, life in self.lives.items() if len(life) == 1 and self.nodes[name].node_id not in alive]
+
     def name(self, node_id: str) -> str:
         """The name of a node by Ray's id."""
         return next(name for name, node in self.nodes.items() if node.node_id == node_id)

@@ -265,7 +265,8 @@ class EngineThread:
         if request_id not in self._live:
             raise Gone(request_id)
         now = self._engine.snapshot(request_id)
-        return Standing(self._engine.kv_chain(request_id), len(now.origin.prompt) + len(now.emitted), len(self._live))
+        num_tokens = len(now.origin.prompt) + len(now.emitted)
+        return Standing(self._engine.kv_chain(request_id), num_tokens, len(self._live), sampling=now.origin.sampling)
 
     def _release(self, request_id: str, first: int) -> tuple[Moved, KvBlocks]:
         if request_id not in self._live:

@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from serve.engine.request import Request
+from serve.engine.request import Request, Sampling
 from serve.engine.snapshot import Snapshot
 
 __all__ = ["Begun", "Done", "Frame", "Fresh", "Leaving", "Moved", "Offer", "Pulled", "Record", "Refused", "Standing", "Tokens"]
@@ -84,6 +84,8 @@ class Standing:
     """Streams that the source still has, this one included."""
     left_s: float = math.inf
     """Seconds until the source's machine is gone, as far as it knows now."""
+    sampling: Sampling | None = None
+    """What the stream asks for: its grammar can be made ready where it goes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from typing import Protocol
@@ -23,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.engine.config import EngineConfig
-from serve.engine.request import Request
+from serve.engine.grammar import Grammars
+from serve.engine.request import Request, Sampling
 from serve.engine_thread import EngineThread, News, Steps
 from serve.migrate import Begun, Done, Frame, Leaving, Moved, Offer, Pulled, Refused, Tokens
 from serve.moves.handover import MARGIN_S, MoveKv
@@ -42,6 +44,7 @@ class StreamEngine(Steps, Protocol):
     """What the streams need of an engine (serve.engine.engine.Engine)."""
 
     config: EngineConfig
+    grammars: Grammars
 
     @property
     def kv_block_bytes(self) -> int:
@@ -60,7 +63,7 @@ class Streams:
     ) -> None:
         """`actor` is the name by which other replicas reach this one."""
         self.replica_id, self._node_id, self._actor, self._frame_s = replica_id, node_id, actor, frame_s
-        self._numbers = count()
+        self._engine, self._numbers = engine, count()
         self._outboxes: dict[str, Outbox] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._deadline_s: float | None = None  # None: this replica stays
@@ -72,6 +75,7 @@ class Streams:
             block_bytes=engine.kv_block_bytes,
             tokens_per_s=lambda: engine.prompt_tokens_per_s,
             move_kv=move_kv,
+            make_ready=self._make_ready,
         )
 
     @property
@@ -107,6 +111,7 @@ class Streams:
         box = self._outboxes[name] = Outbox(len(request.emitted), num_chars)
         over = False
         try:
+            await self._make_ready(request.sampling)
             self._thread.add(replace(request, id=name))
             if self.failure is not None:  # it may have failed before it could see this request
                 box.put(self.failure)
@@ -136,6 +141,12 @@ class Streams:
     async def embed(self, texts: Sequence[Sequence[int]], adapter: str) -> NDArray[np.float32]:
         """Embeddings [n, hidden] of token ids, read between the steps of the streams."""
         return await embedded(self._thread, texts, adapter)
+
+    async def _make_ready(self, sampling: Sampling | None) -> None:
+        """Have a request's grammar compiled beside the engine's thread, in which it would hold every stream up."""
+        if sampling is not None and sampling.guided_by is not None:
+            with suppress(ValueError):  # the engine says the same when the request comes
+                await asyncio.to_thread(self._engine.grammars.prepare, sampling)
 
     def leave(self, deadline_s: float) -> None:
         """This replica will be gone at a time (unix seconds, `math.inf` for nobody knows when). Called from any thread, maybe again."""

@@ -83,7 +83,7 @@ class Engine:
         self._step_cost = StepCost()
         self._pace = PromptPace(config.max_step_s, config.block_size)
         self._drafters = Drafters(config.draft, config.draft_order, config.draft_max, config.draft_shared)
-        self._grammars = Grammars(tokenizer, self.shape.vocab_size)
+        self.grammars = Grammars(tokenizer, self.shape.vocab_size)
         self._num_arrived = 0
 
     @classmethod
@@ -117,7 +117,7 @@ class Engine:
             request = replace(request, sampling=replace(request.sampling, seed=secrets.randbits(63)))
         sampling = request.sampling
         stops = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else frozenset(self.shape.eos_token_ids))
-        guide = self._grammars.guide(sampling, stops)
+        guide = self.grammars.guide(sampling, stops)
         sequence = Sequence(
             request=request,
             arrival=self._num_arrived,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -117,13 +118,22 @@ class Grammars:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._compiler: Any = None
         self._special: frozenset[int] = frozenset()
+        self._lock = threading.Lock()
+
+    def prepare(self, sampling: Sampling) -> None:
+        """Let `guide` find its work done. Any thread may call it, beside the engine's; the first time takes a second, a new schema
+        milliseconds. ValueError as `guide` has it."""
+        if (kind := sampling.guided_by) is not None:
+            _xgrammar(kind)
+            self._compiled(kind, text := getattr(sampling, kind))
+            _forces(kind, text)
 
     def guide(self, sampling: Sampling, ends: Iterable[int]) -> Guide | None:
         """What guides a request's text from its beginning; None if it asks for no grammar. `ends`: tokens that end the text.
 
         ValueError, in one line, for a schema, expression or grammar that cannot be read, supported or matched by any text.
         """
-        kind = next((name for name in ("json_schema", "regex", "grammar", "structural_tag") if getattr(sampling, name) is not None), None)
+        kind = sampling.guided_by
         if kind is None:
             return None
         xgrammar = _xgrammar(kind)
@@ -137,8 +147,9 @@ class Grammars:
         return guide
 
     def _compiled(self, kind: str, text: str) -> Any:
-        if self._compiler is None:
-            self._compiler, self._special = _compiler(self._tokenizer, self._vocab_size)
+        with self._lock:
+            if self._compiler is None:
+                self._compiler, self._special = _compiler(self._tokenizer, self._vocab_size)
         try:
             if kind == "regex":
                 return self._compiler.compile_regex(text)

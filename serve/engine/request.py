@@ -105,6 +105,11 @@ class Sampling:
         if self.best_of is not None and self.best_of < self.n:
             raise ValueError(f"best_of: {self.best_of} is less than n; compute at least the {self.n} that are asked for")
 
+    @property
+    def guided_by(self) -> str | None:
+        """Which of json_schema, regex, grammar and structural_tag the text is held to, if any."""
+        return next((name for name in _GRAMMARS if getattr(self, name) is not None), None)
+
     def _plain(self) -> None:
         """Plain Python values whatever was given (numpy's numbers, a mapping), so that nothing fails when they are used, or travel."""
         for name in (*_WHOLE, *_WHOLE_OR_NONE):

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from cluster.console import error_line
 from serve.engine.kv_blocks import KvBlocks
+from serve.engine.request import Sampling
 from serve.engine_thread import EngineThread, Gone, Steps
 from serve.migrate import Pulled, Standing
 from serve.moves.handover import Decision, Link, MoveKv, Situation, decide, is_last
@@ -36,11 +37,18 @@ class Puller:
     """Takes streams over for one replica, and remembers how fast its link has been."""
 
     def __init__(
-        self, thread: EngineThread, *, block_size: int, block_bytes: int, tokens_per_s: Callable[[], float], move_kv: MoveKv = "auto"
+        self,
+        thread: EngineThread,
+        *,
+        block_size: int,
+        block_bytes: int,
+        tokens_per_s: Callable[[], float],
+        make_ready: Callable[[Sampling | None], Awaitable[None]],
+        move_kv: MoveKv = "auto",
     ) -> None:
-        """`tokens_per_s`: how many prompt tokens the engine computes in a second, as measured now."""
+        """`tokens_per_s`: how many prompt tokens the engine computes in a second, as measured now; `make_ready` for what a stream asks."""
         self.thread, self.block_size, self.block_bytes, self.tokens_per_s = thread, block_size, block_bytes, tokens_per_s
-        self.move_kv = move_kv
+        self.make_ready, self.move_kv = make_ready, move_kv
         self.link = Link(100e6)  # 1 MiB at a time between two object stores (see serve/moves/lend.py)
 
     async def pull(self, lender: Lends, ticket: str, left_s: float) -> Pulled:
@@ -81,6 +89,7 @@ class _Move:
     async def run(self) -> None:
         """Decide; copy in stages while the stream goes on; end it at its source."""
         standing = await self._look()
+        await self._puller.make_ready(standing.sampling)
         decision, first = await self._decide(standing)
         self.how, self.reason = decision.how, decision.reason
         last = first == NO_MORE

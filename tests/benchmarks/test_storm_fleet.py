@@ -18,7 +18,7 @@ class Machines:
     def __init__(self, num_spot: int, failures: int = 0) -> None:
         self.nodes: dict[str, Any] = {}
         self.lives: dict[str, list[float]] = {}
-        self.failures = 0
+        self.failures, self.dead = 0, set[str]()
         for market in ("on-demand", *["spot"] * num_spot):
             self.add(market)
         self.failures = failures
@@ -33,6 +33,9 @@ class Machines:
 
     def kill(self, name: str) -> None:
         self.lives[name].append(1.0)
+
+    def lost(self) -> list[str]:
+        return [name for name in self.dead if len(self.lives[name]) == 1]
 
 
 def live(**counts: int) -> dict[str, str]:
@@ -53,6 +56,16 @@ def test_half_of_the_strikes_come_with_notice() -> None:
     schedule = Schedule((3.0, 4.0), 10.0)
     assert [schedule.notice(number) for number in range(4)] == [10.0, None, 10.0, None]
     assert [schedule.pause(number) for number in range(3)] == [3.0, 4.0, 0.0]
+
+
+def test_a_machine_that_ended_by_itself_is_replaced_and_is_no_strike() -> None:
+    machines = Machines(2)
+    machines.dead.add("spot-2")
+    storm = Storm(machines, lambda: live(spot_1=AIMED, spot_2=AIMED + 1), lambda: True)  # type: ignore[arg-type]
+    assert storm.strike(0, None, lambda: False)
+    assert [strike.victim for strike in storm.strikes] == ["spot-1"]
+    assert len(machines.lives["spot-2"]) == 2
+    assert sum(len(life) == 1 for name, life in machines.lives.items() if name.startswith("spot")) == 2
 
 
 def test_a_strike_takes_the_spot_machine_with_most_streams_that_were_never_hit() -> None:

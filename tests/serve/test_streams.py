@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -124,6 +125,22 @@ def test_a_stream_moves_with_its_kv_and_nothing_is_computed_twice(kind: str, fle
     assert "while decoding goes on" in second.why
 
 
+def test_a_grammar_is_compiled_where_its_stream_goes_while_it_goes_on(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never in an engine's thread, where it would hold up everybody else."""
+    threads, before = [], []
+    for engine in fleet.engines.values():
+        plain = engine.grammars.prepare
+        monkeypatch.setattr(
+            engine.grammars, "prepare", lambda sampling, plain=plain: (threads.append(threading.current_thread().name), plain(sampling))
+        )
+    fleet.gone.add("c")
+    fleet.on["taken"] = lambda: before.append(len(threads))
+    got = heard(fleet, asked("schema"), 20, lambda stay: fleet.leave(stay.replica_id))
+    assert got.ways == ["new", "kv"]
+    assert (before, len(threads)) == ([2], 3), "where it began; where it goes, before it was taken; when it comes"
+    assert "engine" not in threads
+
+
 def test_a_stream_moves_twice(fleet: Fleet) -> None:
     want = undisturbed(fleet, asked())
     fleet.on["b said Tokens"] = lambda: fleet.leave("b")
@@ -137,6 +154,7 @@ def test_a_stream_moves_twice(fleet: Fleet) -> None:
 @pytest.mark.parametrize("victims", ["a", "b", "ab"])
 def test_deaths_during_a_move_cost_nothing_but_time(point: str, victims: str, fleet: Fleet) -> None:
     want = undisturbed(fleet, asked())
+    slow_steps(fleet.engines["a"], 0.002)  # the stream is not at its end before it is taken over, however busy this machine is
     fleet.closed.add("c")  # the move goes from a to b
     fleet.on[point] = lambda: (fleet.kill(*victims), fleet.closed.clear())
     got = heard(fleet, asked(), 20, lambda stay: fleet.leave(stay.replica_id))

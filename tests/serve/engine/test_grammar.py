@@ -7,7 +7,9 @@ import random
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +242,19 @@ def test_the_cache_of_compiled_grammars_is_bounded(tokenizers: dict[str, Tokeniz
     for number in range(40):
         grammars.guide(Sampling(regex=f"[a-z]{{{number + 1}}}x"), [END])
     assert 0 < grammars._compiler.get_cache_size_bytes() < 40_000
+
+
+def test_what_was_prepared_in_other_threads_is_only_looked_up(tokenizers: dict[str, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
+    grammars, made, schema = Grammars(tokenizers["byte-level"], 400), [], Sampling(json_schema='{"type": "integer"}')
+    plain = grammar._compiler
+    monkeypatch.setattr(grammar, "_compiler", lambda *given: (made.append(threading.current_thread().name), plain(*given))[1])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(grammars.prepare, [schema, Sampling(regex="a+"), Sampling(), schema]))
+    held = grammars._compiler.get_cache_size_bytes()
+    assert grammars.guide(schema, [END]) is not None
+    assert (len(made), grammars._compiler.get_cache_size_bytes()) == (1, held)
+    with pytest.raises(ValueError, match=r"^regex"):
+        grammars.prepare(Sampling(regex="("))
 
 
 def drained(engine: Engine, request: Request) -> tuple[tuple[int, ...], str, str | None]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from serve.engine.kv_blocks import KvBlocks
+from serve.engine.request import Sampling
 from serve.engine_thread import Gone
 from serve.migrate import Pulled, Standing
 from serve.moves.handover import MAX_STAGES
@@ -56,9 +57,10 @@ class Lends:
     ) -> None:
         self.num_blocks, self.growth, self.stage_s, self.num_slices = 20, growth, stage_s, num_slices
         self.fails, self.fails_in, self.stages, self.left_s = fails, fails_in, [], math.inf
+        self.sampling = Sampling(regex="a+")
 
     async def look(self) -> Standing:
-        return Standing(tuple(bytes([i]) for i in range(self.num_blocks)), self.num_blocks * 16 + 5, 1, self.left_s)
+        return Standing(tuple(bytes([i]) for i in range(self.num_blocks)), self.num_blocks * 16 + 5, 1, self.left_s, self.sampling)
 
     async def stage(self, first: int, end: int, *, last: bool) -> AsyncIterator[KvBlocks]:
         self.stages.append((first, last))
@@ -72,8 +74,12 @@ class Lends:
             yield KvBlocks("kind", BLOCK_BYTES, b"", hashes, np.zeros((len(hashes), BLOCK_BYTES), np.uint8))
 
 
+async def nothing(_: Sampling | None) -> None:
+    """Nothing has to be made ready."""
+
+
 def pull(thread: Any, lends: Any, left_s: float = 60.0, tokens_per_s: float = 100.0) -> tuple[Pulled, Puller]:
-    puller = Puller(thread, block_size=16, block_bytes=BLOCK_BYTES, tokens_per_s=lambda: tokens_per_s)
+    puller = Puller(thread, block_size=16, block_bytes=BLOCK_BYTES, tokens_per_s=lambda: tokens_per_s, make_ready=nothing)
     return asyncio.run(puller.pull(lends, "t", left_s)), puller
 
 
@@ -82,6 +88,17 @@ def test_after_a_short_stage_comes_the_last() -> None:
     pulled, _ = pull(Thread(), lends)
     assert lends.stages == [(0, False), (20, True)]
     assert (pulled.how, pulled.stages, pulled.num_bytes) == ("kv", 2, 21 * BLOCK_BYTES)
+
+
+def test_what_the_stream_asks_for_is_made_ready_while_it_goes_on() -> None:
+    lends, made = Lends(), []
+
+    async def make_ready(sampling: Sampling | None) -> None:
+        made.append((sampling, list(lends.stages)))
+
+    puller = Puller(Thread(), block_size=16, block_bytes=BLOCK_BYTES, tokens_per_s=lambda: 100.0, make_ready=make_ready)  # type: ignore[arg-type]
+    asyncio.run(puller.pull(lends, "t", 60.0))
+    assert made == [(lends.sampling, [])]
 
 
 def test_long_stages_go_on_while_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +163,7 @@ def test_pulls_at_once_learn_the_links_rate_not_their_shares() -> None:
     """Four at once, each of which gets its 20 MiB in 0.1 s: a link of 800 MiB/s."""
 
     async def scenario() -> Puller:
-        puller = Puller(Thread(room=9999), block_size=16, block_bytes=BLOCK_BYTES, tokens_per_s=lambda: 100.0)  # type: ignore[arg-type]
+        puller = Puller(Thread(room=9999), block_size=16, block_bytes=BLOCK_BYTES, tokens_per_s=lambda: 100.0, make_ready=nothing)  # type: ignore[arg-type]
         await asyncio.gather(*(puller.pull(Lends(growth=0, stage_s=0.1), str(i), 60.0) for i in range(4)))
         return puller
 
@@ -180,7 +197,7 @@ def test_a_source_that_falls_silent_is_given_up_but_a_slow_link_is_not(monkeypat
 def test_a_pull_that_is_cancelled_keeps_nothing() -> None:
     async def scenario() -> Thread:
         thread = Thread()
-        puller = Puller(thread, block_size=16, block_bytes=BLOCK_BYTES, tokens_per_s=lambda: 100.0)  # type: ignore[arg-type]
+        puller = Puller(thread, block_size=16, block_bytes=BLOCK_BYTES, tokens_per_s=lambda: 100.0, make_ready=nothing)  # type: ignore[arg-type]
         task = asyncio.create_task(puller.pull(Lends(stage_s=2.0, num_slices=20), "t", 600.0))
         while not thread.taken:
             await asyncio.sleep(0.01)
@@ -195,7 +212,7 @@ def test_a_pull_that_is_cancelled_keeps_nothing() -> None:
 
 def test_a_ticket_in_use_is_used_until_it_is_released() -> None:
     thread = Thread()
-    puller = Puller(thread, block_size=16, block_bytes=BLOCK_BYTES, tokens_per_s=lambda: 100.0)  # type: ignore[arg-type]
+    puller = Puller(thread, block_size=16, block_bytes=BLOCK_BYTES, tokens_per_s=lambda: 100.0, make_ready=nothing)  # type: ignore[arg-type]
     puller.keep("t")
     assert thread.kept == {"t"}
     puller.release("t")
