@@ -22,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from pipelines.curate.minhash import jaccard
 from pipelines.curate.spans import U64, Bools, Ints, mix
 
-__all__ = ["Candidates", "Duplicate", "bucket_keys", "components", "copies", "duplicates_among", "star_edges", "survivor_order"]
+__all__ = ["Candidates", "bucket_keys", "components", "copies", "duplicates_among", "star_edges", "survivor_order"]
 
 _NO_WORDS = np.uint64(0x5851F42D4C957F2D)  # keys of documents without words are those of no band
 
@@ -39,17 +39,6 @@ class Candidates:
     """Size of the set of shingles; one without any is compared by its digest only."""
     settled: Bools
     """Whether the document stays whatever else there is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Duplicate:
-    """A dropped document, by its place in the sequence that was judged."""
-
-    place: int
-    kept: int
-    """Place of the kept document that it repeats."""
-    similarity: float
-    """Their exact Jaccard similarity."""
 
 
 def survivor_order(era: Ints, claim: npt.NDArray[np.float64], ids: Sequence[str] | npt.NDArray[np.bytes_]) -> Ints:
@@ -113,42 +102,42 @@ def components(greater: Ints, least: Ints) -> tuple[Ints, Ints]:
     return nodes, nodes[root[label]]
 
 
-def duplicates_among(documents: Candidates, grams: Callable[[int], U64], threshold: float, limit: int) -> list[Duplicate]:
-    """The rule, over documents 0..n-1 in survivor order: who is dropped, and for whom.
+def duplicates_among(
+    documents: Candidates, grams: Callable[[int], U64], threshold: float, limit: int
+) -> tuple[Ints, npt.NDArray[np.float64]]:
+    """The rule, over documents 0..n-1 in survivor order: for each the kept one that it repeats (itself, if it stays), and their similarity.
 
     `grams(i)` is the set of document i, sorted and without repeats. A kept document of the same digest is named if there is one,
     else the first in survivor order that is similar enough.
     """
-    first, settled, sizes = copies(documents.digest), documents.settled.tolist(), documents.num_grams.tolist()
+    first = copies(documents.digest)
+    kept, similarity = np.arange(first.size), np.ones(first.size)
+    copied = (first != kept) & ~documents.settled
+    judged, sizes = np.flatnonzero(~copied), documents.num_grams
     listed: dict[int, list[int]] = defaultdict(list)
-    found: dict[int, Duplicate] = {}
-    for place, buckets in enumerate(_shared_buckets(documents)):
-        original = int(first[place])
-        if original != place and not settled[place]:
-            fate = found.get(original)
-            found[place] = Duplicate(place, original, 1.0) if fate is None else Duplicate(place, fate.kept, fate.similarity)
-            continue
-        if not settled[place]:
-            rivals = sorted({kept for bucket in buckets for kept in listed[bucket]})
-            duplicate = _first_similar(place, [k for k in rivals if _may_reach(sizes[place], sizes[k], threshold)], grams, threshold)
-            if duplicate is not None:
-                found[place] = duplicate
+    for place, row in zip(judged.tolist(), _shared_buckets(documents.bands[judged], sizes[judged] > 0), strict=True):
+        buckets = row[row >= 0].tolist()
+        if not documents.settled[place]:
+            rivals = sorted({k for bucket in buckets for k in listed[bucket] if _may_reach(sizes[place], sizes[k], threshold)})
+            match = _first_similar(place, rivals, grams, threshold)
+            if match is not None:
+                kept[place], similarity[place] = match
                 continue
         for bucket in buckets:
             if len(listed[bucket]) < limit:
                 listed[bucket].append(place)
-    return list(found.values())
+    kept[copied], similarity[copied] = kept[first[copied]], similarity[first[copied]]
+    return kept, similarity
 
 
-def _shared_buckets(documents: Candidates) -> list[list[int]]:
-    """For each document the numbers of its buckets that hold another document, too."""
-    shared: list[list[int]] = [[] for _ in range(documents.bands.shape[0])]
-    worded = np.flatnonzero(documents.num_grams)
+def _shared_buckets(bands: U64, has_words: Bools) -> Ints:
+    """For each document and band [n, b] the number of the bucket, or -1 where it holds no other document."""
+    shared = np.full(bands.shape, -1, np.int64)
+    worded = np.flatnonzero(has_words)
     number = 0
-    for band in range(documents.bands.shape[1]):
-        _, inverse, counts = np.unique(documents.bands[worded, band], return_inverse=True, return_counts=True)
-        for place in np.flatnonzero(counts[inverse] > 1).tolist():
-            shared[worded[place]].append(number + int(inverse[place]))
+    for band in range(bands.shape[1]):
+        _, inverse, counts = np.unique(bands[worded, band], return_inverse=True, return_counts=True)
+        shared[worded, band] = np.where(counts[inverse] > 1, inverse + number, -1)
         number += counts.size
     return shared
 
@@ -158,11 +147,12 @@ def _may_reach(size: int, other: int, threshold: float) -> bool:
     return min(size, other) >= threshold * max(size, other)
 
 
-def _first_similar(place: int, rivals: list[int], grams: Callable[[int], U64], threshold: float) -> Duplicate | None:
-    ours = grams(place) if rivals else None
+def _first_similar(place: int, rivals: list[int], grams: Callable[[int], U64], threshold: float) -> tuple[int, float] | None:
+    if not rivals:
+        return None
+    ours = grams(place)
     for kept in rivals:
-        assert ours is not None
         similarity = jaccard(ours, grams(kept))
         if similarity >= threshold:
-            return Duplicate(place, kept, similarity)
+            return kept, similarity
     return None

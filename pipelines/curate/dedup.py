@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.curate.bundle import Bundle, bundle_of
-from pipelines.curate.components import Candidates, Duplicate, duplicates_among, survivor_order
+from pipelines.curate.components import Candidates, duplicates_among, survivor_order
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.fates import FATE, Fates, write_fates
 from pipelines.curate.label import Labels, label
@@ -90,22 +90,12 @@ def judge_group(group: int, eras: list[tuple[int, bool]], fates: Fates, config: 
         settled=settled,
     )
     shelf = Shelf(f"{folder}/shelf", bundle_of(place), shelved["offset"].to_numpy(), documents.num_grams, config.task_bytes)
-    dropped = duplicates_among(documents, shelf, config.threshold, config.bucket_limit)
-    write_fates(_fates(dropped, documents, place, ids[order]), fates, group, sum(not settled for _, settled in eras))
-    near = [d.similarity for d in dropped if documents.digest[d.place] != documents.digest[d.kept]]
-    return np.histogram(near, SIMILARITY_BINS, (config.threshold, 1.0))[0]
-
-
-def _fates(dropped: list[Duplicate], documents: Candidates, place: np.ndarray, ids: np.ndarray) -> pa.Table:
-    which = np.array([d.place for d in dropped], np.int64)
-    kept = np.array([d.kept for d in dropped], np.int64)
-    exact = documents.digest[which] == documents.digest[kept]
-    return pa.table(
-        {
-            "place": place[which],
-            "reason": pa.array(np.where(exact, "duplicate.exact", "duplicate.near").tolist(), pa.string()),
-            "duplicate_of": pa.array([kept_id.decode() for kept_id in ids[kept].tolist()], pa.string()),
-            "similarity": pa.array([d.similarity for d in dropped], pa.float64()),
-        },
-        FATE,
-    )
+    kept, similarity = duplicates_among(documents, shelf, config.threshold, config.bucket_limit)
+    dropped = np.flatnonzero(kept != np.arange(kept.size))
+    kept, similarity = kept[dropped], similarity[dropped]
+    exact = documents.digest[dropped] == documents.digest[kept]
+    reason = np.array(["duplicate.near", "duplicate.exact"], object)[exact.astype(int)]
+    named = pa.array(ids[order][kept].tolist(), pa.binary()).cast(pa.string())
+    table = pa.table([place[dropped], pa.array(reason, pa.string()), named, similarity], FATE)
+    write_fates(table, fates, group, sum(not settled for _, settled in eras))
+    return np.histogram(similarity[~exact], SIMILARITY_BINS, (config.threshold, 1.0))[0]

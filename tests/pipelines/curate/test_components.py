@@ -65,6 +65,11 @@ def brute_force(bands, sets, threshold, digests=None, num_settled=0, limit=UNLIM
     return dropped
 
 
+def told(kept, similarity):
+    """(place, kept, similarity) of the dropped."""
+    return [(n, k, s) for n, (k, s) in enumerate(zip(kept.tolist(), similarity.tolist(), strict=True)) if n != k]
+
+
 def test_the_worked_examples():
     assert doctest.testmod(pipelines.curate.components).failed == 0
 
@@ -74,7 +79,7 @@ def test_the_worked_examples():
 def test_rule_agrees_with_brute_force_over_the_same_candidates(bands, threshold, salt, num_settled, limit):
     sets = sets_like(bands, salt)
     found = duplicates_among(candidates(bands, sets, num_settled=num_settled), sets.__getitem__, threshold, limit)
-    assert [(d.place, d.kept, d.similarity) for d in found] == brute_force(bands, sets, threshold, None, num_settled, limit)
+    assert told(*found) == brute_force(bands, sets, threshold, None, num_settled, limit)
 
 
 @settings(deadline=None)
@@ -86,8 +91,8 @@ def test_copies_share_the_fate_of_the_first_even_where_buckets_are_full(original
     bands, every = [originals[w] for w in which], sets_like(originals, 0)
     sets = [every[w] for w in which]
     found = duplicates_among(candidates(bands, sets, which, num_settled), sets.__getitem__, 0.5, limit)
-    assert [(d.place, d.kept, d.similarity) for d in found] == brute_force(bands, sets, 0.5, which, num_settled, limit)
-    assert all(d.place >= num_settled for d in found)
+    assert told(*found) == brute_force(bands, sets, 0.5, which, num_settled, limit)
+    assert all(place >= num_settled for place, _, _ in told(*found))
 
 
 @settings(deadline=None)
@@ -95,14 +100,14 @@ def test_copies_share_the_fate_of_the_first_even_where_buckets_are_full(original
 def test_components_only_partition_the_work(bands, salt, limit):
     sets = sets_like(bands, salt)
     documents = candidates(bands, sets)
-    whole = {(d.place, d.kept) for d in duplicates_among(documents, sets.__getitem__, 0.5, limit)}
+    whole = {(place, kept) for place, kept, _ in told(*duplicates_among(documents, sets.__getitem__, 0.5, limit))}
     apart = set()
     place, component = components(*edges_of(documents))
     for root in set(component.tolist()):
         members = place[component == root]
         part = Candidates(*(getattr(documents, name)[members] for name in ("bands", "digest", "num_grams", "settled")))
-        for d in duplicates_among(part, lambda i, m=members: sets[m[i]], 0.5, limit):
-            apart.add((int(members[d.place]), int(members[d.kept])))
+        for dropped, kept, _ in told(*duplicates_among(part, lambda i, m=members: sets[m[i]], 0.5, limit)):
+            apart.add((int(members[dropped]), int(members[kept])))
     assert apart == whole
 
 
@@ -158,7 +163,7 @@ def test_a_giant_bucket_is_compared_with_its_first_kept_only():
         return np.array([place * 2, place * 2 + 1], np.uint64)
 
     documents = candidates([[0]] * 600, [np.zeros(2)] * 600)
-    assert duplicates_among(documents, grams, 0.8, 16) == []
+    assert told(*duplicates_among(documents, grams, 0.8, 16)) == []
     assert len(asked) <= 600 * 17
     assert {a for a in asked[-17:] if a != 599} == set(range(16))
 
@@ -169,7 +174,7 @@ def test_a_chain_does_not_drop_what_only_a_dropped_document_resembles():
     sets = [s.astype(np.uint64) for s in (a, b, c)]
     assert jaccard(sets[0], sets[1]) > 0.8 > jaccard(sets[0], sets[2])
     found = duplicates_among(candidates([[0]] * 3, sets), sets.__getitem__, 0.8, UNLIMITED)
-    assert [(d.place, d.kept) for d in found] == [(1, 0)]
+    assert [(place, kept) for place, kept, _ in told(*found)] == [(1, 0)]
 
 
 def test_survivors_are_the_old_then_the_first_to_claim_then_the_least_id():
