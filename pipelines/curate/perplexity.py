@@ -102,7 +102,8 @@ def _smoothed(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     kinds = (counts > 0).sum(axis=-1, keepdims=True)
     seen = np.maximum(total, 1)
     own = np.maximum(counts - discount, 0.0) / seen
-    return np.where(total > 0, own + discount * kinds / seen * shorter, shorter)
+    found: npt.NDArray[np.float64] = np.where(total > 0, own + discount * kinds / seen * shorter, shorter)
+    return found
 
 
 def _alphabet(texts: Sequence[str]) -> npt.NDArray[np.uint8]:

@@ -113,4 +113,6 @@ def _changed(rule: Rule, value: Any) -> Rule | None:
         raise ValueError(f"rules: {rule.name} is {value!r}; give {'two numbers, [least, most]' if both else 'a number'}, or false for off")
     if both:
         return replace(rule, at_least=float(bounds[0]), at_most=float(bounds[1]))
-    return replace(rule, **{"at_least" if math.isfinite(rule.at_least) else "at_most": float(bounds[0])})
+    if math.isfinite(rule.at_least):
+        return replace(rule, at_least=float(bounds[0]))
+    return replace(rule, at_most=float(bounds[0]))
