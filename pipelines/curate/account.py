@@ -75,7 +75,7 @@ def _steps(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _samples(examples: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     shown: Counter[str] = Counter()
-    table = []
+    table: list[tuple[str, ...]] = []
     for sample in examples:
         shown[sample["reason"]] += 1
         if shown[sample["reason"]] <= _SAMPLES_PER_REASON:
