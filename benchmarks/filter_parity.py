@@ -3,7 +3,8 @@
     python -m benchmarks.filter_parity [--data FOLDER] [--json FILE]
 
 Both judge the cleaned text. datatrove runs in .venv-datatrove (workers/datatrove_filters.py), one filter for each rule, so a
-rule's verdict is not hidden by an earlier one's. Capitals are whole filters with all their rules.
+rule's verdict is not hidden by an earlier one's. Capitals are whole filters with all their rules. "same words": the agreement
+once datatrove's filters are given our words, those between white space, instead of spaCy's.
 """
 
 from __future__ import annotations
@@ -74,13 +75,13 @@ def documents(data: Path) -> Iterator[tuple[str, str]]:
             yield f"warc:{number}", clean(record.text)
 
 
-def theirs(texts: list[str]) -> list[dict[str, bool]]:
+def theirs(texts: list[str], *options: str) -> list[dict[str, bool]]:
     """datatrove's verdicts, from its own environment."""
     if not PEER.exists():
         raise SystemExit("filter_parity: no .venv-datatrove; run `make peers-curate`")
     worker = Path(__file__).parent / "workers" / "datatrove_filters.py"
     asked = "".join(json.dumps(text) + "\n" for text in texts)
-    ran = subprocess.run([str(PEER), str(worker)], input=asked, capture_output=True, text=True)
+    ran = subprocess.run([str(PEER), str(worker), *options], input=asked, capture_output=True, text=True)
     if ran.returncode:
         raise SystemExit(f"filter_parity: datatrove failed: {ran.stderr.strip().splitlines()[-1]}")
     return [json.loads(line) for line in ran.stdout.splitlines()]
@@ -93,7 +94,7 @@ def broken(measures: Any, rules: list[Rule] | tuple[Rule, ...]) -> np.ndarray:
 
 def compare(names: list[str], texts: list[str]) -> list[dict[str, Any]]:
     """A row for each rule: how many each drops, the share of equal verdicts, and the documents of unequal ones."""
-    measures, verdicts = measure_prose(texts), theirs(texts)
+    measures, verdicts, same_words = measure_prose(texts), theirs(texts), theirs(texts, "--between-spaces")
     rows = []
     for rule, ours_by in {**RULES, **GROUPS}.items():
         ours, peer = broken(measures, ours_by), np.array([verdict[rule] for verdict in verdicts])
@@ -102,15 +103,19 @@ def compare(names: list[str], texts: list[str]) -> list[dict[str, Any]]:
             for i in np.flatnonzero(ours != peer)
         ]
         row = {"rule": rule, "ours": int(ours.sum()), "datatrove": int(peer.sum()), "both": int((ours & peer).sum())}
-        rows.append(row | {"agreement": float((ours == peer).mean()), "why": WHY.get(rule, ""), "disagreements": apart})
+        spaced = np.array([verdict[rule] for verdict in same_words])
+        row |= {"agreement": float((ours == peer).mean()), "agreement_same_words": float((ours == spaced).mean())}
+        rows.append(row | {"why": WHY.get(rule, ""), "disagreements": apart})
     return rows
 
 
 def show(rows: list[dict[str, Any]], num_documents: int) -> None:
     """The table, and every disagreement of a rule below it."""
-    print(f"{num_documents} documents\n{'rule':<34}{'ours':>6}{'theirs':>8}{'both':>6}{'agreement':>11}")
+    print(f"{num_documents} documents\n{'rule':<34}{'ours':>6}{'theirs':>8}{'both':>6}{'agreement':>11}{'same words':>12}")
     for row in rows:
-        print(f"{row['rule']:<34}{row['ours']:>6}{row['datatrove']:>8}{row['both']:>6}{row['agreement']:>11.4f}")
+        print(
+            f"{row['rule']:<34}{row['ours']:>6}{row['datatrove']:>8}{row['both']:>6}{row['agreement']:>11.4f}{row['agreement_same_words']:>12.4f}"
+        )
     for row in rows:
         if row["disagreements"] and row["rule"] in RULES:
             print(f"\n{row['rule']}: {row['why'] or 'UNEXPLAINED'}")

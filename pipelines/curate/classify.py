@@ -1,7 +1,7 @@
 """A quality classifier trained on the spot from labelled examples: logistic regression over words and over measures of style.
 
 Promise: the classifier is a function of its examples, and a text's score of the classifier and the text: sums over words are
-of whole multiples of 2^-20, so they are exact in whatever company the text is judged. Price: training some seconds for a
+of whole multiples of 2^-20, so they are exact in whatever company the text is judged. Price: training half a second for a
 thousand documents (L-BFGS over the words that stand in two of them at least); judging is a table look-up for each word and
 pair, and the measures of the web rules. What it learns is the examples' notion of good and no other: cross-validate it.
 After: hashed linear classifiers as quality filters, GPT-3's (arXiv 2005.14165, A) and DCLM's (arXiv 2406.11794, 4.4).

@@ -72,6 +72,10 @@ class _Group:
         return np.maximum([len(text) for text in self.texts], 1).astype(np.float64)
 
     @cached_property
+    def lowered(self) -> list[str]:
+        return [text.lower() for text in self.texts]
+
+    @cached_property
     def text_ends(self) -> Ints:
         return np.cumsum([len(text) + 1 for text in self.texts])
 
@@ -136,7 +140,7 @@ def _prose_group(texts: Sequence[str]) -> dict[str, Floats]:
         "stop_words": _distinct_stop_words(group, hashes),
         "newlines_per_token": np.array([t.count("\n") for t in texts]) / np.maximum(group.tokens, 1),
         **_sentences(group),
-        "lorem_ipsum": np.array(["lorem ipsum" in t.lower() for t in texts], np.float64),
+        "lorem_ipsum": np.array(["lorem ipsum" in t for t in group.lowered], np.float64),
         "curly_brackets": np.array([t.count("{") for t in texts], np.float64),
         **_line_measures(group),
         **_paragraph_measures(group),
@@ -277,8 +281,7 @@ def _boilerplate(group: _Group, line_starts: Ints) -> Bools:
     """Which lines say what no author wrote: cookies, policies, scripts."""
     found = np.zeros(line_starts.size, bool)
     begins = group.text_ends - [len(text) + 1 for text in group.texts]
-    for begin, text in zip(begins.tolist(), group.texts, strict=True):
-        lowered = text.lower()
+    for begin, text, lowered in zip(begins.tolist(), group.texts, group.lowered, strict=True):
         if any(phrase in lowered for phrase in _BOILERPLATE):
             at = [begin + match.start() for match in _BOILERPLATE_IN.finditer(text)]
             found[np.searchsorted(line_starts, at, side="right") - 1] = True
