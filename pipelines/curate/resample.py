@@ -25,17 +25,18 @@ Ids = npt.NDArray[np.bytes_] | Sequence[bytes]
 
 
 def log_ratios(target: Ints, raw: Ints, prior: float) -> Floats:
-    """log p(feature | target) - log p(feature | raw) of each bucket, from the counts [buckets] of both.
+    """log p(feature | target) - log p(feature | raw) of each bucket, from the counts [buckets] of both; 0 where raw has none.
 
-    The raw counts are smoothed by one each, the target's by `prior` features distributed as the raw ones are: what a small target
-    says nothing about is worth about nothing, not minus infinity.
+    The target's counts are smoothed by `prior` features distributed as the raw ones are: what a small target says nothing about is
+    worth about nothing, not minus infinity. The raw documents' mean weight is never above 0 (Gibbs), so one above 0 means something.
 
-    >>> log_ratios(np.array([8, 0]), np.array([49, 49]), 2.0).round(2).tolist()
-    [0.59, -1.61]
+    >>> log_ratios(np.array([8, 0, 1]), np.array([49, 49, 0]), 2.0).round(2).tolist()
+    [0.49, -1.7, 0.0]
     """
-    among = (raw + 1.0) / (raw.sum() + raw.size)
-    wanted = (target + prior * among) / (target.sum() + prior)
-    ratios: Floats = np.log(wanted / among)
+    seen = raw > 0
+    among = raw[seen] / max(1, int(raw.sum()))
+    ratios: Floats = np.zeros(raw.size)
+    ratios[seen] = np.log((target[seen] + prior * among) / (int(target.sum()) + prior) / among)
     return ratios
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.curate.document import DOCUMENT
 from pipelines.curate.features import counts
-from pipelines.curate.passes import BUCKETS, Part, covering, identities, importance, num_tokens, rarity, target_counts, unsureness
+from pipelines.curate.passes import BUCKETS, PRIOR, Part, covering, identities, importance, num_tokens, rarity, target_counts, unsureness
 from pipelines.curate.piece import write_piece
 from pipelines.curate.records import Fields
 
@@ -60,9 +60,10 @@ def test_importance_is_the_log_ratio_of_the_bags(parts, documents, tmp_path):
     found = importance(parts, target)
     raw = counts(documents, BUCKETS)
     for place, text in enumerate(documents):
-        among = (raw + 1) / (raw.sum() + BUCKETS)
-        ratio = np.log((target + 500 * among) / (target.sum() + 500) / among)
-        assert found[place] == pytest.approx(float((counts([text], BUCKETS) * ratio).sum()), abs=1e-3)
+        own = counts([text], BUCKETS)
+        among = raw[own > 0] / raw.sum()
+        ratio = np.log((target[own > 0] + PRIOR * among) / (target.sum() + PRIOR) / among)
+        assert found[place] == pytest.approx(float((own[own > 0] * ratio).sum()), abs=1e-3)
         assert (found[place] > 0) == (place % 4 == 0)
 
 
