@@ -11,13 +11,15 @@ export STERNA_DATA STERNA_MODELS
 # The peers that benchmarks measure beside us; llama.cpp is compiled for this very machine (4 minutes on 2 free cores).
 PEERS := .venv-peers
 PEERS_READY := $(PEERS)/.ready
+PEERS_CURATE := .venv-datatrove
+PEERS_CURATE_READY := $(PEERS_CURATE)/.ready
 LLAMA := llama-cpp-python==0.3.36
 LLAMA_FLAGS := -DGGML_NATIVE=ON -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAVA_BUILD=OFF
 
-.PHONY: journey test check prove peers format setup clean help
+.PHONY: journey test check prove peers peers-curate format setup clean help
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(READY)  ## make .venv (other targets do it by themselves)
 
@@ -52,10 +54,18 @@ $(PEERS_READY): benchmarks/peers.txt
 	|| echo "make: llama.cpp could not be compiled (the lines above say why); benchmarks will name it as missing" >&2
 	@touch $@
 
+peers-curate: $(PEERS_CURATE_READY)  ## make .venv-datatrove: datatrove, the peer that curation is measured beside
+
+$(PEERS_CURATE_READY): benchmarks/peers-curate.txt
+	test -x $(PEERS_CURATE)/bin/python || $(PYTHON) -m venv $(PEERS_CURATE)
+	$(PEERS_CURATE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers-curate.txt
+	@touch $@
+
 # Each line goes on where it stopped, or is passed over when its figures are there, so an interrupted `make prove` is simply run again;
-# delete runs/ (or add --fresh) to measure anew. On 2 free cores: slow tests some minutes, the long run 30, the five small ones 15, the storm 25,
+# delete runs/ (or add --fresh) to measure anew. On 2 free cores: slow tests some minutes, the long run 30, the five small ones 15, curation beside its peer 15,
+# what selection does 15, the storm 25,
 # drafting 15, serving 10, the engine beside its peers about 90 (the 1B shape takes most of it).
-prove: $(READY) $(PEERS_READY)  ## the long proofs: slow tests, the long run, benchmarks beside their peers
+prove: $(READY) $(PEERS_READY) $(PEERS_CURATE_READY)  ## the long proofs: slow tests, the long run, benchmarks beside their peers
 	$(BIN)/python -m pytest -m slow tests
 	mkdir -p runs
 	$(BIN)/python -m benchmarks.soak --minutes 30
@@ -65,6 +75,10 @@ prove: $(READY) $(PEERS_READY)  ## the long proofs: slow tests, the long run, be
 	test -e runs/overhead.json || $(BIN)/python -m benchmarks.overhead --model $(STERNA_MODELS)/tiny-code --json runs/overhead.json
 	test -e runs/sampling.json || $(BIN)/python -m benchmarks.sampling --json runs/sampling.json
 	test -e runs/spot.json || $(BIN)/python -m benchmarks.spot --data $(STERNA_DATA)/traces --json runs/spot.json
+	test -e runs/filter_parity.json || $(BIN)/python -m benchmarks.filter_parity --data $(STERNA_DATA) --json runs/filter_parity.json
+	test -e runs/quality.json || $(BIN)/python -m benchmarks.quality --data $(STERNA_DATA) --json runs/quality.json
+	test -e runs/curate.json || $(BIN)/python -m benchmarks.curate --json runs/curate.json
+	$(BIN)/python -m benchmarks.selection --plot runs/selection.png
 	$(BIN)/python -m benchmarks.storm
 	$(BIN)/python -m benchmarks.drafting
 	$(BIN)/python -m benchmarks.serve
@@ -75,4 +89,4 @@ format: $(READY)  ## rewrite in the house format
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove what the other targets made
-	rm -rf $(VENV) $(PEERS) runs build ./*.egg-info
+	rm -rf $(VENV) $(PEERS) $(PEERS_CURATE) runs build ./*.egg-info

@@ -46,7 +46,8 @@ class TokenizeConfig:
     held_out: float = 0.02
     """Share of the documents kept out of training, as text, for evaluation; chosen by the hash of their ids, so always the same."""
     bucket_sequences: int = 1024
-    """Documents are packed with others within about this many sequences of them in order: more pads less, fewer keeps order closer."""
+    """Documents are packed with others within about this many sequences of them in order: more pads less, fewer keeps order closer.
+    A corpus that `sterna curate` put in order is packed in 64 buckets a shard, or more, whatever this allows."""
     shard_sequences: int = 65_536
     """About how many sequences a shard file holds; a task holds one shard's tokens in memory."""
     seed: int = 0

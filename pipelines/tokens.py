@@ -4,7 +4,8 @@ Promise: every document is either held out, as text, or in the shards exactly on
 its segments in order gives its text back; the shards are a function of the corpus and the configuration alone. Attention and
 loss need never cross documents: a token's segment id says whose it is (0: padding). Price: the corpus is read twice, a task
 holds one shard; training the tokenizer takes some seconds. Documents are ordered by a seeded hash of their ids and cut into
-shards by ranges of it, so no sort and no count of tokens comes first.
+shards by ranges of it, so no sort and no count of tokens comes first; or, where the corpus has an order (a curriculum), by it: then
+`index.npy` says in which order training takes the sequences, which is the documents' to within `bucket_sequences`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from cluster.runtime import attached
 from cluster.storage import digest_of, resolve
 from pipelines.config import TokenizeConfig
 from pipelines.curate.piece import read_piece, refuse_if_elsewhere, write_piece
-from pipelines.pack import fill, pack, split
+from pipelines.pack import fill, mean_places, pack, split
 from pipelines.streaming import streaming
 from pipelines.vocabulary import Vocabulary, copy_tokenizer, open_tokenizer, save_tokenizer, train_tokenizer
 
@@ -41,6 +42,7 @@ __all__ = ["tokenize"]
 _WHOLE: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None}
 _CHARS_PER_TOKEN = 3.0  # about; only decides how many shards there are
 _LENGTH_BINS = 32  # powers of two
+_ORDER_BUCKETS, _LEAST_BUCKET = 64, 8  # an ordered shard is packed in so many buckets, if each gets so many sequences
 HELD_OUT = pa.schema({"id": pa.string(), "source": pa.string(), "kind": pa.string(), "text": pa.large_string()})
 
 
@@ -64,16 +66,21 @@ def tokenize(config: TokenizeConfig) -> Artifact:
         vocabulary = get_tokenizer(sample, config, draft)
         clock.append(time.monotonic())
         shards = write_shards(files, index, vocabulary, config, draft)
+        ordered = write_index(index, shards, draft)
         clock.append(time.monotonic())
         account(draft, config, index, shards, vocabulary, clock)
+        draft.metrics["ordered"] = ordered
         if "://" not in draft.uri:
             refuse_if_elsewhere(config.output, "sequences", _sequences_in(draft.dir), draft.metrics["num_sequences"])
     return open_artifact(config.output, made_by="tokenize")
 
 
 def index_documents(files: list[str], config: TokenizeConfig) -> pa.Table:
-    """One row for each document: file (number), row, num_chars, held_out, sample (whether the tokenizer learns from it)."""
-    columns = [read_piece(file, ["id", "num_chars"]) for file in files]
+    """One row for each document: file (number), row, num_chars, order, held_out, sample (whether the tokenizer learns from it).
+
+    `order` is null where the corpus has none.
+    """
+    columns = [read_piece(file, ["id", "num_chars", "order"]) for file in files]
     ids = [document for table in columns for document in table["id"].to_pylist()]
     sizes = np.concatenate([table["num_chars"].to_numpy() for table in columns])
     held_out = _chosen_by_hash(ids, config.held_out)
@@ -88,6 +95,7 @@ def index_documents(files: list[str], config: TokenizeConfig) -> pa.Table:
             "file": np.repeat(np.arange(len(files)), [len(t) for t in columns]),
             "row": np.concatenate([np.arange(len(t)) for t in columns]),
             "num_chars": sizes,
+            "order": pa.concat_tables(columns)["order"],
             "held_out": held_out,
             "sample": sample & (config.tokenizer is None),
         }
@@ -122,13 +130,29 @@ def write_shards(files: list[str], index: pa.Table, vocabulary: Vocabulary, conf
     trained = index.filter(pc.invert(index["held_out"]))
     num_tokens = pc.sum(trained["num_chars"]).as_py() / _CHARS_PER_TOKEN
     num_shards = max(1, round(num_tokens / config.length / config.shard_sequences))
+    if is_ordered(index):
+        trained = trained.append_column("shard", _shards_in_order(trained, num_shards))
     shared = ray.put(vocabulary)
     encoded = ray.data.from_arrow(_by_file(files, trained)).map_batches(
         partial(_encode, vocabulary=shared, config=config, num_shards=num_shards), **_WHOLE
     )
     together = encoded.repartition(1) if num_shards == 1 else encoded.repartition(num_shards, keys=["shard"])
-    write = partial(_write_shards, folder=f"{draft.uri}/shards", config=config, pad=vocabulary.pad)
+    write = partial(_write_shards, folder=f"{draft.uri}/shards", config=config, pad=vocabulary.pad, ordered=is_ordered(index))
     return sorted(together.map_batches(write, **_WHOLE).take_all(), key=lambda row: row["shard"])
+
+
+def is_ordered(index: pa.Table) -> bool:
+    """Whether the corpus says in which order its documents are to be trained on."""
+    return bool(index["order"].null_count == 0)
+
+
+def write_index(index: pa.Table, shards: list[dict[str, Any]], draft: Draft) -> bool:
+    """Where the corpus has an order, write that of the sequences: each at the mean place of its tokens' documents."""
+    if not is_ordered(index):
+        return False
+    order = np.argsort(np.concatenate([row["places"] for row in shards]), kind="stable")
+    np.save(draft.dir / "index.npy", order)
+    return True
 
 
 def account(
@@ -164,6 +188,16 @@ def account(
     )
 
 
+def _shards_in_order(trained: pa.Table, num_shards: int) -> pa.Array:
+    """For each document the shard that its place in the order falls into, by characters."""
+    along = np.argsort(trained["order"].to_numpy())
+    sizes = trained["num_chars"].to_numpy()[along]
+    before = np.cumsum(sizes) - sizes
+    shard = np.empty(len(along), np.int64)
+    shard[along] = before * num_shards // max(1, int(sizes.sum()))
+    return pa.array(shard)
+
+
 def _chosen_by_hash(ids: list[str], share: float) -> np.ndarray:
     """About `share` of the ids, always the same; at least one of several, if any are wanted."""
     keys = np.array([xxhash.xxh3_64_intdigest(f"held out {i}".encode()) for i in ids], np.uint64)
@@ -193,11 +227,15 @@ def _encode(wanted: pa.Table, vocabulary: Any, config: TokenizeConfig, num_shard
     documents = read_piece(wanted["uri"][0].as_py(), ["id", "source", "text"]).take(wanted["row"])
     texts = documents["text"].to_pylist()
     tokens = [np.array([*ids, known.end], _token_type(known.size)) for ids in known.encode(texts)]
-    order = [xxhash.xxh3_64_intdigest(i.encode(), config.seed) for i in documents["id"].to_pylist()]
+    if "shard" in wanted.column_names:
+        order, shard = wanted["order"].to_pylist(), wanted["shard"]
+    else:
+        order = [xxhash.xxh3_64_intdigest(i.encode(), config.seed) for i in documents["id"].to_pylist()]
+        shard = pa.array([key * num_shards >> 64 for key in order], pa.int64())
     offsets = np.cumsum([0, *map(len, tokens)])
     return pa.table(
         {
-            "shard": pa.array([key * num_shards >> 64 for key in order], pa.int64()),
+            "shard": shard,
             "order": pa.array(order, pa.uint64()),
             "id": documents["id"],
             "source": documents["source"],
@@ -207,18 +245,19 @@ def _encode(wanted: pa.Table, vocabulary: Any, config: TokenizeConfig, num_shard
     )
 
 
-def _write_shards(block: pa.Table, folder: str, config: TokenizeConfig, pad: int) -> Iterator[pa.Table]:
+def _write_shards(block: pa.Table, folder: str, config: TokenizeConfig, pad: int, ordered: bool) -> Iterator[pa.Table]:
     """Write the block's shards (whole ones); one row of figures for each."""
     for shard in sorted(set(block["shard"].to_pylist())):
         documents = block.filter(pc.equal(block["shard"], shard)).sort_by([("order", "ascending"), ("id", "ascending")])
-        yield pa.Table.from_pylist([_write_shard(documents.combine_chunks(), shard, folder, config, pad)])
+        yield pa.Table.from_pylist([_write_shard(documents.combine_chunks(), shard, folder, config, pad, ordered)])
 
 
-def _write_shard(documents: pa.Table, shard: int, folder: str, config: TokenizeConfig, pad: int) -> dict[str, Any]:
+def _write_shard(documents: pa.Table, shard: int, folder: str, config: TokenizeConfig, pad: int, ordered: bool) -> dict[str, Any]:
     column = documents["tokens"].combine_chunks()
     num_tokens = column.value_lengths().to_numpy().astype(np.int64)
     pieces = split(num_tokens, config.length)
-    packed = pack(pieces.length, config.length, config.bucket_sequences)
+    in_order = max(_LEAST_BUCKET, int(num_tokens.sum()) // config.length // _ORDER_BUCKETS) if ordered else config.bucket_sequences
+    packed = pack(pieces.length, config.length, min(config.bucket_sequences, in_order))
     sequences, segments = fill(column.flatten().to_numpy(), pieces.length, packed, config.length, pad)
     rows = documents.select(["id", "source"]).take(pieces.document)
     for name, values in (("num_tokens", pieces.length), ("part", pieces.part), ("segment", packed.segment), ("sequence", packed.sequence)):
@@ -234,6 +273,7 @@ def _write_shard(documents: pa.Table, shard: int, folder: str, config: TokenizeC
         "tokens": int(num_tokens.sum()),
         "num_bytes": pc.sum(documents["num_bytes"]).as_py(),
         "lengths": np.bincount(np.ceil(np.log2(num_tokens)).astype(np.int64), minlength=_LENGTH_BINS).tolist(),
+        "places": mean_places(packed, pieces.length, documents["order"].to_numpy()[pieces.document]).tolist() if ordered else [],
     }
 
 

@@ -1,15 +1,16 @@
 """Token shards -> batches, and the cursor that says which sequences a step consumes.
 
-Promise: the global order of sequences is a function of (seed, epoch) alone, so any number of workers and any
-interruption consume the same sequences in the same order; segments packed into one sequence see neither each other nor
-each other's losses. Price: shards are memory-mapped, one permutation per epoch is held (8 bytes a sequence).
+Promise: the global order of sequences is a function of (seed, epoch) alone, or in the first epoch the one that the tokens folder
+gives (`index.npy`: a curriculum), so any number of workers and any interruption consume the same sequences in the same order;
+segments packed into one sequence see neither each other nor each other's losses. Price: shards are memory-mapped, one permutation
+per epoch is held (8 bytes a sequence).
 Source: the cursor follows nanochat's and datatrove's habit of stating where a loader stands as plain numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -32,19 +33,26 @@ class Cursor:
     global_batch: int
     num_sequences: int
     step: int = 0
+    index: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
+    """The sequences in the order of the first epoch, if they have one of their own; later epochs are drawn from the seed."""
 
     def __post_init__(self) -> None:
         assert self.global_batch > 0
         assert self.num_sequences > 0
         assert self.step >= 0
+        assert self.index is None or len(self.index) == self.num_sequences
 
     def indices(self) -> NDArray[np.int64]:
         """The sequences of this step's global batch, in order; a batch may straddle two epochs."""
         start = self.step * self.global_batch
         places = np.arange(start, start + self.global_batch)
         epochs, offsets = np.divmod(places, self.num_sequences)
-        chosen = [_epoch_order(self.seed, int(e), self.num_sequences)[offsets[epochs == e]] for e in np.unique(epochs)]
-        return np.concatenate(chosen)
+        return np.concatenate([self._epoch(int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        if epoch == 0 and self.index is not None:
+            return self.index
+        return _epoch_order(self.seed, epoch, self.num_sequences)
 
     def share(self, rank: int, world_size: int) -> NDArray[np.int64]:
         """The contiguous part of `indices()` that worker `rank` of `world_size` takes; all parts are equally long."""
@@ -86,6 +94,9 @@ class Batch:
 class Source(Protocol):
     """Sequences that a loop can train on."""
 
+    index: NDArray[np.int64] | None
+    """The order in which the first epoch takes them; None: one drawn from the seed."""
+
     def __len__(self) -> int: ...
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
@@ -99,9 +110,16 @@ class Sequences:
     """Packed sequences in shards of arrays [n, L]: tokens, segments (0 padding, 1.. the segment) and, where only part of the
     tokens are targets, a boolean `supervised` (whether the token itself is to be predicted)."""
 
-    def __init__(self, tokens: Sequence[NDArray], segments: Sequence[NDArray], supervised: Sequence[NDArray] | None = None) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[NDArray],
+        segments: Sequence[NDArray],
+        supervised: Sequence[NDArray] | None = None,
+        index: NDArray[np.int64] | None = None,
+    ) -> None:
         assert tokens
         assert len(tokens) == len(segments)
+        self.index = index
         self._tokens, self._segments, self._supervised = list(tokens), list(segments), None if supervised is None else list(supervised)
         self._starts = np.cumsum([0, *(len(shard) for shard in tokens)])
 
@@ -109,7 +127,7 @@ class Sequences:
     def open(cls, folder: Path) -> Sequences:
         """Memory-map the shards of a tokens folder (or of tune's packed pairs).
 
-        Raises ValueError when there are none, or when a shard's arrays do not fit together.
+        Raises ValueError when there are none, and when a shard's arrays, or the shards and the index, do not fit together.
         """
         found = sorted((folder / "shards").glob("*.tokens.npy"))
         if not found:
@@ -120,7 +138,8 @@ class Sequences:
             if left.shape != right.shape or left.ndim != 2 or left.shape[1] != tokens[0].shape[1]:
                 raise ValueError(f"{path}: tokens {left.shape} and segments {right.shape} do not fit; run `sterna tokenize` again")
         masks = [_beside(path, "supervised") for path in found]
-        return cls(tokens, segments, [np.load(p, mmap_mode="r") for p in masks] if masks[0].exists() else None)
+        supervised = [np.load(p, mmap_mode="r") for p in masks] if masks[0].exists() else None
+        return cls(tokens, segments, supervised, _open_index(folder / "index.npy", sum(map(len, tokens))))
 
     def save(self, folder: Path) -> None:
         """Write the shards where `open` finds them."""
@@ -131,6 +150,8 @@ class Sequences:
             np.save(f"{stem}.segments.npy", segments)
             if self._supervised is not None:
                 np.save(f"{stem}.supervised.npy", self._supervised[number])
+        if self.index is not None:
+            np.save(folder / "index.npy", self.index)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -204,6 +225,16 @@ def _positions(segments: NDArray[np.int64]) -> NDArray[np.int64]:
     starts = np.zeros(segments.shape, dtype=np.int64)
     starts[:, 1:] = np.where(segments[:, 1:] != segments[:, :-1], places[:, 1:], 0)
     return np.where(segments == 0, 0, places - np.maximum.accumulate(starts, axis=1))
+
+
+def _open_index(path: Path, num_sequences: int) -> NDArray[np.int64] | None:
+    """The order that a tokens folder gives to its sequences, if it gives one."""
+    if not path.exists():
+        return None
+    index = np.load(path, mmap_mode="r")
+    if not np.array_equal(np.sort(index), np.arange(num_sequences)):
+        raise ValueError(f"{path}: is no order of the {num_sequences:,} sequences beside it; run `sterna tokenize` again")
+    return index
 
 
 def _beside(tokens: Path, kind: str) -> Path:

@@ -100,7 +100,7 @@ def run(
     checkpoint: Callable[[State], None] = lambda _: None,
 ) -> State:
     """Train from `state` to the recipe's last step; `checkpoint` is called every so many steps and after the last."""
-    cursor = Cursor(recipe.seed, recipe.global_batch, len(source), state.step)
+    cursor = Cursor(recipe.seed, recipe.global_batch, len(source), state.step, source.index)
     before = time.monotonic()
     while cursor.step < recipe.steps:
         record = one_step(stepper, source, recipe, cursor, before)

@@ -1,10 +1,11 @@
-"""Who is compared with whom, in what order, and who stays: the rule of near-duplicates, without any I/O.
+"""Who is compared with whom, in what order, and who stays: the rule of duplicates, without any I/O.
 
-The rule: in survivor order (longest first, ties by id) a document is dropped if and only if one of its candidates that is
-already kept has Jaccard similarity >= t with it. Candidates share the value of at least one band. Connected components of
-the candidates only partition the work: the rule gives the same verdicts inside a component as over everything, because a
-document's candidates are all in its own. So no chain a~b~c ever drops c for being like b once b is gone.
-Price: linear in documents x bands, and in a bucket each newcomer is compared with the kept ones only.
+The rule: in survivor order (era, claim, id) a document is dropped if and only if one of its candidates that is already kept has
+Jaccard similarity >= t with it, or the same digest. Candidates share the value of at least one band; of a band's bucket only the
+first `limit` kept documents are candidates, which bounds what a giant bucket costs. Connected components of the candidates only
+partition the work: the rule gives the same verdicts inside a component as over everything, because a document's candidates are
+all in its own. So no chain a~b~c ever drops c for being like b once b is gone. A copy shares the fate of the first of its digest.
+Price: linear in documents x bands, and each newcomer is compared with the kept ones of its buckets only.
 """
 
 from __future__ import annotations
@@ -19,29 +20,34 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from pipelines.curate.minhash import jaccard
-from pipelines.curate.spans import U64, Bools, Ints, repeats
+from pipelines.curate.spans import U64, Bools, Ints, mix
 
-__all__ = ["Duplicate", "components", "copies", "near_duplicates", "partitions", "survivor_order"]
+__all__ = ["Candidates", "bucket_keys", "components", "copies", "duplicates_among", "star_edges", "survivor_order"]
+
+_NO_WORDS = np.uint64(0x5851F42D4C957F2D)  # keys of documents without words are those of no band
 
 
 @dataclass(frozen=True, slots=True)
-class Duplicate:
-    """A dropped document, by its place in the sequence that was judged."""
+class Candidates:
+    """Documents to be judged, in survivor order; parallel arrays [n]."""
 
-    place: int
-    kept: int
-    """Place of the kept document that it repeats."""
-    similarity: float
-    """Their exact Jaccard similarity."""
+    bands: U64
+    """MinHash band values [n, b]."""
+    digest: npt.NDArray[np.void]
+    """128-bit hash of the canonical text."""
+    num_grams: Ints
+    """Size of the set of shingles; one without any is compared by its digest only."""
+    settled: Bools
+    """Whether the document stays whatever else there is."""
 
 
-def survivor_order(num_chars: Ints, ids: Sequence[str] | npt.NDArray[np.str_]) -> Ints:
-    """Places in the order in which documents claim their place: longest first, ties by id.
+def survivor_order(era: Ints, claim: npt.NDArray[np.float64], ids: Sequence[str] | npt.NDArray[np.bytes_]) -> Ints:
+    """Places in the order in which documents claim their place: least era, then least claim, then least id.
 
-    >>> survivor_order(np.array([5, 9, 5]), ["b", "c", "a"]).tolist()
-    [1, 2, 0]
+    >>> survivor_order(np.array([1, 1, 0, 1]), np.array([-5.0, -9.0, -1.0, -5.0]), ["b", "c", "d", "a"]).tolist()
+    [2, 1, 3, 0]
     """
-    return np.lexsort((np.asarray(ids), -np.asarray(num_chars)))
+    return np.lexsort((np.asarray(ids), claim, era))
 
 
 def copies(digests: npt.NDArray[np.void]) -> Ints:
@@ -51,68 +57,102 @@ def copies(digests: npt.NDArray[np.void]) -> Ints:
     return found
 
 
-def components(bands: U64, comparable: Bools) -> Ints:
-    """The component of each document [n], numbered from 0; a document that is nobody's candidate has -1.
+def bucket_keys(bands: U64, digest: npt.NDArray[np.void], has_words: Bools) -> U64:
+    """The keys [n, b] of the buckets that documents are in: candidates share one.
 
-    `bands` [n, b] holds each document's band values; rows where `comparable` is false are left out. A bucket of m documents
-    needs m - 1 edges, each to its first, so giant buckets cost no more than their size.
+    A document with words is in a bucket for each of its bands, one without in that of its digest. Two buckets that share a
+    key by chance share a component and nothing else.
     """
-    members = np.flatnonzero(comparable)
-    edges = [_star_edges(bands[members, band]) for band in range(bands.shape[1])]
-    left, right = np.concatenate([e[0] for e in edges]), np.concatenate([e[1] for e in edges])
-    graph = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(members.size, members.size))
-    label = connected_components(graph, directed=False)[1].astype(np.int64)
-    label[np.bincount(label, minlength=1)[label] == 1] = -1
-    found = np.full(comparable.size, -1, np.int64)
-    found[members] = np.unique(label, return_inverse=True)[1] - (1 if (label < 0).any() else 0)
-    return found
+    keys = mix(bands + mix(np.arange(1, bands.shape[1] + 1, dtype=np.uint64)))
+    halves = np.frombuffer(digest[~has_words].tobytes(), np.uint64).reshape(-1, 2)
+    keys[~has_words] = mix(halves[:, 0] ^ mix(halves[:, 1] ^ _NO_WORDS))[:, None]
+    return keys
 
 
-def partitions(component: Ints, weight: Ints, most: int) -> Ints:
-    """For each document a partition, whole components together, each about as heavy as `most` or one component; -1 stays -1."""
-    inside = component >= 0
-    heavy = np.bincount(component[inside], weight[inside])
-    number: Ints = ((np.cumsum(heavy) - heavy) // most).astype(np.int64)
-    found = np.full(component.size, -1, np.int64)
-    found[inside] = number[component[inside]]
-    return found
+def star_edges(keys: U64, places: Ints, newcomer: Bools) -> tuple[Ints, Ints]:
+    """Edges (greater, least) from each document of a bucket to its least place: m - 1 for m documents.
 
-
-def near_duplicates(bands: U64, grams: Callable[[int], U64], threshold: float) -> list[Duplicate]:
-    """The rule, over documents 0..n-1 given in survivor order: who is dropped, and for whom.
-
-    `bands` [n, b]; `grams(i)` the set of document i, sorted and without repeats. Of several kept documents that are similar
-    enough the first in survivor order is named.
+    Buckets in which nobody is a newcomer have none: those documents are settled among themselves.
     """
-    kept_with: dict[tuple[int, int], list[int]] = defaultdict(list)
-    dropped: list[Duplicate] = []
-    for place, values in enumerate(bands.tolist()):
-        buckets = [kept_with[key] for key in enumerate(values)]
-        duplicate = _first_similar(place, sorted(set().union(*buckets)), grams, threshold)
-        if duplicate is not None:
-            dropped.append(duplicate)
-            continue
+    order = np.lexsort((places, keys))
+    keys, places, newcomer = keys[order], places[order], newcomer[order]
+    begins = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1]))) if keys.size else np.zeros(0, np.int64)
+    sizes = np.diff(begins, append=keys.size)
+    if not keys.size:
+        return places, places
+    matters = np.logical_or.reduceat(newcomer, begins)
+    least = np.repeat(places[begins], sizes)
+    edge = np.repeat(matters, sizes) & (places != least)
+    pairs = np.unique(np.stack((places[edge], least[edge]), axis=1), axis=0)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def components(greater: Ints, least: Ints) -> tuple[Ints, Ints]:
+    """The nodes of these edges, in order, and for each the least node that it is connected with.
+
+    >>> [x.tolist() for x in components(np.array([7, 9]), np.array([2, 7]))]
+    [[2, 7, 9], [2, 2, 2]]
+    """
+    nodes, ends = np.unique(np.concatenate((greater, least)), return_inverse=True)
+    left, right = ends[: greater.size], ends[greater.size :]
+    graph = coo_array((np.ones(left.size, np.int8), (left, right)), shape=(nodes.size, nodes.size))
+    label = connected_components(graph, directed=False)[1]
+    root = np.full(nodes.size, nodes.size, np.int64)
+    np.minimum.at(root, label, np.arange(nodes.size))
+    return nodes, nodes[root[label]]
+
+
+def duplicates_among(
+    documents: Candidates, grams: Callable[[int], U64], threshold: float, limit: int
+) -> tuple[Ints, npt.NDArray[np.float64]]:
+    """The rule, over documents 0..n-1 in survivor order: for each the kept one that it repeats (itself, if it stays), and their similarity.
+
+    `grams(i)` is the set of document i, sorted and without repeats. A kept document of the same digest is named if there is one,
+    else the first in survivor order that is similar enough.
+    """
+    first = copies(documents.digest)
+    kept, similarity = np.arange(first.size), np.ones(first.size)
+    copied = (first != kept) & ~documents.settled
+    judged, sizes = np.flatnonzero(~copied), documents.num_grams
+    listed: dict[int, list[int]] = defaultdict(list)
+    for place, row in zip(judged.tolist(), _shared_buckets(documents.bands[judged], sizes[judged] > 0), strict=True):
+        buckets = row[row >= 0].tolist()
+        if not documents.settled[place]:
+            rivals = sorted({k for bucket in buckets for k in listed[bucket] if _may_reach(sizes[place], sizes[k], threshold)})
+            match = _first_similar(place, rivals, grams, threshold)
+            if match is not None:
+                kept[place], similarity[place] = match
+                continue
         for bucket in buckets:
-            bucket.append(place)
-    return dropped
+            if len(listed[bucket]) < limit:
+                listed[bucket].append(place)
+    kept[copied], similarity[copied] = kept[first[copied]], similarity[first[copied]]
+    return kept, similarity
 
 
-def _first_similar(place: int, candidates: list[int], grams: Callable[[int], U64], threshold: float) -> Duplicate | None:
-    for kept in candidates:
-        ours, theirs = grams(place), grams(kept)
-        if min(ours.size, theirs.size) / max(ours.size, theirs.size, 1) < threshold:
-            continue  # even if the smaller were a part of the larger
-        similarity = jaccard(ours, theirs)
+def _shared_buckets(bands: U64, has_words: Bools) -> Ints:
+    """For each document and band [n, b] the number of the bucket, or -1 where it holds no other document."""
+    shared = np.full(bands.shape, -1, np.int64)
+    worded = np.flatnonzero(has_words)
+    number = 0
+    for band in range(bands.shape[1]):
+        _, inverse, counts = np.unique(bands[worded, band], return_inverse=True, return_counts=True)
+        shared[worded, band] = np.where(counts[inverse] > 1, inverse + number, -1)
+        number += counts.size
+    return shared
+
+
+def _may_reach(size: int, other: int, threshold: float) -> bool:
+    """Whether two sets of these sizes can be so similar: if the smaller were a part of the larger."""
+    return min(size, other) >= threshold * max(size, other)
+
+
+def _first_similar(place: int, rivals: list[int], grams: Callable[[int], U64], threshold: float) -> tuple[int, float] | None:
+    if not rivals:
+        return None
+    ours = grams(place)
+    for kept in rivals:
+        similarity = jaccard(ours, grams(kept))
         if similarity >= threshold:
-            return Duplicate(place, kept, similarity)
+            return kept, similarity
     return None
-
-
-def _star_edges(values: U64) -> tuple[Ints, Ints]:
-    """An edge from each document whose value stood before to the first that has it."""
-    again, first, _ = repeats(values)
-    if not again.any():
-        return first[:0], first[:0]
-    known = np.argsort(values[first])
-    right = np.flatnonzero(again)
-    return first[known][np.searchsorted(values[first][known], values[right])], right

@@ -1,143 +1,101 @@
 """Duplicates over a whole corpus: exact copies and near-duplicates, each drop verified against a document that is kept.
 
 Promise: what is dropped depends on the documents and the configuration alone, not on the pieces they are read in, their
-order, or how often a task is retried; every drop names a kept document and their exact similarity. Price: the driver holds
-some 200 bytes a document (its bands, not its text); tasks read again only the documents that are someone's candidate, and
-hold about 64 MB of their text at a time. How: `components.py` decides, this file fetches.
+order, whether the driver or shuffles find the candidates, or how often a task is retried; every drop names a kept document and
+their exact similarity. Price: tasks read again only the documents that are someone's candidate and write their sets of shingles
+once; each holds about `task_bytes` of them at a time. How: `label.py` says who is compared, `components.py` decides, this file
+brings the two together: labels -> sets dealt to groups of whole components -> fates dealt back to the documents' bundles.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 
-from pipelines.curate.components import components, copies, near_duplicates, partitions, survivor_order
+from pipelines.curate.bundle import Bundle, bundle_of
+from pipelines.curate.components import Candidates, duplicates_among, survivor_order
 from pipelines.curate.config import CurateConfig
-from pipelines.curate.minhash import shingles
-from pipelines.curate.normalize import canonical
-from pipelines.curate.piece import read_piece
+from pipelines.curate.fates import FATE, Fates, write_fates
+from pipelines.curate.label import Labels, label
+from pipelines.curate.shards import gather
+from pipelines.curate.shelf import Shelf, shelve, shelved_schema
+from pipelines.curate.signature import digests_of, values_of
+from pipelines.curate.tasks import in_tasks
 
-__all__ = ["Signatures", "Verdicts", "duplicates"]
+__all__ = ["SIMILARITY_BINS", "Comparison", "duplicates"]
 
-_PARTITION_CHARS = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Signatures:
-    """What the driver knows of the documents that passed the quality rules; parallel arrays [n]."""
-
-    piece: np.ndarray
-    """Number of the piece that holds the document."""
-    row: np.ndarray
-    """Its row there."""
-    id: np.ndarray
-    num_chars: np.ndarray
-    digest: np.ndarray
-    """128-bit hash of the canonical text."""
-    bands: np.ndarray
-    """MinHash band values [n, bands]."""
-    has_words: np.ndarray
-    """Whether the document has shingles to be compared."""
+SIMILARITY_BINS = 20
+"""Of the histogram of near-duplicates' similarities, from the threshold to 1."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdicts:
-    """The dropped documents; parallel arrays [m]."""
+class Comparison:
+    """What came of comparing the documents."""
 
-    document: np.ndarray
-    """Place of the document in the signatures."""
-    kept: np.ndarray
-    """Place of the kept document that it repeats."""
-    similarity: np.ndarray
-    exact: np.ndarray
-    """Whether the kept document has the same canonical text."""
-
-
-def duplicates(signatures: Signatures, pieces: Sequence[str], config: CurateConfig) -> Verdicts:
-    """Who is dropped as a duplicate. Ray must be attached; `pieces` are the URIs of the pieces that hold the texts."""
-    order = survivor_order(signatures.num_chars, signatures.id)
-    first = copies(signatures.digest[order])
-    original = first == np.arange(order.size)
-    component = components(signatures.bands[order], signatures.has_words[order] & original)
-    partition = partitions(component, signatures.num_chars[order], _PARTITION_CHARS)
-    near_kept, similarity = _near(signatures, pieces, order, partition, config)
-    kept = near_kept[first]  # a copy shares its original's fate
-    dropped = np.flatnonzero(~original | (near_kept != np.arange(order.size)))
-    return Verdicts(order[dropped], order[kept[dropped]], similarity[first][dropped], near_kept[first[dropped]] == first[dropped])
+    fates: Fates
+    """Of the duplicates."""
+    num_candidates: int
+    """Documents that shared a bucket with another."""
+    num_edges: int
+    rounds: int
+    """Steps that the components took; 0 where the driver joined the edges."""
+    similarities: list[int]
+    """Near-duplicates in each of `SIMILARITY_BINS`."""
+    seconds: dict[str, float]
+    """Wall time of finding the candidates, of making their sets, of comparing them."""
 
 
-def _near(signatures: Signatures, pieces: Sequence[str], order: np.ndarray, partition: np.ndarray, config: CurateConfig) -> Any:
-    """For each rank in survivor order the rank of the kept document it repeats (its own, if none), and the similarity."""
-    kept, similarity = np.arange(order.size), np.ones(order.size)
-    num_partitions = int(partition.max(initial=-1)) + 1
-    if num_partitions:
-        candidates = ray.data.from_arrow(_candidates(signatures, pieces, order, partition))
-        shared = {"batch_format": "pyarrow", "batch_size": None}
-        grams = candidates.map_batches(_fetch_grams, fn_kwargs={"ngram": config.ngram}, **shared)
-        together = grams.repartition(1) if num_partitions == 1 else grams.repartition(num_partitions, keys=["partition"])
-        judged = together.map_batches(_judge_block, fn_kwargs={"threshold": config.threshold}, **shared)
-        for batch in judged.iter_batches(batch_format="numpy", batch_size=None):
-            kept[batch["rank"]] = batch["kept"]
-            similarity[batch["rank"]] = batch["similarity"]
-    return kept, similarity
+def duplicates(bundles: Sequence[Bundle], config: CurateConfig, folder: str) -> Comparison:
+    """Who is dropped as a duplicate. Ray must be attached; `folder` is working state on storage that every task reaches."""
+    clock = [time.monotonic()]
+    labels = label(bundles, config, folder)
+    clock.append(time.monotonic())
+    num_groups = _num_groups(bundles, labels, config)
+    if num_groups:
+        in_tasks(shelve, bundles, labels, num_groups, config, folder)
+    clock.append(time.monotonic())
+    fates = Fates(f"{folder}/fates", num_groups)
+    eras = [(bundle.era, bundle.settled) for bundle in bundles]
+    counts = sum(in_tasks(judge_group, range(num_groups), eras, fates, config, folder), np.zeros(SIMILARITY_BINS, np.int64))
+    clock.append(time.monotonic())
+    seconds = dict(zip(("candidates", "sets", "compare"), np.diff(clock).round(3).tolist(), strict=True))
+    return Comparison(fates, labels.num_documents, labels.num_edges, labels.rounds, counts.tolist(), seconds)
 
 
-def _candidates(signatures: Signatures, pieces: Sequence[str], order: np.ndarray, partition: np.ndarray) -> list[pa.Table]:
-    """For each piece that holds candidates a table of which rows to read, and what the rule needs to know of them."""
-    ranks = np.flatnonzero(partition >= 0)
-    documents = order[ranks]
-    by_piece = np.lexsort((signatures.row[documents], signatures.piece[documents]))
-    ranks, documents = ranks[by_piece], documents[by_piece]
-    bounds = np.searchsorted(signatures.piece[documents], np.arange(len(pieces) + 1))
-    return [
-        pa.table(
-            {
-                "piece": [pieces[number]] * (end - begin),
-                "row": signatures.row[documents[begin:end]],
-                "rank": ranks[begin:end],
-                "partition": partition[ranks[begin:end]],
-                "bands": _binary_rows(signatures.bands[documents[begin:end]]),
-            }
-        )
-        for number, (begin, end) in enumerate(pairwise(bounds.tolist()))
-        if end > begin
-    ]
+def _num_groups(bundles: Sequence[Bundle], labels: Labels, config: CurateConfig) -> int:
+    """So many that the sets of one fill half of `task_bytes` on average: components come in all sizes. None without candidates."""
+    if not labels.num_documents:
+        return 0
+    chars = sum(bundle.num_chars for bundle in bundles) / sum(bundle.num_documents for bundle in bundles)
+    return max(1, round(2 * labels.num_documents * chars / config.task_bytes))
 
 
-def _binary_rows(values: np.ndarray) -> pa.Array:
-    """[n, k] of any type -> n values of fixed-size binary."""
-    values = np.ascontiguousarray(values)
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(values.strides[0]), len(values), [None, pa.py_buffer(values)])
-
-
-def _fetch_grams(wanted: pa.Table, ngram: int) -> pa.Table:
-    """Read the wanted rows of one piece; add the set of n-grams of each."""
-    texts = read_piece(wanted["piece"][0].as_py(), ["text"])["text"].take(wanted["row"]).to_pylist()
-    sets = [np.unique(grams) for grams in shingles([canonical(text) for text in texts], ngram)]
-    offsets = np.cumsum([0, *(len(s) for s in sets)])
-    column = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(np.concatenate(sets), pa.uint64()))
-    return wanted.select(["partition", "rank", "bands"]).append_column("grams", column)
-
-
-def _judge_block(block: pa.Table, threshold: float) -> pa.Table:
-    """Whole components, perhaps of several partitions -> rank, kept rank and similarity of the dropped."""
-    block = block.sort_by("rank").combine_chunks()
-    ranks = block["rank"].to_numpy()
-    dropped = []
-    if block.num_rows:  # a shuffle may leave some of its blocks empty
-        grams = block["grams"].combine_chunks()
-        bands = np.array([np.frombuffer(b, np.uint64) for b in block["bands"].to_pylist()])
-        dropped = near_duplicates(bands, lambda place: grams[place].values.to_numpy(), threshold)
-    return pa.table(
-        {
-            "rank": pa.array([ranks[d.place] for d in dropped], pa.int64()),
-            "kept": pa.array([ranks[d.kept] for d in dropped], pa.int64()),
-            "similarity": pa.array([d.similarity for d in dropped], pa.float64()),
-        }
+def judge_group(group: int, eras: list[tuple[int, bool]], fates: Fates, config: CurateConfig, folder: str) -> np.ndarray:
+    """Apply the rule to whole components and write the fates; the histogram of the near-duplicates' similarities."""
+    shelved = gather(f"{folder}/shelf", range(len(eras)), group, shelved_schema(config.bands))
+    place = shelved["place"].to_numpy()
+    era, settled = (np.array(values)[bundle_of(place)] for values in zip(*eras, strict=True))
+    ids = shelved["id"].to_numpy(zero_copy_only=False).astype("S32")
+    order = survivor_order(era, shelved["claim"].to_numpy(), ids)
+    order = order[np.argsort(shelved["component"].to_numpy()[order], kind="stable")]  # a component's sets are read together
+    shelved, place, settled = shelved.take(pa.array(order)), place[order], settled[order]
+    documents = Candidates(
+        bands=values_of(shelved["bands"], np.uint64),
+        digest=digests_of(shelved["digest"]),
+        num_grams=shelved["num_grams"].to_numpy(),
+        settled=settled,
     )
+    shelf = Shelf(f"{folder}/shelf", bundle_of(place), shelved["offset"].to_numpy(), documents.num_grams, config.task_bytes)
+    kept, similarity = duplicates_among(documents, shelf, config.threshold, config.bucket_limit)
+    dropped = np.flatnonzero(kept != np.arange(kept.size))
+    kept, similarity = kept[dropped], similarity[dropped]
+    exact = documents.digest[dropped] == documents.digest[kept]
+    reason = np.array(["duplicate.near", "duplicate.exact"], object)[exact.astype(int)]
+    named = pa.array(ids[order][kept].tolist(), pa.binary()).cast(pa.string())
+    table = pa.table([place[dropped], pa.array(reason, pa.string()), named, similarity], FATE)
+    write_fates(table, fates, group, sum(not settled for _, settled in eras))
+    return np.histogram(similarity[~exact], SIMILARITY_BINS, (config.threshold, 1.0))[0]

@@ -9,6 +9,8 @@ the duplicates runs document by document in Ray Data tasks of some MB; see dedup
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -21,12 +23,23 @@ from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
 from cluster.console import say
 from cluster.runtime import attached
 from cluster.storage import digest_of, list_files, resolve
+from pipelines.curate import decontaminate
 from pipelines.curate.account import balance, figures, headline, nothing_left
+from pipelines.curate.against import earlier, pieces_of
+from pipelines.curate.bundle import Bundle, Piece, bundled
+from pipelines.curate.chosen import Marks, choice_inputs, choose_documents, told
 from pipelines.curate.config import CurateConfig
-from pipelines.curate.dedup import Signatures, Verdicts, duplicates
+from pipelines.curate.dedup import Comparison, duplicates
+from pipelines.curate.fates import Fates
+from pipelines.curate.judges import Judges, judge_figures, judge_inputs, judging_steps, train_judges
+from pipelines.curate.paragraphs import Cuts, find_repeated
 from pipelines.curate.piece import count_rows, read_piece, refuse_if_elsewhere, write_piece
-from pipelines.curate.sources import SourceFile, chunked, find_files, read_files, sampled
-from pipelines.curate.steps import SUMMARY, drop_by_quality, normalise, sign, stage, timed, write
+from pipelines.curate.reading import read_files
+from pipelines.curate.records import Fields
+from pipelines.curate.sources import SourceFile, chunked, find_files, sampled
+from pipelines.curate.steps import SUMMARY, normalise, sign, stage, timed
+from pipelines.curate.tasks import in_tasks
+from pipelines.curate.write import PLACES, write_bundle
 from pipelines.streaming import streaming
 
 __all__ = ["curate"]
@@ -41,27 +54,41 @@ def curate(config: CurateConfig) -> Artifact:
     Raises ValueError for input that is missing, empty or wholly unreadable, and when no document is left.
     """
     files = sampled(find_files(config.input), config.max_bytes, config.seed)
-    inputs = {"text": digest_of([[f.uri, f.num_bytes, f.modified_ns] for f in files])}
+    old = earlier(config)
+    inputs = {"text": digest_of([[f.uri, f.num_bytes, f.modified_ns] for f in files]), **judge_inputs(config)}
+    inputs |= decontaminate.evaluation_inputs(config) | choice_inputs(config)
+    inputs |= {"against": digest_of([corpus.digest for corpus in old])} if old else {}
     if (done := finished(config.output, stage="curate", inputs=inputs, config=config)) is not None:
         say(f"{config.output}: already done")
         return done
     with publish(config.output, stage="curate", inputs=inputs, config=config) as draft, attached(), streaming():
         clock = [time.monotonic()]
-        staged = stage_documents(files, config, draft)
+        judges, learnt = train_judges(config)
+        draft.metrics |= {"judges": learnt} if learnt else {}
+        staged = stage_documents(files, judges, config, draft)
         refuse_if_nothing_left(staged, draft)
         clock.append(time.monotonic())
-        signatures = signatures_of(staged, config)
-        verdicts = duplicates(signatures, staged["piece"].to_pylist(), config)
+        bundles = bundled(_pieces(staged), [pieces_of(corpus) for corpus in old], config.task_bytes)
+        compared = duplicates(bundles, config, f"{draft.uri}/{_STAGED}")
+        fates = [compared.fates]
         clock.append(time.monotonic())
-        counted = write_corpus(staged, signatures, verdicts, draft.uri)
+        chosen = choose_documents(bundles, fates, config, f"{draft.uri}/{_STAGED}") if config.marks else None
+        fates += [] if chosen is None else [chosen.fates]
         clock.append(time.monotonic())
-        account(draft, staged, counted, sum(f.num_bytes for f in files), clock)
+        cuts = find_repeated(bundles, fates, config, f"{draft.uri}/{_STAGED}") if config.paragraphs else None
+        counted = write_corpus(bundles, fates, cuts, None if chosen is None else chosen.marks, config, draft.uri)
+        clock.append(time.monotonic())
+        account(draft, staged, counted, compared, sum(f.num_bytes for f in files), clock, config)
+        hits = list(chain.from_iterable(staged["hits"].to_pylist()))
+        for metrics, drawn in (decontaminate.told(config, hits), told(config, chosen)):
+            draft.metrics |= metrics
+            draft.figures |= drawn
         refuse_if_elsewhere(config.output, "documents", _documents_in(draft.uri), int(draft.counts["documents_in"]))
         clear_staged(draft)
     return open_artifact(config.output, made_by="curate")
 
 
-def stage_documents(files: list[SourceFile], config: CurateConfig, draft: Draft) -> pa.Table:
+def stage_documents(files: list[SourceFile], judges: Judges, config: CurateConfig, draft: Draft) -> pa.Table:
     """Read, normalise, judge and sign every document and keep it on storage: a `SUMMARY` row for each piece, in reading order.
 
     An interrupted run that got this far finds the summary again.
@@ -69,14 +96,14 @@ def stage_documents(files: list[SourceFile], config: CurateConfig, draft: Draft)
     summary = f"{draft.uri}/{_STAGED}/summary"
     if draft.resumed and _exists(summary):
         return read_piece(summary)
-    staged = (
-        ray.data.from_arrow(chunked(files, config.num_partitions))
-        .map_batches(partial(timed, "read", partial(read_files, text_field=config.text_field)), **_WHOLE)
-        .map_batches(partial(timed, "normalise", normalise), **_WHOLE)
-        .map_batches(partial(timed, "quality", partial(drop_by_quality, profile=config.profile)), **_WHOLE)
-        .map_batches(partial(timed, "minhash", partial(sign, config=config)), **_WHOLE)
-        .map_batches(partial(stage, folder=f"{draft.uri}/{_STAGED}", num_bands=config.bands), **_WHOLE)
-    )
+    fields = Fields(config.text_field, config.id_field, config.date_field)
+    steps = [("read", partial(read_files, fields=fields)), ("normalise", normalise), *judging_steps(config, ray.put(judges))]
+    chunks = chunked(files, config.num_partitions)
+    steps += decontaminate.steps(config, chunks, fields)
+    staged = ray.data.from_arrow(chunks)
+    for name, step in [*steps, ("minhash", partial(sign, config=config))]:
+        staged = staged.map_batches(partial(timed, name, step), **_WHOLE)
+    staged = staged.map_batches(partial(stage, folder=f"{draft.uri}/{_STAGED}", config=config), **_WHOLE)
     rows = [table.cast(SUMMARY) for table in staged.iter_batches(**_WHOLE) if table.num_rows]
     table = pa.concat_tables([SUMMARY.empty_table(), *rows]).sort_by("first").combine_chunks()
     refuse_if_elsewhere(config.output, "documents", count_rows(table["piece"].to_pylist()), sum(table["documents_in"].to_pylist()))
@@ -86,86 +113,72 @@ def stage_documents(files: list[SourceFile], config: CurateConfig, draft: Draft)
 
 def refuse_if_nothing_left(staged: pa.Table, draft: Draft) -> None:
     """ValueError, and no trace of the attempt, when no document passed."""
-    if not any(staged["row"].to_pylist()):
-        reasons, unreadable = (list(chain.from_iterable(staged[name].to_pylist())) for name in ("reasons", "unreadable"))
+    if not sum(staged["num_documents"].to_pylist()):
+        reasons: Counter[str] = Counter()
+        for reason, number in chain.from_iterable(staged["reasons"].to_pylist()):
+            reasons[reason] += number
         draft.disposable = [_STAGED]
-        raise ValueError(nothing_left(reasons, unreadable))
+        raise ValueError(nothing_left(reasons, list(chain.from_iterable(staged["unreadable"].to_pylist()))))
 
 
-def signatures_of(staged: pa.Table, config: CurateConfig) -> Signatures:
-    """The pieces' summaries as one table of the documents that are left."""
-    number = pa.array(np.arange(staged.num_rows))
-    lengths = staged["row"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
-    flat = {
-        name: staged[name].combine_chunks().flatten().to_numpy(zero_copy_only=False) for name in ("row", "id", "num_chars", "has_words")
-    }
-    return Signatures(
-        piece=np.repeat(number.to_numpy(), lengths),
-        row=flat["row"],
-        id=flat["id"].astype("S32"),
-        num_chars=flat["num_chars"],
-        digest=np.frombuffer(b"".join(staged["digest"].to_pylist()), "V16"),
-        bands=np.frombuffer(b"".join(staged["bands"].to_pylist()), np.uint64).reshape(-1, config.bands),
-        has_words=flat["has_words"].astype(bool),
-    )
+def _pieces(staged: pa.Table) -> list[Piece]:
+    names = ("piece", "signatures", "num_documents", "num_chars")
+    return [Piece(*values) for values in zip(*(staged[name].to_pylist() for name in names), strict=True)]
 
 
-def write_corpus(staged: pa.Table, signatures: Signatures, verdicts: Verdicts, folder: str) -> list[dict[str, Any]]:
-    """Write kept/ and dropped/; a row of counts for each piece, reason and kind."""
-    piece = signatures.piece[verdicts.document]
-    fates = []
-    for number, uri in enumerate(staged["piece"].to_pylist()):
-        mine = np.flatnonzero(piece == number)
-        fate = {
-            "piece": uri,
-            "number": number,
-            "row": signatures.row[verdicts.document[mine]].tolist(),
-            "reason": ["duplicate.exact" if exact else "duplicate.near" for exact in verdicts.exact[mine]],
-            "duplicate_of": [kept.decode() for kept in signatures.id[verdicts.kept[mine]]],
-            "similarity": verdicts.similarity[mine].tolist(),
-        }
-        fates.append(pa.Table.from_pylist([fate], _FATE))
-    return ray.data.from_arrow(fates).map_batches(partial(write, folder=folder), **_WHOLE).take_all()
+def write_corpus(
+    bundles: Sequence[Bundle], fates: Sequence[Fates], cuts: Cuts | None, marks: Marks | None, config: CurateConfig, folder: str
+) -> list[dict[str, Any]]:
+    """Write kept/, dropped/ and signatures/ of the new documents; a row of counts for each piece, reason and kind."""
+    new = [bundle for bundle in bundles if not bundle.settled]
+    return list(chain.from_iterable(in_tasks(write_bundle, new, fates, cuts, marks, config, folder)))
 
 
-_FATE = pa.schema(
-    {
-        "piece": pa.string(),
-        "number": pa.int64(),
-        "row": pa.list_(pa.int64()),
-        "reason": pa.list_(pa.string()),
-        "duplicate_of": pa.list_(pa.string()),
-        "similarity": pa.list_(pa.float64()),
-    }
-)
-
-
-def account(draft: Draft, staged: pa.Table, counted: list[dict[str, Any]], bytes_in: int, clock: list[float]) -> None:
+def account(
+    draft: Draft,
+    staged: pa.Table,
+    counted: list[dict[str, Any]],
+    compared: Comparison,
+    bytes_in: int,
+    clock: list[float],
+    config: CurateConfig,
+) -> None:
     """Counts that add up, figures and metrics."""
     draft.counts = balance(sum(staged["documents_in"].to_pylist()), counted)
     kept_bytes = sum(row["num_bytes"] for row in counted if not row["reason"])
-    seconds = dict(zip(("documents", "duplicates", "write"), np.diff(clock).round(3).tolist(), strict=True))
+    seconds = dict(zip(("documents", "duplicates", "selection", "write"), np.diff(clock).round(3).tolist(), strict=True))
     inside: dict[str, float] = {}
-    for name, value in (pair for pairs in staged["seconds"].to_pylist() for pair in pairs):
+    for name, value in chain.from_iterable(staged["seconds"].to_pylist()):
         inside[name] = inside.get(name, 0.0) + value
     total = clock[-1] - clock[0]
-    draft.metrics = {
+    draft.metrics |= {
         "seconds": seconds,
         "task_seconds": {name: round(value, 3) for name, value in inside.items()},
         "bytes_in": bytes_in,
         "bytes_kept": kept_bytes,
         "documents_per_second": round(draft.counts["documents_in"] / total, 1),
         "megabytes_per_second": round(bytes_in / total / 1e6, 2),
+        "candidates": compared.num_candidates,
+        "edges": compared.num_edges,
+        "rounds": compared.rounds,
+        "compare_seconds": compared.seconds,
+        **({"paragraphs_cut": sum(row["paragraphs_cut"] for row in counted)} if config.paragraphs else {}),
     }
-    draft.figures = figures(counted)
-    draft.headline = headline(draft.counts, kept_bytes)
+    draft.figures = figures(counted, draft.metrics, compared.similarities, config.threshold)
+    draft.figures |= judge_figures(draft.metrics.get("judges", {}))
+    draft.headline = headline(draft.counts, kept_bytes, len(config.against))
 
 
 def clear_staged(draft: Draft) -> None:
-    """Delete the pieces: they are working state, not part of the corpus.
+    """Delete the pieces, which are working state and not part of the corpus, and what killed tasks left half written.
 
     The summary goes first: who finds it may trust that every piece it names is there.
     """
+    for place in PLACES:
+        filesystem, path = resolve(f"{draft.uri}/{place}")
+        for name in list_files(filesystem, path):
+            if not name.endswith(".parquet"):
+                filesystem.delete_file(f"{path}/{name}")
     filesystem, path = resolve(f"{draft.uri}/{_STAGED}")
     filesystem.delete_file(f"{path}/summary")
     filesystem.delete_dir(path)

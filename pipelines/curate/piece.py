@@ -8,15 +8,21 @@ once more (parquet, lz4); in exchange memory holds some MB a task however large 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cluster.storage import resolve
+from pipelines.curate.spans import Ints
 
-__all__ = ["count_rows", "read_piece", "refuse_if_elsewhere", "write_piece"]
+__all__ = ["count_rows", "read_piece", "read_rows", "refuse_if_elsewhere", "whole_file", "write_piece"]
+
+_ROW_GROUP_BYTES = 1 << 20
 
 
 def read_piece(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -24,6 +30,18 @@ def read_piece(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     filesystem, path = resolve(uri)
     with filesystem.open_input_file(path) as stream:
         return pq.read_table(stream, columns=None if columns is None else list(columns))
+
+
+def read_rows(uri: str, rows: Ints, columns: Sequence[str]) -> pa.Table:
+    """Some rows of a piece, in the order of `rows`; only the row groups that hold one of them are read."""
+    filesystem, path = resolve(uri)
+    with filesystem.open_input_file(path) as stream, pq.ParquetFile(stream) as file:
+        sizes = np.array([file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)], np.int64)
+        ends = np.cumsum(sizes)
+        group = np.searchsorted(ends, rows, side="right")
+        wanted = np.unique(group)
+        shift = (ends - sizes)[wanted] - np.cumsum(sizes[wanted]) + sizes[wanted]  # rows of unread groups before each read one
+        return file.read_row_groups(wanted.tolist(), columns=list(columns)).take(pa.array(rows - shift[np.searchsorted(wanted, group)]))
 
 
 def count_rows(uris: Iterable[str]) -> int:
@@ -47,13 +65,25 @@ def refuse_if_elsewhere(output: str, what: str, found: int, expected: int) -> No
 
 
 def write_piece(table: pa.Table, uri: str, compression: str = "lz4") -> None:
-    """Write a piece, replacing the one of that name."""
+    """Write a piece in row groups of about a megabyte, replacing the one of that name."""
+    rows = max(1, table.num_rows * _ROW_GROUP_BYTES // max(table.nbytes, 1))
+    with whole_file(uri) as stream:
+        pq.write_table(table, stream, compression=compression, row_group_size=rows)
+
+
+@contextmanager
+def whole_file(uri: str) -> Iterator[pa.NativeFile]:
+    """A stream into a file that has its name only once everything is written."""
     filesystem, path = resolve(uri)
     if "://" in uri:
         with filesystem.open_output_stream(path) as stream:
-            pq.write_table(table, stream, compression=compression)
+            yield stream
         return
-    scratch = Path(f"{path}.{os.getpid()}")
+    scratch = Path(f"{path}.{os.getpid()}.{uuid.uuid4().hex}")  # no other attempt's, on whatever node
     scratch.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, scratch, compression=compression)
-    scratch.rename(path)
+    try:
+        with filesystem.open_output_stream(str(scratch)) as stream:
+            yield stream
+        scratch.rename(path)
+    finally:
+        scratch.unlink(missing_ok=True)

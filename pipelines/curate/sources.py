@@ -1,44 +1,31 @@
-"""Where documents come from: files found on the driver, read by tasks, each record a row, the unreadable ones too.
+"""Where documents come from: files found on the driver, by folder, name or glob, local and s3:// alike.
 
-Promise: the files are the same, in the same order and cut into the same chunks wherever this runs; a record that cannot be
-read becomes a row with an `unreadable.…` reason instead of an exception. Price: one listing per input; a task holds one
-whole text file, or a few MB of a jsonl or parquet file, at a time. After: pyarrow.fs for local and s3:// alike.
+Promise: the files are the same, in the same order and cut into the same chunks wherever this runs; which are read under
+`max_bytes` follows from their names alone. Price: one listing per input. After: pyarrow.fs.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import re
 import stat
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 from pyarrow import fs as arrow_fs
 
 from cluster.storage import resolve
-from pipelines.curate.document import DOCUMENT, UNREADABLE, document_id, excerpt
+from pipelines.curate.formats import format_of, known_formats
 
-__all__ = ["SourceFile", "chunked", "find_files", "installed_text", "read_files", "sampled"]
+__all__ = ["SourceFile", "chunked", "find_files", "installed_text", "sampled"]
 
-FORMATS = {
-    ".py": "py", ".md": "md", ".rst": "rst", ".txt": "txt",
-    ".jsonl": "jsonl", ".jsonl.gz": "jsonl", ".jsonl.zst": "jsonl", ".parquet": "parquet",
-}  # fmt: skip
-_COMPRESSION = {"gz": "gzip", "zst": "zstd"}
-_CODE = {"py"}
 _INSTALLED = {"py", "md", "rst", "txt"}
 _SKIPPED_FOLDERS = re.compile(r"(^|/)(__pycache__|\.[^/]+)/")
 _CHUNK_BYTES = 8 << 20
-_PART_CHARS = 250_000  # a longer .txt is several documents, cut at blank lines, or else at lines
-_YIELD_CHARS = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +55,7 @@ def find_files(inputs: Sequence[str]) -> list[SourceFile]:
     for item in inputs or installed_text():
         files = [f for f in _find_in(item) if inputs or f.format in _INSTALLED]
         if not files:
-            raise ValueError(f"{item}: holds no text to read; formats: {' '.join(FORMATS)}")
+            raise ValueError(f"{item}: holds no text to read; formats: {known_formats()}")
         for file in files:
             found.setdefault(file.uri, file)
     files = sorted(found.values(), key=lambda f: f.uri)
@@ -110,21 +97,6 @@ def chunked(files: Sequence[SourceFile], num_partitions: int) -> list[pa.Table]:
     return [pa.table({"uri": [os.fsencode(f.uri) for f in c], "format": [f.format for f in c]}) for c in chunks if c]
 
 
-def read_files(files: pa.Table, text_field: str) -> Iterator[pa.Table]:
-    """The records of the files as tables of `DOCUMENT` rows, some MB of text each."""
-    rows: list[dict[str, Any]] = []
-    chars = 0
-    for uri, format_ in zip(files["uri"].to_pylist(), files["format"].to_pylist(), strict=True):
-        for row in _read_file(os.fsdecode(uri), format_, text_field):
-            rows.append(row)
-            chars += len(row["text"] or "")
-            if chars > _YIELD_CHARS:
-                yield pa.Table.from_pylist(rows, DOCUMENT)
-                rows, chars = [], 0
-    if rows:
-        yield pa.Table.from_pylist(rows, DOCUMENT)
-
-
 def _find_in(item: str) -> list[SourceFile]:
     root, pattern = _split_glob(item)
     filesystem, path = resolve(root)
@@ -140,7 +112,7 @@ def _find_in(item: str) -> list[SourceFile]:
         return [
             SourceFile(f"{scheme}{path}/{name}", format_, size, modified_ns, name)
             for name, size, modified_ns in listed
-            if (format_ := _format_of(name)) is not None and wanted(name)
+            if (format_ := format_of(name)) is not None and wanted(name)
         ]
     except OSError as error:
         raise ValueError(f"{root}: cannot be listed ({' '.join(str(error).split())}); check the path and the permissions") from None
@@ -158,7 +130,7 @@ def _list_local(path: str, skip_hidden: bool) -> Iterator[tuple[str, int, int]]:
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(f for f in folders if not skip_hidden or not (f.startswith(".") or f == "__pycache__"))
         below = folder[len(path) :].lstrip("/") + "/" if folder != path else ""
-        for name in filter(_format_of, names):
+        for name in filter(format_of, names):
             status = os.stat(f"{folder}/{name}", follow_symlinks=False)
             if stat.S_ISLNK(status.st_mode) and os.path.exists(f"{folder}/{name}"):
                 status = os.stat(f"{folder}/{name}")
@@ -198,123 +170,7 @@ def _set(part: str) -> str:
 
 
 def _named_file(scheme: str, path: str, info: arrow_fs.FileInfo) -> SourceFile:
-    format_ = _format_of(info.base_name)
+    format_ = format_of(info.base_name)
     if format_ is None:
-        raise ValueError(f"{scheme}{path}: not a format that curate reads; give one of {' '.join(FORMATS)}")
+        raise ValueError(f"{scheme}{path}: not a format that curate reads; give one of {known_formats()}")
     return SourceFile(scheme + path, format_, info.size, info.mtime_ns or 0, info.base_name)
-
-
-def _format_of(name: str) -> str | None:
-    """By the suffix, the one before .gz or .zst included.
-
-    >>> _format_of("a/b.JSONL.gz"), _format_of("setup.cfg")
-    ('jsonl', None)
-    """
-    parts = name.rsplit("/", 1)[-1].lower().split(".")
-    return FORMATS.get("." + ".".join(parts[-2:])) or FORMATS.get("." + parts[-1]) if len(parts) > 1 else None
-
-
-@lru_cache(maxsize=16)
-def _filesystem(root: str) -> arrow_fs.FileSystem:
-    return resolve(root)[0]
-
-
-def _open(uri: str) -> tuple[arrow_fs.FileSystem, str | bytes]:
-    if "://" not in uri:
-        return _filesystem("/"), os.fsencode(uri)
-    scheme, path = uri.split("://", 1)
-    return _filesystem(f"{scheme}://{path.split('/', 1)[0]}"), path
-
-
-def _read_file(uri: str, format_: str, text_field: str) -> Iterator[dict[str, Any]]:
-    """The records of one file; the last may say that the rest of the file cannot be read."""
-    ordinal = 0
-    reader = {"jsonl": _read_jsonl, "parquet": _read_parquet}.get(format_, _read_text)
-    try:
-        for text, problem in reader(uri, text_field):
-            yield _row(uri, ordinal, format_, text, problem)
-            ordinal += 1
-    except FileNotFoundError:
-        yield _row(uri, ordinal, format_, None, "missing: the file was there when the input was listed")
-    except (OSError, EOFError, pa.ArrowException) as error:
-        yield _row(uri, ordinal, format_, None, f"{'parquet' if format_ == 'parquet' else 'file'}: {error}")
-
-
-def _row(uri: str, ordinal: int, format_: str, text: str | None, problem: str) -> dict[str, Any]:
-    kind = "code" if format_ in _CODE else "prose"
-    source = uri.encode(errors="backslashreplace").decode()
-    row = {"text": None, "source": source, "ordinal": ordinal, "kind": kind, "format": format_, "num_chars": 0, "num_words": 0}
-    if text is not None:
-        try:
-            content = text.encode()
-            return row | {"id": document_id(uri, ordinal, content), "text": text, "num_chars": len(text)}
-        except UnicodeEncodeError as error:
-            problem = f"encoding: {error}"
-    reason, _, detail = problem.partition(": ")
-    return row | {"id": document_id(uri, ordinal, problem.encode()), "reason": UNREADABLE + reason, "excerpt": excerpt(detail)}
-
-
-Record = tuple[str | None, str]
-"""A record's text and "", or None and "reason: what is wrong with it"."""
-
-
-def _read_text(uri: str, _: str) -> Iterator[Record]:
-    filesystem, path = _open(uri)
-    with filesystem.open_input_stream(path, compression=None) as stream:
-        raw = stream.readall()
-    if b"\0" in raw:
-        yield None, "binary: holds a zero byte"
-        return
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        yield None, f"encoding: {error}"
-        return
-    parts = [text] if len(text) <= _PART_CHARS or not uri.lower().endswith(".txt") else _parts(text)
-    yield from ((part, "") for part in parts)
-
-
-def _parts(text: str) -> Iterator[str]:
-    """The text cut after blank lines into parts of up to `_PART_CHARS`; a longer paragraph is cut after lines, a longer line stays."""
-    part = ""
-    for paragraph in re.split(r"(?<=\n)(?=[ \t]*\r?\n)", text):
-        for block in [paragraph] if len(paragraph) <= _PART_CHARS else paragraph.splitlines(keepends=True):
-            if part and len(part) + len(block) > _PART_CHARS:
-                yield part
-                part = ""
-            part += block
-    yield part
-
-
-def _read_jsonl(uri: str, text_field: str) -> Iterator[Record]:
-    filesystem, path = _open(uri)
-    with filesystem.open_input_stream(path, compression=_COMPRESSION.get(uri.lower().rsplit(".", 1)[-1])) as stream:
-        for line in io.BufferedReader(stream, 1 << 20):
-            if line.strip():
-                yield _json_record(line, text_field)
-
-
-def _json_record(line: bytes, text_field: str) -> Record:
-    try:
-        value = json.loads(line)
-    except UnicodeDecodeError as error:
-        return None, f"encoding: {error}"
-    except (ValueError, RecursionError) as error:
-        return None, f"json: {error}: {line[:100].decode(errors='replace')}"
-    if not isinstance(value, dict) or not isinstance(value.get(text_field), str):
-        return None, f"no_text: no text under {text_field!r}: {line[:100].decode(errors='replace')}"
-    return value[text_field], ""
-
-
-def _read_parquet(uri: str, text_field: str) -> Iterator[Record]:
-    filesystem, path = _open(uri)
-    with filesystem.open_input_file(path) as stream, pq.ParquetFile(stream) as file:
-        if text_field not in file.schema_arrow.names:
-            yield None, f"no_text: no column {text_field!r}; columns: {', '.join(file.schema_arrow.names)}"
-            return
-        for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
-            yield from (_parquet_record(value, text_field) for value in batch.column(0).to_pylist())
-
-
-def _parquet_record(value: Any, text_field: str) -> Record:
-    return (value, "") if isinstance(value, str) else (None, f"no_text: no text in column {text_field!r}")

@@ -11,24 +11,28 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.curate.account import balance
+from pipelines.curate.bundle import Piece, bundled, places
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.document import DROPPED, KEPT
+from pipelines.curate.fates import FATE, Fates, write_fates
 from pipelines.curate.piece import read_piece
 from pipelines.curate.quality import judge
-from pipelines.curate.sources import read_files
-from pipelines.curate.steps import drop_by_quality, normalise, sign, stage, timed, write
+from pipelines.curate.reading import read_files
+from pipelines.curate.steps import drop_by_quality, normalise, sign, stage, timed
+from pipelines.curate.write import write_bundle
 
 WORDS = "the of and tern sea ice wind flies north south year egg fish nest wing light storm coast island winter".split()  # noqa: SIM905
 
 
 def prose(seed: int) -> str:
     """Twelve sentences of nine words that every quality rule lets through."""
-    return " ".join(" ".join(random.Random(f"{seed} {i}").choices(WORDS, k=9)) + "." for i in range(12))
+    return " ".join(" ".join(random.Random(f"{seed} {i}").choices(WORDS, k=9)).capitalize() + "." for i in range(12))
 
 
 GOOD = st.integers(0, 99).map(prose)
@@ -42,16 +46,19 @@ CONFIG = CurateConfig(output="unused")
 
 def through_the_steps(files, folder, fates):
     """Read, normalise, judge, sign, stage and write as the tasks do; `fates(ids)` names rows to drop as duplicates."""
-    tables = read_files(files, "text")
+    tables = read_files(files)
     chain = (normalise, partial(drop_by_quality, profile="auto"), partial(sign, config=CONFIG))
     for place, step in enumerate(chain):
         tables = [made for table in tables for made in timed(str(place), step, table)]
-    summaries = [stage(table, str(folder / "staged"), CONFIG.bands).to_pylist()[0] for table in tables]
+    summaries = [stage(table, str(folder / "staged"), CONFIG).to_pylist()[0] for table in tables]
+    pieces = [Piece(s["piece"], s["signatures"], s["num_documents"], s["num_chars"]) for s in summaries]
     counted = []
-    for number, summary in enumerate(summaries):
-        rows = fates(summary["row"])
-        fate = {"row": rows, "reason": ["duplicate.near"] * len(rows), "duplicate_of": ["x"] * len(rows), "similarity": [0.9] * len(rows)}
-        counted += write(pa.Table.from_pylist([{"piece": summary["piece"], "number": number, **fate}]), str(folder)).to_pylist()
+    for bundle in bundled(pieces, [], 1):
+        rows = np.array(fates(read_piece(bundle.pieces[0].signatures)["row"].to_pylist()), np.int64)
+        fate = {"reason": "duplicate.near", "duplicate_of": "x", "similarity": 0.9}
+        told = [fate | {"place": place} for place in places(bundle.number, 0, rows).tolist()]
+        write_fates(pa.Table.from_pylist(told, FATE), Fates(str(folder / "fates"), 1), 0, len(pieces))
+        counted += write_bundle(bundle, [Fates(str(folder / "fates"), 1)], None, None, CONFIG, str(folder))
     return summaries, counted
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.pack import best_fit, fill, pack, split
+from pipelines.pack import best_fit, fill, mean_places, pack, split
 
 CAPACITY = 16
 DOCUMENTS = st.lists(st.integers(1, 50), max_size=60).map(lambda lengths: np.array(lengths, np.int64))
@@ -81,3 +81,13 @@ def test_documents_of_everyday_lengths_pad_little():
 def test_nothing_packs_into_nothing():
     packed = pack(np.zeros(0, np.int64), 8, 1)
     assert packed.num_sequences == 0
+
+
+@given(DOCUMENTS.filter(len), st.integers(1, 8))
+def test_a_sequences_place_is_the_mean_of_its_tokens(num_tokens, bucket_sequences):
+    pieces = split(num_tokens, CAPACITY)
+    packed = pack(pieces.length, CAPACITY, bucket_sequences)
+    held = [[] for _ in range(packed.num_sequences)]
+    for sequence, length, document in zip(packed.sequence, pieces.length, pieces.document, strict=True):
+        held[sequence] += [document * 10] * length
+    np.testing.assert_allclose(mean_places(packed, pieces.length, pieces.document * 10), [np.mean(each) for each in held])

@@ -17,6 +17,7 @@ from pipelines.config import TokenizeConfig
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.flow import curate
 from pipelines.tokens import tokenize
+from train.corpus import Sequences
 
 WORDS = [
     "return", "self", "value", "for", "in", "the", "of", "tern", "flies", "naïve", "日本", "🐦", "<|endoftext|>", "<|user|>", "def",
@@ -166,3 +167,36 @@ def test_mistakes_are_one_line(corpus, tokens, tmp_path):
 def test_settings_out_of_range_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         TokenizeConfig(corpus="c", output="t", **values)
+
+
+def test_an_order_survives_packing(corpus, tmp_path):
+    """The sequences that the index names hold the documents in the order of their places, across shards."""
+    text = corpus.uri.removesuffix(".corpus")
+    ordered = curate(CurateConfig(input=(text,), output=str(tmp_path / "corpus"), order="length", order_pacing="sorted"))
+    place = {row["id"]: row["order"] for row in pq.read_table(f"{ordered.uri}/kept").to_pylist()}
+    assert sorted(place.values()) == list(range(len(place)))
+    config = TokenizeConfig(
+        corpus=ordered.uri, output=str(tmp_path / "tokens"), vocab_size=600, length=64, held_out=0.1, shard_sequences=150
+    )
+    artifact = tokenize(config)
+    index = np.load(f"{artifact.uri}/index.npy")
+    shards = list(shards_of(artifact.uri))
+    starts = np.cumsum([0, *(len(tokens) for tokens, _, _ in shards)])
+    assert len(shards) > 1
+    assert sorted(index.tolist()) == list(range(starts[-1]))
+    held = [[] for _ in range(starts[-1])]
+    for start, (_, _, rows) in zip(starts, shards, strict=False):
+        for row in rows:
+            held[start + row["sequence"]] += [place[row["id"]]] * row["num_tokens"]
+    means = [np.mean(held[sequence]) for sequence in index]
+    assert means == sorted(means)
+    assert np.mean([max(places) - min(places) for places in held]) < len(place) / 8  # a sequence holds neighbours
+    assert artifact.manifest.metrics["ordered"]
+    assert artifact.manifest.metrics["padding_share"] < 0.1
+    assert Sequences.open(Path(artifact.uri)).index.tolist() == index.tolist()
+
+
+def test_a_corpus_without_an_order_gets_no_index(tokens):
+    _, artifact = tokens
+    assert not Path(artifact.uri, "index.npy").exists()
+    assert not artifact.manifest.metrics["ordered"]

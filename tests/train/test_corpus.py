@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from train.config import Recipe
 from train.corpus import IGNORED, Cursor, Sequences, pack
+from train.loop import State, run
 from train.loss import CausalLoss
 
 
@@ -105,3 +107,58 @@ def test_a_folder_without_shards_is_named(tmp_path: Path):
     np.save(tmp_path / "shards/00000.segments.npy", np.zeros((2, 3), np.uint16))
     with pytest.raises(ValueError, match="do not fit"):
         Sequences.open(tmp_path)
+
+
+def numbered(num_sequences: int, index: np.ndarray | None) -> Sequences:
+    """Sequences that hold nothing but their own number."""
+    tokens = np.repeat(np.arange(num_sequences, dtype=np.uint32)[:, None], 4, axis=1)
+    return Sequences([tokens[:3], tokens[3:]], [np.ones((3, 4), np.uint16), np.ones((num_sequences - 3, 4), np.uint16)], index=index)
+
+
+class Listener:
+    """A worker that learns nothing and notes which sequences it is given."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+        self.given: list[list[int]] = []
+
+    def step(self, batches, num_labels, learning_rate):
+        self.given.append([number for batch in batches for number in batch.input_ids[:, 0].tolist()])
+        return 1.0, 1.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.permutations(range(17)),
+    st.lists(st.tuples(st.sampled_from([1, 2, 4]), st.integers(1, 4)), min_size=1, max_size=4),
+    st.sampled_from([1, 2]),
+)  # fmt: skip
+def test_training_consumes_the_index_in_order_on_any_workers(order, stretches, micro_batch):
+    """Each stretch is some steps on so many workers, each resumed from the state of the one before."""
+    index, batch = np.array(order), 8
+    source, state, consumed = numbered(17, index), State(), []
+    for world, steps in stretches:
+        recipe = Recipe(
+            steps=state.step + steps, global_batch=batch, micro_batch=micro_batch, sequence_length=4, learning_rate=1.0, num_workers=world
+        )
+        workers = [Listener(rank, world) for rank in range(world)]
+        states = [run(worker, source, recipe, state=State.from_json(state.to_json())) for worker in workers]
+        for parts in zip(*(worker.given for worker in workers), strict=True):
+            consumed += [number for part in parts for number in part]
+        state = states[0]
+    assert consumed[:17] == order[: len(consumed)]
+    plain = numbered(17, None)
+    steps = len(consumed) // batch
+    drawn = [int(i) for step in range(steps) for i in Cursor(0, batch, len(plain), step).indices()]
+    assert consumed[17:] == drawn[17:]  # the second epoch is as without an index
+
+
+def test_an_index_is_kept_beside_the_shards(tmp_path: Path):
+    order = np.random.default_rng(0).permutation(9)
+    numbered(9, order).save(tmp_path)
+    assert Sequences.open(tmp_path).index.tolist() == order.tolist()
+    np.save(tmp_path / "index.npy", order[:-1])
+    with pytest.raises(ValueError, match=r"index.npy: is no order of the 9 sequences"):
+        Sequences.open(tmp_path)
+    (tmp_path / "index.npy").unlink()
+    assert Sequences.open(tmp_path).index is None

@@ -6,7 +6,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.curate.document import DOCUMENT, DROPPED, KEPT, document_id, excerpt
+from pipelines.curate.document import DOCUMENT, DROPPED, KEPT, MARKED, document_id, excerpt
 
 SOURCE = st.text(st.sampled_from("a1:/\udcff"), max_size=6)  # file names may hold bytes that are no text
 IDENTITY = st.tuples(SOURCE, st.integers(0, 120), st.binary(max_size=3) | st.sampled_from([b"1:", b":", b"12:a"]))
@@ -36,8 +36,8 @@ def test_an_excerpt_is_the_beginning_on_one_short_line(text):
 
 def test_kept_and_dropped_hold_what_a_document_holds():
     """Same names and types as on the way; a dropped one has no text, a kept one no reason."""
-    assert all(DOCUMENT.field(field.name) == field for field in KEPT)
-    added = {"duplicate_of": pa.string(), "similarity": pa.float64()}
+    assert all(DOCUMENT.field(field.name) == field for field in KEPT if field not in MARKED)
+    added = {"duplicate_of": pa.string(), "similarity": pa.float64(), "score": pa.float64()}
     assert {field.name: field.type for field in DROPPED} == {**{f.name: f.type for f in DOCUMENT if f.name in DROPPED.names}, **added}
-    assert set(DOCUMENT.names) - set(KEPT.names) == {"reason", "excerpt"}
-    assert set(DOCUMENT.names) - set(DROPPED.names) == {"text", "num_words"}
+    assert set(DOCUMENT.names) - set(KEPT.names) == {"date", "reason", "excerpt"}
+    assert set(DOCUMENT.names) - set(DROPPED.names) == {"text", "date", "num_words"}

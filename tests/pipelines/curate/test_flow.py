@@ -28,7 +28,8 @@ def prose(seed, words=120):
     """Sentences that no quality rule drops, different for each seed."""
     pick = random.Random(seed)
     text = [f"{pick.choice(VOCABULARY)}{pick.randrange(1000) if pick.random() < 0.05 else ''}" for _ in range(words)]
-    return " ".join(word + ("." if place % 9 == 8 else "") for place, word in enumerate(text)) + "."
+    said = [word.capitalize() if place % 9 == 0 else word for place, word in enumerate(text)]
+    return " ".join(word + ("." if place % 9 == 8 else "") for place, word in enumerate(said)) + "."
 
 
 def edited(text, share, seed):
@@ -76,7 +77,7 @@ def test_counts_are_conserved_and_the_folder_is_as_promised(corpus):
     assert counts["documents_in"] == 61 == counts["kept"] + sum(n for name, n in counts.items() if name.startswith("dropped."))
     assert counts["kept"] == len(kept)
     assert len({row["id"] for row in kept + dropped}) == 61
-    assert not any(name.startswith("staged") for name in artifact.manifest.files)
+    assert {name.split("/")[0] for name in artifact.manifest.files} == {"kept", "dropped", "signatures"}
     assert {row["kind"] for row in kept} == {"code", "prose"}
     assert counts["dropped.duplicate.exact"] == 3 + 1 + 1
     assert counts["dropped.unreadable.json"] == counts["dropped.unreadable.no_text"] == counts["dropped.unreadable.encoding"] == 1
@@ -111,11 +112,14 @@ def test_the_corpus_does_not_depend_on_the_partitions(corpus, tmp_path, num_part
     assert [*tables(other.uri)] == [*tables(artifact.uri)]
 
 
-def test_many_partitions_of_candidates_change_nothing(corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize("driver_bytes", [1 << 30, 1])
+def test_small_memory_changes_nothing(corpus, tmp_path, driver_bytes):
+    """Many groups whose sets do not fit at a time; candidates found by the driver or by shuffles."""
     config, artifact = corpus
-    monkeypatch.setattr("pipelines.curate.dedup._PARTITION_CHARS", 6000)
-    other = curate(dataclasses.replace(config, num_partitions=3, output=str(tmp_path / "corpus")))
+    small = {"num_partitions": 3, "task_bytes": 4000, "driver_bytes": driver_bytes}
+    other = curate(dataclasses.replace(config, **small, output=str(tmp_path / "corpus")))
     assert [*tables(other.uri)] == [*tables(artifact.uri)]
+    assert (other.manifest.metrics["rounds"] > 0) == (driver_bytes == 1)
 
 
 def power_cut(*_):
@@ -139,11 +143,11 @@ def test_a_finished_run_is_recognised_and_an_interrupted_one_goes_on(corpus, tmp
 def on_another_disk(step, files_of):
     """The step, its files out of the driver's reach afterwards: those that `files_of` finds by its arguments and its result."""
 
-    def run(documents, **settings):
-        table = step(documents, **settings)
-        for uri in files_of(table, settings):
+    def run(documents, *rest, **settings):
+        result = step(documents, *rest, **settings)
+        for uri in files_of(result, rest):
             Path(uri).unlink(missing_ok=True)
-        return table
+        return result
 
     return run
 
@@ -152,13 +156,13 @@ def on_another_disk(step, files_of):
     ("step", "files_of"),
     [
         ("stage", lambda table, _: table["piece"].to_pylist()),
-        ("write", lambda _, settings: Path(settings["folder"], "kept").glob("*")),
-        ("write", lambda _, settings: Path(settings["folder"], "dropped").glob("*1.parquet")),
+        ("write_bundle", lambda _, rest: Path(rest[-1], "kept").glob("*")),
+        ("write_bundle", lambda _, rest: Path(rest[-1], "dropped").glob("*1.parquet")),
     ],
 )
 def test_what_workers_wrote_to_their_own_disks_is_not_published(corpus, tmp_path, monkeypatch, step, files_of):
     config, artifact = corpus
-    again = dataclasses.replace(config, num_partitions=3, output=str(tmp_path / "corpus"))
+    again = dataclasses.replace(config, num_partitions=3, task_bytes=4000, output=str(tmp_path / "corpus"))
     with monkeypatch.context() as patch:
         patch.setattr(f"pipelines.curate.flow.{step}", on_another_disk(getattr(flow, step), files_of))
         with pytest.raises(ValueError, match=r"/corpus: \d+ of 61 documents are in this folder: .*; use s3://") as caught:
@@ -166,6 +170,46 @@ def test_what_workers_wrote_to_their_own_disks_is_not_published(corpus, tmp_path
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "corpus").exists()
     assert [*tables(curate(again).uri)] == [*tables(artifact.uri)]
+
+
+def test_what_a_killed_task_left_half_written_is_not_published(corpus, tmp_path, monkeypatch):
+    config, artifact = corpus
+
+    def half_written(bundle, *rest):
+        Path(rest[-1], "kept").mkdir(exist_ok=True)
+        Path(rest[-1], "kept", "00000.parquet.123.abc").write_text("half")
+        return flow.write_bundle(bundle, *rest)
+
+    monkeypatch.setattr("pipelines.curate.flow.write_bundle", half_written)
+    other = curate(dataclasses.replace(config, output=str(tmp_path / "corpus")))
+    assert all(name.endswith(".parquet") for name in other.manifest.files)
+    assert [*tables(other.uri)] == [*tables(artifact.uri)]
+
+
+def test_repeated_paragraphs_are_cut_and_counted(tmp_path, ray_session):
+    """A notice under eight documents stays under two; a document of nothing else is dropped for it."""
+    notice = "This notice stands under every page of the place and says that all of its rights are reserved by whoever wrote it."
+    notice = " ".join([notice, prose(99, 60)])
+    texts = [f"{prose(n)}\n\n{notice}" for n in range(8)] + [notice]
+    (tmp_path / "in.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    config = CurateConfig(input=(str(tmp_path / "in.jsonl"),), output=str(tmp_path / "a"), paragraphs=True, paragraph_documents=2)
+    artifact = curate(config)
+    kept, dropped = tables(artifact.uri)
+    assert sum(notice in row["text"] for row in kept) == 2
+    assert [row["reason"] for row in dropped] == ["duplicate.paragraphs"]
+    assert artifact.manifest.metrics["paragraphs_cut"] == 7
+    assert artifact.manifest.counts == {"documents_in": 9, "kept": 8, "dropped.duplicate.paragraphs": 1}
+
+
+@pytest.mark.parametrize(("survivors", "first"), [("longest", "long"), ("oldest", "old")])
+def test_who_survives_is_configured(tmp_path, ray_session, survivors, first):
+    texts = {"long": prose(1) + " And a few more words.", "old": prose(1)}
+    dates = {"long": "2024-05-01T10:00:00Z", "old": "2020-05-01"}
+    lines = [json.dumps({"id": name, "text": text, "date": dates[name]}) for name, text in texts.items()]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    config = CurateConfig(input=(str(tmp_path / "in.jsonl"),), output=str(tmp_path / "a"), survivors=survivors)
+    (kept,), (dropped,) = tables(curate(config).uri)
+    assert (kept["source_id"], dropped["duplicate_of"]) == (first, kept["id"])
 
 
 class DyingDisk:
@@ -208,7 +252,21 @@ def test_input_that_leaves_nothing_is_one_line(tmp_path, ray_session, content, m
     assert [file.name for file in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-@pytest.mark.parametrize("values", [{"threshold": 0}, {"bands": 0}, {"max_bytes": 0}, {"num_partitions": -1}, {"text_field": ""}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"threshold": 0},
+        {"bands": 0},
+        {"max_bytes": 0},
+        {"num_partitions": -1},
+        {"text_field": ""},
+        {"task_bytes": 0},
+        {"driver_bytes": 0},
+        {"bucket_limit": 0},
+        {"date_field": ""},
+        {"survivors": "best"},
+    ],
+)
 def test_settings_out_of_range_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         CurateConfig(output="corpus", **values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 
@@ -33,6 +34,14 @@ PIECES = [
     "\n\n",
     "\n \n",
     "the and of the and of x ",
+    "Use cookies",
+    "JavaScript.",
+    "and so on.",
+    "(and so.)",
+    "है।",
+    "日本。」",
+    "'tis!'",
+    "x" * 1001,
 ]
 TEXTS = st.lists(st.lists(st.sampled_from(PIECES), max_size=40).map(lambda parts: clean(" ".join(parts))), min_size=1, max_size=4)
 
@@ -68,13 +77,30 @@ def duplicate(items, chars):
     return sum(map(len, again)) / max(chars, 1) if chars else len(again) / max(len(items), 1)
 
 
+def plain_sentences(lines):
+    """C4's: of lines of three words, none too long (or of Chinese or Japanese sentences), without boilerplate."""
+    ends, phrases = (
+        re.compile(r"[.!?…।][\"')\]}”’»]?$"),
+        ("javascript", "terms of use", "privacy policy", "cookie policy", "use cookies", "uses cookies"),
+    )
+    found = {"sentences": 0, "terminated_sentences": 0}
+    for line in lines:
+        words, wide = line.split(), sum(line.count(c) for c in "。！？｡")
+        if (not wide and (len(words) < 3 or max(map(len, words)) > 1000)) or any(p in line.lower() for p in phrases):
+            continue
+        number = wide + sum(bool(ends.search(w)) and not n[0].islower() for w, n in itertools.pairwise(words))
+        number += bool(ends.search(words[-1])) or line[-1] not in "。！？｡"
+        found["sentences"] += number
+        found["terminated_sentences"] += number * (line[-1] in ".!?\"'" and not line.endswith("..."))
+    return found
+
+
 def plain_prose(text):
     words = text.split()
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     paragraphs = [p.strip() for p in re.split(r"\n(?:[^\S\n]*\n)+", text) if p.strip()]
     paragraphs = ["\n".join(p.split("\n")) for p in paragraphs]
     per_word, per_line = max(len(words), 1), max(len(lines), 1)
-    ends = re.compile(r"[.!?…]$|[.!?…][\"')\]}”’»]$")
     return {
         "num_words": len(words),
         "mean_word_chars": sum(map(len, words)) / per_word,
@@ -82,14 +108,14 @@ def plain_prose(text):
         "ellipses_per_word": (text.count("...") + text.count("…")) / per_word,
         "letter_words": sum(any(c.isalpha() for c in w) for w in words) / per_word,
         "stop_words": len({"the", "be", "to", "of", "and", "that", "have", "with"} & set(words)),
-        "newlines_per_word": text.count("\n") / per_word,
-        "sentences": sum(bool(ends.search(w)) for w in words) + sum(text.count(c) for c in "。！？｡"),
+        "newlines_per_token": text.count("\n") / max(len(re.findall(r"[^\W_]+|[^\w\s]|_", text)), 1),
+        **plain_sentences(lines),
         "lorem_ipsum": float("lorem ipsum" in text.lower()),
         "curly_brackets": text.count("{"),
-        "bullet_lines": sum(line[0] in "-•*" for line in lines) / per_line,
+        "bullet_lines": sum(line[0] in "-•" for line in lines) / per_line,
         "ellipsis_lines": sum(line.endswith(("...", "…")) for line in lines) / per_line,
-        "punctuated_lines": sum(line[-1] in ".!?…\"')]}”’»。！？｡" for line in lines) / per_line,
-        "short_lines": sum(len(line) <= 30 for line in lines) / per_line,
+        "punctuated_lines": sum(bool(re.search(r"[.!?…।。！？｡][\"')\]}”’»]?$", line)) for line in lines) / per_line,
+        "short_lines": sum(len(line) <= 30 for line in text.split("\n") if line.strip()) / per_line,
         "duplicate_lines": duplicate(lines, 0),
         "duplicate_line_chars": duplicate(lines, len(text)) if lines else 0.0,
         "duplicate_paragraphs": duplicate(paragraphs, 0),

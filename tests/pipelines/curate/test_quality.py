@@ -9,7 +9,8 @@ import pytest
 
 from pipelines.curate.measure import measure_code, measure_prose
 from pipelines.curate.normalize import clean
-from pipelines.curate.quality import PROFILES, Rule, judge, verdicts
+from pipelines.curate.quality import judge, verdicts
+from pipelines.curate.rules import PROFILES, Rule
 
 SENTENCES = [
     "The arctic tern is a small bird that lives by the sea.",
@@ -76,10 +77,36 @@ def test_fineweb_rules_alone(reason, text):
 
 
 def test_every_rule_looks_at_a_measure_its_profile_has():
-    for profile, measure in (("web", measure_prose), ("code", measure_code)):
+    for profile in PROFILES:
+        measure = measure_code if profile == "code" else measure_prose
         assert {rule.measure for rule in PROFILES[profile]} <= measure(["text"]).keys()
         names = [rule.name for rule in PROFILES[profile]]
         assert len(names) == len(set(names))
+
+
+def test_boilerplate_and_short_lines_hold_no_sentences():
+    lines = [*SENTENCES[:3], "We use cookies.", "Please enable JavaScript to go on.", "Read our Privacy Policy.", "Home. About.", "Go!"]
+    rule = next(rule for rule in PROFILES["web"] if rule.name == "c4.few_sentences")
+    measures = measure_prose(["\n".join(lines), "\n".join([*lines, *SENTENCES[3:5]]), GOOD.replace(". ", ".\n")])
+    assert verdicts(measures, [rule]) == ["c4.few_sentences", None, None]
+    assert measures["sentences"].tolist() == [3, 5, 6]
+
+
+def test_the_c4_profile_asks_for_lines_that_end_as_sentences_do():
+    wrapped = GOOD.replace(" the ", " the\n")
+    assert judge([GOOD, wrapped], "c4")[0] == [None, "c4.few_sentences"]
+    assert judge([GOOD, wrapped], "web", {"fineweb.punctuated_lines": False})[0] == [None, None]
+
+
+def test_a_profile_of_no_rules_counts_words():
+    assert judge(["one two", ""], "none") == ([None, None], [2, 0])
+
+
+def test_a_threshold_given_anew_is_the_one_that_judges():
+    short = " ".join(SENTENCES[:3]) + " So it is. And so it was."
+    assert judge([short], "web")[0] == ["gopher.short_document"]
+    assert judge([short], "web", {"gopher": {"short_document": 20}})[0] == [None]
+    assert judge([short], "web", {"gopher.short_document": False, "c4.few_sentences": 9})[0] == ["c4.few_sentences"]
 
 
 def test_the_first_broken_rule_is_the_reason():

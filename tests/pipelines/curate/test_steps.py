@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from functools import partial
-from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -13,16 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.curate.config import CurateConfig
-from pipelines.curate.document import DOCUMENT, DROPPED, KEPT
+from pipelines.curate.document import DOCUMENT
 from pipelines.curate.minhash import band_values, shingles
 from pipelines.curate.normalize import canonical, clean
 from pipelines.curate.piece import read_piece
 from pipelines.curate.quality import judge
-from pipelines.curate.steps import SUMMARY, drop_by_quality, normalise, sign, stage, timed, write
+from pipelines.curate.signature import signature_schema, values_of
+from pipelines.curate.steps import SUMMARY, drop_by_quality, normalise, sign, stage, timed
 
 CONFIG = CurateConfig(output="unused", bands=3, rows=2)
 WORDS = ["the", "of", "and", "tern", "sea", "ice", "wind", "flies", "north", "south", "egg", "fish", "nest", "wing", "storm", "coast"]
-PROSE = [" ".join(" ".join(random.Random(f"{n} {i}").choices(WORDS, k=9)) + "." for i in range(12)) for n in range(3)]
+PROSE = [" ".join(" ".join(random.Random(f"{n} {i}").choices(WORDS, k=9)).capitalize() + "." for i in range(12)) for n in range(3)]
 CODE = "\n\n".join(f"def area_{name}(width, height):\n    return width * height + offset_{name}" for name in ("field", "court", "table"))
 TEXTS = st.lists(st.tuples(st.none() | st.sampled_from([*PROSE, CODE, "a\r\nb", "", "short\x00"]), st.sampled_from(["code", "prose"])))
 EQUAL_APART_FROM_CASE = ["The tern, it flies over the sea", "the TERN it flies; over the sea!"]
@@ -44,13 +44,7 @@ def documents(texts, kinds=None):
 
 def staged(texts, folder, kinds=None):
     table = sign(drop_by_quality(normalise(documents(texts, kinds)), "auto"), CONFIG)
-    return stage(table, str(folder), CONFIG.bands).to_pylist()[0]
-
-
-def fate(summary, rows=(), number=7):
-    """The row that `write` takes: `rows` are near-duplicates of document x."""
-    given_ = {"row": [*rows], "reason": ["duplicate.near"] * len(rows), "duplicate_of": ["x"] * len(rows), "similarity": [0.9] * len(rows)}
-    return pa.Table.from_pylist([{"piece": summary["piece"], "number": number, **given_}])
+    return stage(table, str(folder), CONFIG).to_pylist()[0]
 
 
 @settings(max_examples=40)
@@ -96,76 +90,44 @@ def test_a_staged_piece_is_described_by_its_summary(tmp_path):
     piece = read_piece(summary["piece"])
     assert piece.schema == DOCUMENT
     assert summary["documents_in"] == piece.num_rows == 5
-    assert summary["row"] == [0, 3, 4]
-    assert [piece["id"][row].as_py() for row in summary["row"]] == summary["id"]
-    assert [len(piece["text"][row].as_py()) for row in summary["row"]] == summary["num_chars"]
+    signed = read_piece(summary["signatures"])
+    assert signed.schema == signature_schema(CONFIG.bands)
+    assert signed["row"].to_pylist() == [0, 3, 4]
+    assert [piece["id"][row].as_py() for row in signed["row"].to_pylist()] == signed["id"].to_pylist()
+    assert [len(piece["text"][row].as_py()) for row in signed["row"].to_pylist()] == signed["num_chars"].to_pylist()
+    assert signed["claim"].to_pylist() == [-n for n in signed["num_chars"].to_pylist()], "the longest first"
+    assert signed["has_words"].to_pylist() == [True] * 3
     assert summary["num_bytes"] == sum(len(text.encode()) for text in piece["text"].drop_null().to_pylist())
-    assert (len(summary["digest"]), len(summary["bands"])) == (3 * 16, 3 * 8 * CONFIG.bands)
-    assert summary["has_words"] == [True] * 3
-    assert summary["reasons"] == ["unreadable.json", "gopher.short_document"]
+    assert (summary["num_documents"], summary["num_chars"]) == (3, sum(signed["num_chars"].to_pylist()))
+    assert dict(summary["reasons"]) == {"unreadable.json": 1, "gopher.short_document": 1}
     assert summary["unreadable"] == ["1.md: not JSON"]
 
 
 def test_a_document_without_words_holds_its_place_among_the_signatures(tmp_path):
     table = sign(documents(["!!", PROSE[0], "??"]), CONFIG)  # no rule lets such texts through today
-    summary = stage(table, str(tmp_path), CONFIG.bands).to_pylist()[0]
-    bands = np.frombuffer(summary["bands"], np.uint64).reshape(3, CONFIG.bands)
-    assert summary["has_words"] == [False, True, False]
+    signed = read_piece(stage(table, str(tmp_path), CONFIG).to_pylist()[0]["signatures"])
+    bands = values_of(signed["bands"], np.uint64)
+    assert signed["has_words"].to_pylist() == [False, True, False]
     assert bands[1].all()
     assert not bands[[0, 2]].any()
 
 
 def test_a_task_that_is_run_again_writes_the_same_piece(tmp_path):
-    once, again, other = staged(PROSE, tmp_path), staged(PROSE, tmp_path), stage(sign(documents(PROSE).slice(1), CONFIG), str(tmp_path), 3)
+    once, again, other = (
+        staged(PROSE, tmp_path),
+        staged(PROSE, tmp_path),
+        stage(sign(documents(PROSE).slice(1), CONFIG), str(tmp_path), CONFIG),
+    )
     assert once == again
     assert other["piece"][0].as_py() != once["piece"]
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_pieces_sort_as_they_were_read(tmp_path):
     table = sign(documents(PROSE[:1] * 12), CONFIG)
     same = table.set_column(table.column_names.index("source"), "source", pa.array(["a.jsonl"] * 12))
-    firsts = [stage(same.slice(n, 1), str(tmp_path), CONFIG.bands)["first"][0].as_py() for n in range(12)]
+    firsts = [stage(same.slice(n, 1), str(tmp_path), CONFIG)["first"][0].as_py() for n in range(12)]
     assert firsts == sorted(firsts), "10 comes after 9"
-
-
-@settings(max_examples=25)
-@given(cases=TEXTS.filter(bool), data=st.data())
-def test_what_is_written_is_every_row_once_and_the_counts_say_so(tmp_path_factory, cases, data):
-    folder = tmp_path_factory.mktemp("steps")
-    summary = staged([text for text, _ in cases], folder, [kind for _, kind in cases])
-    repeated = data.draw(st.lists(st.sampled_from(summary["row"]), unique=True)) if summary["row"] else []
-    counted = write(fate(summary, repeated), str(folder)).to_pylist()
-    kept, dropped = (
-        pa.concat_tables([schema.empty_table(), *map(read_piece, map(str, folder.glob(f"{part}/*")))]).to_pylist()
-        for part, schema in (("kept", KEPT), ("dropped", DROPPED))
-    )
-    ids = read_piece(summary["piece"])["id"].to_pylist()
-    assert sorted(row["id"] for row in chain(kept, dropped)) == ids
-    assert [row["id"] for row in kept] == [ids[row] for row in summary["row"] if row not in repeated]
-    assert sum(row["documents"] for row in counted) == len(cases)
-    assert sum(row["documents"] for row in counted if not row["reason"]) == len(kept)
-    assert sum(row["num_bytes"] for row in counted if not row["reason"]) == sum(len(row["text"].encode()) for row in kept)
-    for row in dropped:
-        near = ids.index(row["id"]) in repeated
-        assert (row["reason"] == "duplicate.near", row["duplicate_of"], row["similarity"]) == (
-            near,
-            *(("x", 0.9) if near else (None, None)),
-        )
-        assert row["excerpt"] is not None
-    for row in counted:
-        here = sorted(d["id"] for d in dropped if d["reason"] == row["reason"])
-        assert [sample["id"] for sample in row["samples"]] == here[:2]
-
-
-def test_files_are_named_after_their_piece_and_none_is_empty(tmp_path):
-    summary = staged(PROSE, tmp_path)
-    write(fate(summary, number=41), str(tmp_path))
-    assert [file.name for file in (tmp_path / "kept").iterdir()] == ["00041.parquet"]
-    assert not (tmp_path / "dropped").exists()
-    write(fate(summary, rows=(0, 1, 2), number=42), str(tmp_path))
-    assert [file.name for file in (tmp_path / "dropped").iterdir()] == ["00042.parquet"]
-    assert not (tmp_path / "kept" / "00042.parquet").exists()
 
 
 @pytest.mark.parametrize("cut", [lambda table: table, lambda table: iter([table.slice(0, 1), table.slice(1)])])
@@ -173,7 +135,7 @@ def test_seconds_of_each_step_arrive_in_the_summary(tmp_path, cut):
     """Whether a step makes one table or several, its seconds are shared out and summed again."""
     made = [sign(table, CONFIG) for table in timed("cut", cut, documents(PROSE))]
     assert sum(table.num_rows for table in made) == 3
-    summaries = [stage(table, str(tmp_path), CONFIG.bands) for table in made]
+    summaries = [stage(table, str(tmp_path), CONFIG) for table in made]
     assert all(summary.schema == SUMMARY for summary in summaries)
     assert all([name for name, seconds in summary["seconds"][0].as_py() if seconds > 0] == ["cut"] for summary in summaries)
     assert all(read_piece(s["piece"][0].as_py()).schema == DOCUMENT for s in summaries), "seconds are not part of a document"

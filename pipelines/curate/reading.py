@@ -1,0 +1,76 @@
+"""Files become documents: every record a row of `DOCUMENT`, the unreadable ones too, with their reason.
+
+Promise: a record that cannot be read becomes a row with an `unreadable.…` reason instead of an exception, and so does the
+rest of a file that breaks off. Price: a task holds one whole text file or web page, or a few MB of jsonl, parquet or WARC.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.curate.document import DOCUMENT, UNREADABLE, document_id, excerpt
+from pipelines.curate.formats import CODE
+from pipelines.curate.records import Fields, Record, read_jsonl, read_parquet, read_text
+from pipelines.curate.web import read_html, read_warc
+
+__all__ = ["read_files"]
+
+_READERS = {"jsonl": read_jsonl, "parquet": read_parquet, "html": read_html, "warc": read_warc}
+_YIELD_CHARS = 8 << 20
+_FIELDS = Fields()
+
+
+def read_files(files: pa.Table, fields: Fields = _FIELDS) -> Iterator[pa.Table]:
+    """The records of the files (columns `uri`, as bytes or text, and `format`) as tables of `DOCUMENT` rows, some MB of text each."""
+    rows: list[dict[str, Any]] = []
+    chars = 0
+    for uri, format_ in zip(files["uri"].to_pylist(), files["format"].to_pylist(), strict=True):
+        for row in _read_file(os.fsdecode(uri), format_, fields):
+            rows.append(row)
+            chars += len(row["text"] or "")
+            if chars > _YIELD_CHARS:
+                yield pa.Table.from_pylist(rows, DOCUMENT)
+                rows, chars = [], 0
+    if rows:
+        yield pa.Table.from_pylist(rows, DOCUMENT)
+
+
+def _read_file(uri: str, format_: str, fields: Fields) -> Iterator[dict[str, Any]]:
+    """The records of one file; the last may say that the rest of the file cannot be read."""
+    ordinal = 0
+    try:
+        for record in _READERS.get(format_, read_text)(uri, fields):
+            yield _row(uri, ordinal, format_, record)
+            ordinal += 1
+    except FileNotFoundError:
+        yield _row(uri, ordinal, format_, Record(None, problem="missing: the file was there when the input was listed"))
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        yield _row(uri, ordinal, format_, Record(None, problem=f"{'parquet' if format_ == 'parquet' else 'file'}: {error}"))
+
+
+def _row(uri: str, ordinal: int, format_: str, record: Record) -> dict[str, Any]:
+    row = {
+        "text": None,
+        "source": uri.encode(errors="backslashreplace").decode(),
+        "ordinal": ordinal,
+        "source_id": record.source_id,
+        "date": record.date,
+        "kind": "code" if format_ in CODE else "prose",
+        "format": format_,
+        "num_chars": 0,
+        "num_words": 0,
+    }
+    problem = record.problem
+    if record.text is not None:
+        try:
+            content = record.text.encode()
+            return row | {"id": document_id(uri, ordinal, content), "text": record.text, "num_chars": len(record.text)}
+        except UnicodeEncodeError as error:
+            problem = f"encoding: {error}"
+    reason, _, detail = problem.partition(": ")
+    return row | {"id": document_id(uri, ordinal, problem.encode()), "reason": UNREADABLE + reason, "excerpt": excerpt(detail)}

@@ -1,0 +1,230 @@
+"""The records of a file: what plain text, jsonl and parquet hold, each with its text or with what is wrong with it.
+
+Promise: a record that cannot be read comes back as a `Record` with a problem; only what breaks the file itself off (a
+truncated archive, a broken parquet footer) raises, as OSError, EOFError, zlib.error or pa.ArrowException, after what stood before it
+was given out. Price: a file of code or markup is held whole; .txt passes by some MB, jsonl by lines, parquet by batches of 1,024 rows.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as arrow_fs
+
+from cluster.storage import resolve
+
+__all__ = ["Fields", "Record", "open_file", "open_stream", "read_jsonl", "read_parquet", "read_text", "read_whole", "seconds_since_1970"]
+
+_PART_CHARS = 250_000  # a longer .txt is several documents, cut at blank lines, or else at lines
+_PARQUET_ROWS = 1024
+_BLOCK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record of a file: its text, or why there is none."""
+
+    text: str | None
+    source_id: str | None = None
+    """What the source itself calls the record: the `id` of a jsonl line or a parquet row, the address of a web page."""
+    problem: str = ""
+    """"reason: what is wrong with it", where there is no text."""
+    date: float | None = None
+    """When it was written or fetched, in seconds since 1970, where the source says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The keys or columns to look under, in jsonl and parquet."""
+
+    text: str = "text"
+    id: str = "id"
+    date: str = "date"
+
+
+@lru_cache(maxsize=16)
+def _filesystem(root: str) -> arrow_fs.FileSystem:
+    return resolve(root)[0]
+
+
+def _place(uri: str) -> tuple[arrow_fs.FileSystem, str | bytes]:
+    if "://" not in uri:
+        return _filesystem("/"), os.fsencode(uri)
+    scheme, path = uri.split("://", 1)
+    return _filesystem(f"{scheme}://{path.split('/', 1)[0]}"), path
+
+
+def open_file(uri: str) -> pa.NativeFile:
+    """The file for reading at any place in it."""
+    filesystem, path = _place(uri)
+    return filesystem.open_input_file(path)
+
+
+@contextmanager
+def open_stream(uri: str) -> Iterator[Any]:
+    """The file from front to back, decompressed by its suffix: what a .gz holds before it breaks off can all be read."""
+    filesystem, path = _place(uri)
+    suffix = uri.lower().rsplit(".", 1)[-1]
+    with filesystem.open_input_stream(path, compression="zstd" if suffix == "zst" else None) as stream:
+        yield _Unpacked(stream) if suffix == "gz" else stream
+
+
+class _Unpacked(io.RawIOBase):
+    """A gzip stream that gives what it has, not as much as is asked for: so a reader loses nothing when the next bytes are bad."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = gzip.GzipFile(fileobj=stream, mode="rb")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self._stream.read1(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
+
+def read_whole(uri: str) -> bytes:
+    """The file's bytes as they are stored."""
+    filesystem, path = _place(uri)
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        return bytes(stream.readall())
+
+
+def read_text(uri: str, fields: Fields) -> Iterator[Record]:
+    """One record: the file; of a .txt one for each of its parts."""
+    filesystem, path = _place(uri)
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        whole = not uri.lower().endswith(".txt")
+        try:
+            if whole:
+                yield Record("".join(_decoded(io.BufferedReader(stream))))
+            else:
+                yield from (Record(part) for part in _parts(_paragraphs(_decoded(io.BufferedReader(stream)))))
+        except UnicodeDecodeError as error:
+            yield Record(None, problem=f"encoding: {error.reason} at byte {error.start} of its part")
+        except _BinaryError:
+            yield Record(None, problem="binary: holds a zero byte")
+
+
+class _BinaryError(Exception):
+    """A zero byte: no text."""
+
+
+def _decoded(stream: io.BufferedReader) -> Iterator[str]:
+    """The file's text, some MB at a time."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    while raw := stream.read(_BLOCK_BYTES):
+        if b"\0" in raw:
+            raise _BinaryError
+        yield decoder.decode(raw)
+    yield decoder.decode(b"", final=True)
+
+
+def _paragraphs(blocks: Iterable[str]) -> Iterator[str]:
+    """The text cut after blank lines; a paragraph longer than a part is cut after lines, a longer line stays."""
+    left = ""
+    for block in blocks:
+        *whole, left = re.split(r"(?<=\n)(?=[ \t]*\r?\n)", left + block)
+        for paragraph in whole:
+            yield from [paragraph] if len(paragraph) <= _PART_CHARS else paragraph.splitlines(keepends=True)
+        if len(left) > _PART_CHARS:
+            *lines, left = left.splitlines(keepends=True)
+            yield from lines
+    yield left
+
+
+def _parts(blocks: Iterable[str]) -> Iterator[str]:
+    """The blocks joined into parts of up to `_PART_CHARS`."""
+    part: list[str] = []
+    size = 0
+    for block in blocks:
+        if part and size + len(block) > _PART_CHARS:
+            yield "".join(part)
+            part, size = [], 0
+        part.append(block)
+        size += len(block)
+    yield "".join(part)
+
+
+def read_jsonl(uri: str, fields: Fields) -> Iterator[Record]:
+    """A record for each line that is not blank."""
+    with open_stream(uri) as stream:
+        for line in io.BufferedReader(stream, 1 << 20):
+            if line.strip():
+                yield _json_record(line, fields)
+
+
+def _json_record(line: bytes, fields: Fields) -> Record:
+    try:
+        value = json.loads(line)
+    except UnicodeDecodeError as error:
+        return Record(None, problem=f"encoding: {error}")
+    except (ValueError, RecursionError) as error:
+        return Record(None, problem=f"json: {error}: {line[:100].decode(errors='replace')}")
+    if not isinstance(value, dict):
+        return Record(None, problem=f"no_text: not an object: {line[:100].decode(errors='replace')}")
+    given, date = _given_id(value.get(fields.id)), seconds_since_1970(value.get(fields.date))
+    if not isinstance(value.get(fields.text), str):
+        return Record(None, given, f"no_text: no text under {fields.text!r}: {line[:100].decode(errors='replace')}", date)
+    return Record(value[fields.text], given, date=date)
+
+
+def _given_id(value: Any) -> str | None:
+    r"""The id as text; a lone surrogate, which no column of text can hold, as its escape.
+
+    >>> _given_id(17), _given_id("a\ud800"), _given_id(None)
+    ('17', 'a\\ud800', None)
+    """
+    if value is None:
+        return None
+    return (value if isinstance(value, str) else str(value)).encode(errors="backslashreplace").decode()
+
+
+def seconds_since_1970(value: Any) -> float | None:
+    """A date as ISO 8601 text (UTC where it names no zone), as a datetime, or as such seconds already; None for anything else.
+
+    >>> seconds_since_1970("1970-01-02"), seconds_since_1970("1970-01-01T01:00:00+01:00"), seconds_since_1970(7), seconds_since_1970("May")
+    (86400.0, 0.0, 7.0, None)
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value) if abs(value) < 1e15 else None  # NaN fails the comparison too
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+        if not isinstance(moment, datetime):
+            return None
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def read_parquet(uri: str, fields: Fields) -> Iterator[Record]:
+    """A record for each row."""
+    with open_file(uri) as stream, pq.ParquetFile(stream) as file:
+        names = file.schema_arrow.names
+        if fields.text not in names:
+            yield Record(None, problem=f"no_text: no column {fields.text!r}; columns: {', '.join(names)}")
+            return
+        wanted = [name for name in dict.fromkeys((fields.text, fields.id, fields.date)) if name in names]
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
+            yield from (_row_record(row, fields) for row in batch.to_pylist())
+
+
+def _row_record(row: dict[str, Any], fields: Fields) -> Record:
+    given, date = _given_id(row.get(fields.id)), seconds_since_1970(row.get(fields.date))
+    if isinstance(row[fields.text], str):
+        return Record(row[fields.text], given, date=date)
+    return Record(None, given, f"no_text: no text in column {fields.text!r}", date)

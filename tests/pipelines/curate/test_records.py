@@ -1,0 +1,59 @@
+"""Records of plain text, jsonl and parquet; their ids and dates."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.curate import records
+from pipelines.curate.records import Fields, read_jsonl, read_text, seconds_since_1970
+
+
+@given(st.datetimes(min_value=datetime(1900, 1, 1), max_value=datetime(2100, 1, 1)))
+def test_a_date_is_the_same_as_text_as_datetime_and_as_seconds(moment):
+    seconds = moment.replace(tzinfo=UTC).timestamp()
+    assert seconds_since_1970(moment) == seconds_since_1970(moment.isoformat()) == seconds_since_1970(seconds) == seconds
+
+
+@pytest.mark.parametrize("value", [None, True, "", "May 1970", [], {}, float("nan"), float("inf"), b"1970-01-01"])
+def test_what_is_no_date_is_none(value):
+    assert seconds_since_1970(value) is None
+
+
+def test_a_line_has_its_text_its_id_and_its_date(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "x", "url": "u", "at": 5, "id": "not this"}\n\n{"body": 1, "url": "v"}\n3\n')
+    records = list(read_jsonl(str(tmp_path / "a.jsonl"), Fields(text="body", id="url", date="at")))
+    assert [(r.text, r.source_id, r.date, r.problem.split(":")[0]) for r in records] == [
+        ("x", "u", 5.0, ""), (None, "v", None, "no_text"), (None, None, None, "no_text"),
+    ]  # fmt: skip
+
+
+PIECES = st.lists(st.sampled_from(["word ", "ünï ", "日本", "\n", "\n\n", "\r\n", " \n", "long" * 9]), max_size=60).map("".join)
+
+
+@given(PIECES, st.integers(1, 40))
+def test_a_long_text_is_cut_into_parts_that_make_it_up_however_it_is_read(tmp_path_factory, text, block_bytes):
+    path = tmp_path_factory.mktemp("long") / "book.txt"
+    path.write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "_PART_CHARS", 30)
+        patch.setattr(records, "_BLOCK_BYTES", block_bytes)
+        parts = [record.text for record in read_text(str(path), Fields())]
+    assert "".join(parts) == text
+    assert all(len(part) <= 30 or len(part.splitlines()) == 1 for part in parts)
+    assert len(parts) == 1 or all(parts)
+
+
+@pytest.mark.parametrize(("end", "reason"), [(b"\xff", "encoding"), (b"\0", "binary"), (b"\xe6\x97", "encoding")])
+def test_the_parts_before_a_broken_one_are_kept(tmp_path, monkeypatch, end, reason):
+    monkeypatch.setattr(records, "_PART_CHARS", 30)
+    monkeypatch.setattr(records, "_BLOCK_BYTES", 100)
+    (tmp_path / "a.txt").write_bytes(b"a paragraph of text\n\n" * 20 + end)
+    (tmp_path / "a.py").write_bytes(b"a paragraph of text\n\n" * 20 + end)
+    found = list(read_text(str(tmp_path / "a.txt"), Fields()))
+    assert len(found) > 10
+    assert [record.problem.split(":")[0] for record in found] == [""] * (len(found) - 1) + [reason]
+    assert [record.problem.split(":")[0] for record in read_text(str(tmp_path / "a.py"), Fields())] == [reason]
