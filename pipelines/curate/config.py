@@ -123,7 +123,7 @@ class CurateConfig:
     num_partitions: int = 0
     """Tasks the reading is cut into; 0: one for each 8 MB. The corpus holds the same documents whatever it is."""
     seed: int = 0
-    """Of the MinHash functions and of the sample that `max_bytes` takes."""
+    """Of the MinHash functions, of the sample that `max_bytes` takes, and of what selection and order draw."""
 
     def __post_init__(self) -> None:
         if self.max_bytes is not None and self.max_bytes < 1:
