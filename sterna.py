@@ -33,6 +33,7 @@ __all__ = ["VERBS", "Verb", "main"]
 
 USER_ERROR, INTERRUPTED = 2, 130
 _HERE = Path(__file__).resolve().parent
+_SPELT_OUT = "spelt_out"  # where the flag of a field that has a place is parsed to
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ def _load(path: str) -> Any:
 def _run(name: str, verb: Verb, arguments: list[str]) -> int:
     cls = _load(verb.settings)
     options = _parser(name, verb, cls).parse_args(arguments)
-    given = {k: v for k, v in vars(options).items() if k in {f.name for f in dataclasses.fields(cls)} and v is not None}
+    given = _given(verb, cls, options)
     config = parse(cls, _merge(name, verb, options, given), where=f"{options.config or 'command line'}")
     _quieten()
     with contextlib.redirect_stdout(sys.stderr):  # third parties print; stdout is for the result
@@ -197,6 +198,17 @@ def _run(name: str, verb: Verb, arguments: list[str]) -> int:
     else:
         print(result)
     return 0
+
+
+def _given(verb: Verb, cls: type[Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given as flags or by their place; what has a place may be spelt out as a flag instead."""
+    given = {k: v for k, v in vars(options).items() if k in {f.name for f in dataclasses.fields(cls)} and v is not None}
+    spelt_out = getattr(options, _SPELT_OUT, None)
+    if spelt_out is None:
+        return given
+    if given.get(verb.positional):
+        raise ValueError(f"--{verb.positional.replace('_', '-')}: {verb.positional} is given without the flag too; give it once")
+    return given | {verb.positional: spelt_out}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -230,6 +242,7 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], 
         parser.add_argument_group(f"nested settings {field.name}", "\n".join(lines))
     elif positional:
         parser.add_argument(field.name, nargs="*" if many else "?", default=None, help=text)
+        parser.add_argument(flag, nargs="+" if many else None, dest=_SPELT_OUT, metavar="TEXT", help=f"{field.name}, spelt out")
     elif hint is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
     else:

@@ -17,6 +17,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import pickle
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
@@ -27,6 +28,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.selection_domains import BUDGET, domains_table, read_domains
+from cluster.artifact import open_artifact
 from cluster.console import say
 from pipelines.curate.config import CurateConfig
 
@@ -113,7 +115,7 @@ def _train_missing(args: argparse.Namespace, corpus: Path, runs: list[dict[str, 
     missing = [(way, seed) for seed, way in itertools.product(range(args.seeds), WAYS) if (way, seed) not in there]
     if not missing:
         return
-    _pool(args.data, corpus)  # the tokenizer is trained once
+    _pool(args.data, corpus)  # for the others to find
     settings = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     with ProcessPoolExecutor(args.processes, multiprocessing.get_context("spawn"), _quiet, (settings,)) as workers:
         jobs = [workers.submit(_train, args.data, corpus, way, seed, args.steps, args.batch) for way, seed in missing]
@@ -132,10 +134,16 @@ def _train(data: Path, corpus: Path, way: str, seed: int, steps: int, batch: int
 
 @lru_cache(maxsize=1)
 def _pool(data: Path, corpus: Path) -> Any:
-    from benchmarks.selection_training import build_pool
+    """Built once, by the first process that needs it."""
+    from benchmarks.selection_training import VOCABULARY, build_pool
 
+    file = corpus.parent / f"pool-{open_artifact(str(corpus), made_by='curate').digest[:12]}-{VOCABULARY}.pickle"
+    if file.exists():
+        return pickle.loads(file.read_bytes())
     samples = [data / name for name in ("docs/pile-domains.jsonl", "docs/quality-labels.jsonl", "text/wikitext2-valid.txt")]
-    return build_pool(corpus, samples, data / "docs/c4-sample.jsonl", corpus.parent)
+    pool = build_pool(corpus, samples, data / "docs/c4-sample.jsonl")
+    file.write_bytes(pickle.dumps(pool))
+    return pool
 
 
 def _corpus(args: argparse.Namespace) -> Path:
@@ -197,10 +205,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=Path("runs/selection.json"), help="where figures are kept")
     parser.add_argument("--plot", type=Path, help="write a picture, such as selection.png")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=8, help="sequences of 256 tokens in a step")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=4, help="sequences of 256 tokens in a step")
     parser.add_argument("--splits", type=int, default=10, help="of the documents of part 1 into halves")
-    parser.add_argument("--pool-bytes", type=int, default=24_000_000, help="of this machine's text")
+    parser.add_argument("--pool-bytes", type=int, default=16_000_000, help="of this machine's text")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--domains-only", action="store_true", help="part 1 only: seconds")
     parser.add_argument("--quick", action="store_true", help="one seed and half the steps")

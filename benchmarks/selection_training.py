@@ -36,7 +36,7 @@ from train.plan.shapes import ModelShape
 __all__ = ["WAYS", "Pool", "build_pool", "losses"]
 
 LENGTH = 256
-VOCABULARY = 4096
+VOCABULARY = 2048
 DOCUMENT_CHARS = 6000
 """Longer documents are cut: one of them is not to be a tenth of the budget."""
 HELD_OUT_SEQUENCES = 120
@@ -67,11 +67,8 @@ class Pool:
         return np.array([len(tokens) for tokens in self.tokens])
 
 
-def build_pool(corpus: Path, samples: list[Path], target: Path, folder: Path) -> Pool:
-    """From the corpus of `sterna curate` (of this machine's text), jsonl samples of web text, and the jsonl of the target.
-
-    `folder` keeps the tokenizer, so that every process has the same.
-    """
+def build_pool(corpus: Path, samples: list[Path], target: Path) -> Pool:
+    """From the corpus of `sterna curate` (of this machine's text), jsonl samples of web text, and the jsonl of the target."""
     found = [(text, kind) for file in sorted(corpus.glob("kept/*.parquet")) for text, kind in _kept(file)]
     found += [(text, "prose") for file in samples for text in _texts(file)]
     documents = [(part, kind) for text, kind in found for part in _cut(text)]
@@ -82,7 +79,8 @@ def build_pool(corpus: Path, samples: list[Path], target: Path, folder: Path) ->
     halves = [[t for t in wanted if xxhash.xxh3_64_intdigest(t.encode()) & 1 == side] for side in (0, 1)]
     aside = sorted(held_out, key=lambda i: xxhash.xxh3_64(i.encode()).digest())
     left = [i for i in ids if i not in held_out]
-    vocabulary = _vocabulary([keyed[i][0] for i in left[:1500]] + halves[0], folder)
+    serialized = train_tokenizer([keyed[i][0] for i in left[:1500]] + halves[0], VOCABULARY)
+    vocabulary = Vocabulary(serialized, VOCABULARY, end=0, pad=1)
     texts = [keyed[i][0] for i in left]
     judged = {"target": halves[1], "pool": [keyed[i][0] for i in aside]}
     return Pool(
@@ -209,13 +207,6 @@ def _cut(text: str) -> Iterator[str]:
         text = text[at:].lstrip("\n")
     if text.strip():
         yield text
-
-
-def _vocabulary(texts: list[str], folder: Path) -> Vocabulary:
-    file = folder / "tokenizer.json"
-    if not file.exists():
-        file.write_text(train_tokenizer(texts, VOCABULARY))
-    return Vocabulary(file.read_text(), VOCABULARY, 0, 1)
 
 
 def _tokens(vocabulary: Vocabulary, texts: list[str]) -> list[np.ndarray]:

@@ -29,7 +29,7 @@ def exported() -> dict[str, set[str]]:
     metrics.refused("key")
     metrics.answered("/v1/models", 200)
     metrics.moved("kv", 0.1)
-    metrics.watch(type("Door", (), {"streams": {}})())
+    metrics.watch(type("Door", (), {"streams": {}, "backlog": ()})())
     stats = {**dict.fromkeys(LEVELS, 0), **asdict(Counters()), "replica_id": "r", "node_id": "n", "market": "spot", "draining": False}
     costs = {"by": [{"market": "spot", "dollars": 1.0, "on_demand_dollars": 2.0}]}
     families = text_string_to_metric_families(page([("g", metrics.families())], [stats], costs).decode())

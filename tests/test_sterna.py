@@ -70,6 +70,22 @@ def test_flags_win_over_set_and_set_over_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "given", [["a", "b", "--output", "x"], ["--output", "x", "--input", "a", "b"], ["--input", "a", "b", "--output", "x"]]
+)
+def test_what_has_a_place_may_be_spelt_out(given):
+    verb = sterna.VERBS["curate"]
+    cls = sterna._load(verb.settings)
+    options = sterna._parser("curate", verb, cls).parse_args(given)
+    config = sterna.parse(cls, sterna._merge("curate", verb, options, sterna._given(verb, cls, options)), where="test")
+    assert (config.input, config.output) == (("a", "b"), "x")
+
+
+def test_what_has_a_place_is_given_once(capsys):
+    assert sterna.main(["curate", "a", "--input", "b", "--output", "x"]) == 2
+    assert "--input: input is given without the flag too; give it once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("text", "value"), [("3", 3), ("0.5", 0.5), ("true", True), ("[1, 2]", [1, 2]), ("plain", "plain"), ("s3://a/b", "s3://a/b")]
 )
 def test_set_reads_toml_values_and_plain_text(text, value):

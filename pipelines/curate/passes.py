@@ -118,7 +118,8 @@ def covering(parts: Sequence[Part], places: Sequence[Ints], ids: Any, sizes: Int
     shares = parts_of(budget, [int(sizes[pool[members]].sum()) for members in dealt])
     chosen = in_tasks(_cover, list(enumerate(shares)), len(items), folder)
     forget(folder)
-    return np.sort(np.concatenate([np.zeros(0, np.int64), *chosen]))
+    found = np.sort(np.concatenate([np.zeros(0, np.int64), *chosen]))
+    return found if found.size else pool[np.argsort(ids[pool])[:1]]  # none fits: one at least
 
 
 def _surprise(parts: Sequence[Part], buckets: int, *, pairs: bool) -> Ints:

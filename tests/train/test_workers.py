@@ -6,7 +6,9 @@ import os
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import ray.train
 import torch
 
 from cluster.artifact import open_artifact
@@ -59,3 +61,49 @@ def test_a_worker_that_dies_costs_no_more_than_the_steps_since_the_checkpoint(
     assert outcome.resumed_at == 3
     assert [r.step for r in outcome.state.records] == [1, 2, 3, 4, 5, 6]
     assert [r.loss for r in outcome.state.records] == pytest.approx(plain_losses, rel=1e-4)
+
+
+class Remembers(Sequences):
+    """Sequences that note on storage which of them each worker takes, in which order."""
+
+    folder: Path
+
+    def batch(self, indices):
+        rank = ray.train.get_context().get_world_rank()
+        with (self.folder / f"{ray.train.get_context().get_world_size()}-{rank}").open("a") as file:
+            file.write(" ".join(map(str, indices.tolist())) + "\n")
+        return super().batch(indices)
+
+
+def remembering_source(tokens_dir: Path, folder: Path) -> Sequences:
+    source = Remembers.open(tokens_dir)
+    source.index = np.random.default_rng(7).permutation(len(source))
+    source.folder = folder
+    return source
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_an_order_is_consumed_as_it_is_on_two_workers_and_resumed_on_one(tmp_path: Path, plan_file: Path, tokens_dir: Path):
+    plan, _ = _read_plan(str(plan_file))
+    table = {k: v for k, v in plan["train"].items() if k != "tokens"}
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    for world, steps in ((2, 3), (1, 6)):
+        recipe = Recipe(**table | {"num_workers": world, "steps": steps})
+        job = Job(
+            label="test",
+            recipe=recipe,
+            folder=str(tmp_path),
+            build=partial(_build, plan["model"], open_artifact(str(tokens_dir), made_by="tokenize"), recipe.seed),
+            source=partial(remembering_source, tokens_dir, seen),
+            export=partial(keep, tmp_path),
+        )
+        outcome = train_on_workers(job)
+    assert outcome.resumed_at == 3
+    taken = {name: [list(map(int, line.split())) for line in (seen / name).read_text().splitlines()] for name in ("2-0", "2-1", "1-0")}
+    consumed = []
+    for step in range(3):  # two micro-batches of two on each of two workers
+        consumed += [number for rank in ("2-0", "2-1") for part in taken[rank][2 * step : 2 * step + 2] for number in part]
+    consumed += [number for part in taken["1-0"] for number in part]
+    assert consumed == remembering_source(tokens_dir, seen).index[:48].tolist()

@@ -27,6 +27,9 @@ from pipelines.curate.config import CurateConfig
 from pipelines.curate.flow import curate
 from pipelines.tokens import tokenize
 curate(CurateConfig(input=("s3://texts/raw", "s3://texts/more/*.txt"), output="s3://texts/corpus"))
+small = {"driver_bytes": 1, "task_bytes": 2000, "paragraphs": True}
+curate(CurateConfig(input=("s3://texts/raw", "s3://texts/more/*.txt"), output="s3://texts/shuffled", **small))
+curate(CurateConfig(input=("s3://texts/more/*.txt",), output="s3://texts/batch", against=("s3://texts/corpus",), **small))
 tokenize(TokenizeConfig(corpus="s3://texts/corpus", output="s3://texts/tokens", vocab_size=512, length=64, held_out=0.2))
 """
 
@@ -36,7 +39,7 @@ def environment(s3_environment):
     """A bucket with text, and what a process needs to reach it."""
     client = boto3.client("s3")
     client.create_bucket(Bucket="texts")
-    sentences = [[" ".join(random.Random(f"{t} {i}").choices(WORDS, k=9)) + ". " for i in range(12)] for t in range(NUM_TEXTS)]
+    sentences = [[" ".join(random.Random(f"{t} {i}").choices(WORDS, k=9)).capitalize() + ". " for i in range(12)] for t in range(NUM_TEXTS)]
     texts = ["".join(own) for own in sentences]
     lines = [json.dumps({"text": text}) for text in texts] + ["{broken"]
     client.put_object(Bucket="texts", Key="raw/a.jsonl", Body="\n".join(lines).encode())
@@ -55,6 +58,12 @@ def test_raw_text_to_tokens_in_a_bucket(environment, tmp_path):
     counts = open_artifact("s3://texts/corpus", made_by="curate").manifest.counts
     assert counts["documents_in"] == NUM_TEXTS + 2
     assert counts["dropped.unreadable.json"] == counts["dropped.duplicate.exact"] == 1
+    shuffled = open_artifact("s3://texts/shuffled", made_by="curate").manifest
+    assert shuffled.counts == counts
+    assert shuffled.metrics["rounds"] > 0
+    assert open_artifact("s3://texts/batch", made_by="curate").manifest.counts == {
+        "documents_in": 1, "kept": 0, "dropped.duplicate.exact": 1,
+    }  # fmt: skip
     copy_tree("s3://texts/tokens", str(tmp_path / "tokens"))
     tokens = open_artifact(str(tmp_path / "tokens"), made_by="tokenize")
     assert tokens.manifest.counts["documents_in"] == counts["kept"]

@@ -112,6 +112,11 @@ def test_a_pool_is_thinned_to_what_covers_it(corpora, tmp_path, target):
     assert found.keys() < pool.keys()
 
 
+def test_a_pool_of_which_nothing_fits_gives_one_document(corpora, tmp_path):
+    found, _, _ = chosen_by_id(corpora, tmp_path, select_chars=10, select_pool=300.0)
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("order", ["length", "rarity", "loss"])
 def test_an_order_covers_the_chosen_easiest_first(corpora, tmp_path, tiny_model_dir, order):
     settings = {"order": order, "order_pacing": "sorted", "order_model": str(tiny_model_dir), "model_tokens": 16, "select_share": 0.5}

@@ -33,7 +33,7 @@ from tests.serve.bodies import completion
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
         ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
         ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}, "structured_outputs"),
-        ({"structured_outputs": {"regex": "a" * 100_001}}, "regex"),
+        ({"structured_outputs": {"regex": "a" * 100_001}}, "structured_outputs"),
         ({"prompt": []}, "prompt"),
         ({"prompt": [-1]}, "prompt[0]"),
         ({"prompt": 5}, "prompt"),
