@@ -19,6 +19,9 @@ _SOON, _LATE = 16, 1024
 """Steps from one trial to the next, while it is open which way is faster, and at most."""
 _SHARE = 0.01
 """Of the time to the next trial, what a trial may cost: where drafts lose much, they are tried rarely."""
+_MANY = 3
+"""From this level on (4 sequences and more) an engine begins at rest, and tries after a while: verifying is dear there, and so is reading
+all the prompts for the first trial."""
 _WILDEST = 0.7
 """The logarithm of a ratio counts as this at most: the rest is a hiccup, or a text that repeats for once."""
 _FADE = 0.2
@@ -93,13 +96,16 @@ class Worth:
     """
 
     def __init__(self) -> None:
-        self._levels = [_Level() for _ in range(32)]
+        self._levels = [_Level() if n < _MANY else _Level(awake=False, wait=_STRETCH << n) for n in range(8)]
 
     def awake(self, num_sequences: int) -> bool:
         """Whether a step of so many sequences should draft."""
-        return self._levels[num_sequences.bit_length()].awake
+        return self._level(num_sequences).awake
 
     def observe(self, num_sequences: int, num_tokens: int, seconds: float) -> None:
         """A step without prompts gave `num_tokens` to `num_sequences` in `seconds`, guessing included."""
         if num_tokens and seconds > 0.0:  # a piece of a prompt gives none, and says nothing of drafts
-            self._levels[num_sequences.bit_length()].step(num_tokens, seconds)
+            self._level(num_sequences).step(num_tokens, seconds)
+
+    def _level(self, num_sequences: int) -> _Level:
+        return self._levels[min(num_sequences.bit_length(), len(self._levels) - 1)]
