@@ -34,7 +34,7 @@ from cluster.preemption import drain
 from cluster.storage import digest_of
 from pipelines.config import DrillConfig
 from pipelines.drill_streams import Heard, Question, ask_all, difference, questions
-from serve.app import APP, MARKET, free_port, quiet_ray, running
+from serve.app import APP, MARKET, free_port, gateways_of, quiet_ray, running
 from serve.config import ServeConfig
 from serve.folder import model_folder
 
@@ -221,7 +221,7 @@ async def _victim(fleet: Fleet, streams: asyncio.Task[Any], began: float) -> tup
 
 async def _stays(since_s: float) -> list[dict[str, Any]]:
     """The gateway's journal from `since_s` on."""
-    rows: list[dict[str, Any]] = await ray.serve.get_app_handle(APP).journal.remote()
+    rows: list[dict[str, Any]] = await gateways_of(APP).journal.remote()
     return [row for row in rows if row["start_s"] >= since_s]
 
 

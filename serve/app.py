@@ -186,9 +186,10 @@ def running(config: ServeConfig) -> Iterator[str]:
 
 
 def gateways_of(app: str) -> DeploymentHandle[Any]:
-    """A handle to an application's gateways, for a driver: it has no event loop, whatever the environment says to Serve's own processes."""
+    """A handle to an application's gateways, for a driver: it has no event loop that lasts, whatever the environment tells Serve."""
     handle: DeploymentHandle[Any] = ray.serve.get_app_handle(app)
-    handle._init(_run_router_in_separate_loop=True)
+    if not handle.is_initialized:  # Serve keeps its handles
+        handle._init(_run_router_in_separate_loop=True)
     return handle
 
 
