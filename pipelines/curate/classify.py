@@ -133,10 +133,11 @@ def _fit(shares: sparse.csr_matrix, style: Floats, labels: Floats) -> Classifier
     def loss(weights: Floats) -> tuple[float, Floats]:
         logits = inputs @ weights[:-1] + weights[-1]
         slope = (1.0 / (1.0 + np.exp(-logits)) - labels) / labels.size
-        value = np.logaddexp(0.0, np.where(labels > 0, -logits, logits)).mean() + _PENALTY / 2 * (weights[:-1] @ weights[:-1])
+        value = np.logaddexp(0.0, np.where(labels > 0, -logits, logits)).mean() + _PENALTY / 2 * np.square(weights[:-1]).sum()
         return float(value), np.append(inputs.T @ slope + _PENALTY * weights[:-1], slope.sum())
 
     weights = optimize.minimize(loss, np.zeros(inputs.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
     words = np.zeros(shares.shape[1])
     words[told] = weights[: told.size] * _WORDS_SCALE
-    return Classifier(fixed(words), weights[told.size : -1] * _STYLE_SCALE, centre, spread, float(weights[-1]))
+    style_weights = np.round(weights[told.size : -1] * _STYLE_SCALE, 6)  # as coarse as the words': other machines' last bits do not count
+    return Classifier(fixed(words), style_weights, centre, spread, round(float(weights[-1]), 6))
