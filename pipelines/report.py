@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ STAGES = ("curate", "tokenize", "plan", "pretrain", "tune", "compress", "evaluat
 _COLOURS = ("#2a6f97", "#e07a5f", "#3d9970", "#b5838d", "#6d597a", "#e9c46a", "#577590", "#bc4749")
 _MARK = "#bc4749"
 _MOST_BARS = 14
+_MOST_DOTTED = 6
 
 
 def report(config: ReportConfig) -> Path:
@@ -53,6 +56,11 @@ def write_page(page: Path, content: str) -> None:
 def render(title: str, manifests: list[tuple[str, Manifest]], summary: list[str] | None = None) -> str:
     """The page for (folder, manifest) pairs, as HTML text."""
     sections = [_section(folder, manifest) for folder, manifest in manifests]
+    stages = Counter(section["stage"] for section in sections)
+    for number, section in enumerate(sections):
+        again = stages[section["stage"]] > 1
+        section["name"] = f"{section['stage']}: {section['folder']}" if again else section["stage"]
+        section["anchor"] = f"{section['stage']}-{number}" if again else section["stage"]
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
     return template.render(title=title, sections=sections, summary=summary or [])
 
@@ -64,9 +72,19 @@ def _section(folder: str, manifest: Manifest) -> dict[str, Any]:
         "headline": manifest.headline,
         "seconds": f"{manifest.seconds:,.1f} s",
         "digest": manifest.digest[:12],
-        "counts": [(name.replace("_", " "), _number(value)) for name, value in manifest.counts.items()],
+        "counts": [(name, _number(value)) for name, value in _summed(manifest.counts).items()],
         "figures": sorted((_draw(name, figure) for name, figure in manifest.figures.items()), key=lambda drawn: "svg" not in drawn),
     }
+
+
+def _summed(counts: Mapping[str, float]) -> dict[str, float]:
+    """The counts by their names for people; dotted ones (dropped.REASON) as their sum where they are many."""
+    many = sum("." in name for name in counts) > _MOST_DOTTED
+    told: dict[str, float] = {}
+    for name, value in counts.items():
+        plain = (name.split(".")[0] if many else name).replace("_", " ")
+        told[plain] = told.get(plain, 0) + value
+    return told
 
 
 def _draw(name: str, figure: Figure) -> dict[str, Any]:
@@ -111,7 +129,7 @@ def _height(figure: Figure) -> float:
     if figure["kind"] == "timeline":
         return max(2.2, 0.32 * len(figure["lanes"]) + 1.0)
     if figure["kind"] == "bars":
-        return max(2.2, 0.32 * sum(len(group) for group in _folded(figure).values()) + 0.9)
+        return 0.32 * max(1, sum(len(group) for group in _folded(figure).values())) + 0.9
     return 3.2
 
 
@@ -150,8 +168,8 @@ def _bars(axes: Any, figure: Figure) -> None:
         drawn = axes.barh(at, values, height=height * 0.9, color=_COLOURS[index % len(_COLOURS)], label=name)
         axes.bar_label(drawn, [_number(v) for v in values], padding=3, fontsize=9)
     axes.set_yticks([row + height * (len(groups) - 1) / 2 for row in range(len(labels))], labels)
-    axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
+    axes.set_ylim(len(labels) - 0.4 + height * (len(groups) - 1), -0.6)
     axes.margins(x=0.15)
     axes.set_xlabel(figure["y"])
     if len(groups) > 1:

@@ -28,6 +28,7 @@ a { color: var(--accent); }
 .scroll { overflow: auto; max-height: 26rem; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.3rem 0.6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+td { overflow-wrap: anywhere; min-width: 5rem; }
 th { position: sticky; top: 0; background: var(--back); font-weight: 600; }
 pre { margin: 0; padding: 0.75rem; overflow: auto; max-height: 26rem; background: var(--back); border-radius: 6px;
       font-size: 0.8rem; white-space: pre-wrap; }
@@ -39,15 +40,15 @@ pre { margin: 0; padding: 0.75rem; overflow: auto; max-height: 26rem; background
 <main>
 <h1>{{ title }}</h1>
 {% for line in summary %}<div class="meta">{{ line }}</div>{% endfor %}
-<nav>{% for s in sections %}<a href="#{{ s.stage }}">{{ s.stage }}</a>{% endfor %}</nav>
+<nav>{% for s in sections %}<a href="#{{ s.anchor }}">{{ s.name }}</a>{% endfor %}</nav>
 <div class="card scroll" style="padding:0"><table>
 <tr><th>stage</th><th>headline</th><th>time</th><th>folder</th></tr>
 {% for s in sections %}
-<tr><td><a href="#{{ s.stage }}">{{ s.stage }}</a></td><td>{{ s.headline }}</td><td>{{ s.seconds }}</td><td>{{ s.folder }}</td></tr>
+<tr><td><a href="#{{ s.anchor }}">{{ s.stage }}</a></td><td>{{ s.headline }}</td><td>{{ s.seconds }}</td><td>{{ s.folder }}</td></tr>
 {% endfor %}
 </table></div>
 {% for s in sections %}
-<section id="{{ s.stage }}">
+<section id="{{ s.anchor }}">
 <header class="stage"><h2>{{ s.stage }}</h2><span class="headline">{{ s.headline }}</span>
 <span class="meta">{{ s.seconds }} · {{ s.folder }} · {{ s.digest }}</span></header>
 <div class="counts">{% for name, value in s.counts %}<span>{{ name }} <b>{{ value }}</b></span>{% endfor %}</div>

@@ -151,7 +151,7 @@ def figures(summaries: Mapping[str, Mapping[str, int]], hits: Sequence[Mapping[s
     by_item: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
     for hit in hits:
         by_item[hit["set"], hit["item"]].append(hit)
-    ordered = sorted(by_item.items(), key=lambda entry: (-len(entry[1]), entry[0]))
+    ordered = sorted(by_item.items(), key=lambda entry: (-len(entry[1]), entry[0][0], len(entry[0][1]), entry[0][1]))
     rows = [
         (name, item, len(each), sum(hit["cut"] for hit in each), excerpt(max((h["passage"] for h in each), key=lambda p: (len(p), p))))
         for (name, item), each in ordered[:_MOST_ROWS]

@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow as pa
 import xxhash
 
-__all__ = ["DOCUMENT", "DROPPED", "HIT", "KEPT", "MARKED", "UNREADABLE", "document_id", "excerpt", "replaced"]
+__all__ = ["DOCUMENT", "DROPPED", "EXCERPT_CHARS", "HIT", "KEPT", "MARKED", "UNREADABLE", "document_id", "excerpt", "replaced"]
 
 UNREADABLE = "unreadable."
 """Reasons that begin so count records that could not be read at all."""
 
-_EXCERPT_CHARS = 200
+EXCERPT_CHARS = 200
+"""The length of an excerpt, at most."""
 
 DOCUMENT = pa.schema(
     {
@@ -74,7 +75,7 @@ def document_id(source: str, ordinal: int, content: bytes) -> str:
 
 def excerpt(text: str) -> str:
     """The first characters of `text`, on one line."""
-    return " ".join(text[: 2 * _EXCERPT_CHARS].split())[:_EXCERPT_CHARS]
+    return " ".join(text[: 2 * EXCERPT_CHARS].split())[:EXCERPT_CHARS]
 
 
 def replaced(documents: pa.Table, **columns: list[Any]) -> pa.Table:

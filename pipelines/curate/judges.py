@@ -98,7 +98,7 @@ def judge_figures(told: Mapping[str, Any]) -> dict[str, Figure]:
         limit = "only noted" if quality["threshold"] is None else f"at least {quality['threshold']:.3f}"
         rows.append(("quality, as people labelled it", f"{quality['examples']:,} documents", area, limit))
     if strange := told.get("perplexity"):
-        spread = ", ".join(f"{float(share):.0%} below {value:.2f}" for share, value in strange["reference"].items())
+        spread = ", ".join(f"{float(share):.0%} below {value:.2f}".replace("%", " %") for share, value in strange["reference"].items())
         learnt, own = f"{strange['characters']:,} characters", f"the reference's own: {spread}"
         rows.append(("perplexity per character", learnt, own, f"at most {strange['limit']:.2f}"))
     columns = ("judge", "learnt from", "how well it knows that", "to be kept")

@@ -89,7 +89,7 @@ def _counts(documents: pa.Table, num_cut: int) -> list[dict[str, Any]]:
     place = documents.column_names.index("reason")
     keyed = documents.set_column(place, "reason", pc.fill_null(documents["reason"], "")).append_column("size", size)
     samples: dict[str, list[dict[str, Any]]] = {}
-    wanted = ["reason", "id", "source", "excerpt", "duplicate_of", "similarity"]
+    wanted = ["reason", "id", "source", "ordinal", "source_id", "excerpt", "duplicate_of", "similarity"]
     for row in documents.filter(pc.is_valid(documents["reason"])).select(wanted).sort_by("id").to_pylist():
         if len(examples := samples.setdefault(row["reason"], [])) < _NUM_SAMPLES:
             examples.append(row)

@@ -1,5 +1,6 @@
 """The report: every kind of figure is drawn, nothing leaves the page, markup in data stays data."""
 
+import re
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -47,6 +48,24 @@ def test_a_figure_that_cannot_be_drawn_names_itself_and_spares_the_page():
     assert "odd" in page
     assert "cannot be drawn" in page
     assert "a &amp; b &lt; c" in page
+
+
+def test_each_of_two_folders_of_a_stage_has_its_own_place():
+    page = render("T", [("runs/old", manifest()), ("runs/new", manifest()), ("runs/tokens", manifest(stage="tokenize"))])
+    anchors = re.findall(r'<section id="([^"]+)"', page)
+    assert len(set(anchors)) == 3
+    for anchor, name in zip(anchors, ("curate: runs/old", "curate: runs/new", "tokenize"), strict=True):
+        assert f'<a href="#{anchor}">{name}</a>' in page
+
+
+def test_many_dotted_counts_are_summed_up():
+    def told(number):
+        dropped = {f"dropped.a.b_{n}": n for n in range(number)}
+        page = render("T", [("f", manifest(counts={"documents_in": 9.0, "kept": 2.0, **dropped}))])
+        return re.findall(r"<span>([a-z. \d]+) <b>([\d,]+)</b>", page)
+
+    assert told(30) == [("documents in", "9"), ("kept", "2"), ("dropped", "435")]
+    assert told(2)[2:] == [("dropped.a.b 0", "0"), ("dropped.a.b 1", "1")]
 
 
 def test_report_reads_folders_and_writes_one_file(tmp_path):
