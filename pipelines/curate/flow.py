@@ -30,6 +30,7 @@ from pipelines.curate.bundle import Bundle, Piece, bundled
 from pipelines.curate.chosen import Marks, choice_inputs, choose_documents, told
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.dedup import Comparison, duplicates
+from pipelines.curate.divide import divided
 from pipelines.curate.fates import Fates
 from pipelines.curate.judges import Judges, judge_figures, judge_inputs, judging_steps, train_judges
 from pipelines.curate.paragraphs import Cuts, find_repeated
@@ -98,7 +99,7 @@ def stage_documents(files: list[SourceFile], judges: Judges, config: CurateConfi
         return read_piece(summary)
     fields = Fields(config.text_field, config.id_field, config.date_field)
     steps = [("read", partial(read_files, fields=fields)), ("normalise", normalise), *judging_steps(config, ray.put(judges))]
-    chunks = chunked(files, config.num_partitions)
+    chunks = chunked(divided(files), config.num_partitions)
     steps += decontaminate.steps(config, chunks, fields)
     staged = ray.data.from_arrow(chunks)
     for name, step in [*steps, ("minhash", partial(sign, config=config))]:

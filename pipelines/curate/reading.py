@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -20,17 +20,21 @@ from pipelines.curate.web import read_html, read_warc
 
 __all__ = ["read_files"]
 
-_READERS = {"jsonl": read_jsonl, "parquet": read_parquet, "html": read_html, "warc": read_warc}
+_READERS: dict[str, Callable[..., Iterator[Record]]] = {"jsonl": read_jsonl, "parquet": read_parquet, "html": read_html, "warc": read_warc}
 _YIELD_CHARS = 8 << 20
 _FIELDS = Fields()
 
 
 def read_files(files: pa.Table, fields: Fields = _FIELDS) -> Iterator[pa.Table]:
-    """The records of the files (columns `uri`, as bytes or text, and `format`) as tables of `DOCUMENT` rows, some MB of text each."""
+    """The records of the files as tables of `DOCUMENT` rows, some MB of text each.
+
+    Columns of `files`: `uri`, as bytes or text, and `format`; of parts of files (divide.py) `begin`, `end` and `first` too.
+    """
     rows: list[dict[str, Any]] = []
     chars = 0
-    for uri, format_ in zip(files["uri"].to_pylist(), files["format"].to_pylist(), strict=True):
-        for row in _read_file(os.fsdecode(uri), format_, fields):
+    for file in files.to_pylist():
+        extent = {name: file[name] for name in ("begin", "end") if file.get(name)}
+        for row in _read_file(os.fsdecode(file["uri"]), file["format"], fields, file.get("first", 0), extent):
             rows.append(row)
             chars += len(row["text"] or "")
             if chars > _YIELD_CHARS:
@@ -40,11 +44,10 @@ def read_files(files: pa.Table, fields: Fields = _FIELDS) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(rows, DOCUMENT)
 
 
-def _read_file(uri: str, format_: str, fields: Fields) -> Iterator[dict[str, Any]]:
-    """The records of one file; the last may say that the rest of the file cannot be read."""
-    ordinal = 0
+def _read_file(uri: str, format_: str, fields: Fields, ordinal: int, extent: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    """The records of one file, or of a part; the last may say that the rest cannot be read."""
     try:
-        for record in _READERS.get(format_, read_text)(uri, fields):
+        for record in _READERS.get(format_, read_text)(uri, fields, **extent):
             yield _row(uri, ordinal, format_, record)
             ordinal += 1
     except FileNotFoundError:

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,18 @@ from pyarrow import fs as arrow_fs
 
 from cluster.storage import resolve
 
-__all__ = ["Fields", "Record", "open_file", "open_stream", "read_jsonl", "read_parquet", "read_text", "read_whole", "seconds_since_1970"]
+__all__ = [
+    "Fields",
+    "Record",
+    "json_lines",
+    "open_file",
+    "open_stream",
+    "read_jsonl",
+    "read_parquet",
+    "read_text",
+    "read_whole",
+    "seconds_since_1970",
+]
 
 _PART_CHARS = 250_000  # a longer .txt is several documents, cut at blank lines, or else at lines
 _PARQUET_ROWS = 1024
@@ -160,12 +172,32 @@ def _parts(blocks: Iterable[str]) -> Iterator[str]:
     yield "".join(part)
 
 
-def read_jsonl(uri: str, fields: Fields) -> Iterator[Record]:
-    """A record for each line that is not blank."""
-    with open_stream(uri) as stream:
-        for line in io.BufferedReader(stream, 1 << 20):
+def read_jsonl(uri: str, fields: Fields, begin: int = 0, end: int | None = None) -> Iterator[Record]:
+    """A record for each line that is not blank, of those that begin in bytes [begin, end)."""
+    return (_json_record(line, fields) for line in json_lines(uri, begin, end))
+
+
+def json_lines(uri: str, begin: int = 0, end: int | None = None) -> Iterator[bytes]:
+    """The lines that are not blank, of those that begin in bytes [begin, end) of a file that is not compressed, or of all."""
+    with open_stream(uri) if end is None else open_file(uri) as stream:
+        lines, last = io.BufferedReader(stream, 1 << 20), sys.maxsize if end is None else end
+        place = _next_line(lines, begin, last)
+        while place < last and (line := lines.readline()):
+            place += len(line)
             if line.strip():
-                yield _json_record(line, fields)
+                yield line
+
+
+def _next_line(stream: io.BufferedReader, begin: int, end: int) -> int:
+    """Where the first line begins that does so at `begin` or later; if none does before `end`, no less than that."""
+    if not begin:
+        return 0
+    place = stream.seek(begin - 1)
+    while place < end and (piece := stream.readline(_BLOCK_BYTES)):
+        place += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return place
 
 
 def _json_record(line: bytes, fields: Fields) -> Record:
@@ -211,15 +243,17 @@ def seconds_since_1970(value: Any) -> float | None:
         return None
 
 
-def read_parquet(uri: str, fields: Fields) -> Iterator[Record]:
-    """A record for each row."""
+def read_parquet(uri: str, fields: Fields, begin: int = 0, end: int | None = None) -> Iterator[Record]:
+    """A record for each row of the row groups [begin, end)."""
     with open_file(uri) as stream, pq.ParquetFile(stream) as file:
         names = file.schema_arrow.names
         if fields.text not in names:
-            yield Record(None, problem=f"no_text: no column {fields.text!r}; columns: {', '.join(names)}")
+            if not begin:  # else the first part has said it
+                yield Record(None, problem=f"no_text: no column {fields.text!r}; columns: {', '.join(names)}")
             return
         wanted = [name for name in dict.fromkeys((fields.text, fields.id, fields.date)) if name in names]
-        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted):
+        groups = range(begin, file.num_row_groups if end is None else end)
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted, row_groups=groups):
             yield from (_row_record(row, fields) for row in batch.to_pylist())
 
 

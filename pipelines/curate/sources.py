@@ -26,11 +26,12 @@ __all__ = ["SourceFile", "chunked", "find_files", "installed_text", "sampled"]
 _INSTALLED = {"py", "md", "rst", "txt"}
 _SKIPPED_FOLDERS = re.compile(r"(^|/)(__pycache__|\.[^/]+)/")
 _CHUNK_BYTES = 8 << 20
+_CHUNK = pa.schema({"uri": pa.binary(), "format": pa.string(), "begin": pa.int64(), "end": pa.int64(), "first": pa.int64()})
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file to read."""
+    """One file to read, or a part of one."""
 
     uri: str
     format: str
@@ -38,6 +39,12 @@ class SourceFile:
     modified_ns: int
     name: str
     """Its path below the input it was found in: the same on machines that keep the same files elsewhere."""
+    begin: int = 0
+    """Where the part begins: a byte of a jsonl file, a row group of a parquet file."""
+    end: int | None = None
+    """Before where it ends; None: with the file."""
+    first: int = 0
+    """The ordinal of its first record."""
 
 
 def installed_text() -> tuple[str, ...]:
@@ -93,8 +100,14 @@ def chunked(files: Sequence[SourceFile], num_partitions: int) -> list[pa.Table]:
     for file in files:
         chunks[min(before * len(chunks) // total, len(chunks) - 1)].append(file)
         before += file.num_bytes
-    # as bytes: a file's name need not be UTF-8
-    return [pa.table({"uri": [os.fsencode(f.uri) for f in c], "format": [f.format for f in c]}) for c in chunks if c]
+    return [_table(chunk) for chunk in chunks if chunk]
+
+
+def _table(files: Sequence[SourceFile]) -> pa.Table:
+    """What `read_files` needs to know; URIs as bytes: a file's name need not be UTF-8."""
+    told = ("format", "begin", "end", "first")
+    columns = {name: pa.array([getattr(file, name) for file in files], _CHUNK.field(name).type) for name in told}
+    return pa.table({"uri": [os.fsencode(file.uri) for file in files], **columns}, _CHUNK)
 
 
 def _find_in(item: str) -> list[SourceFile]:
