@@ -44,15 +44,18 @@ def test_a_peak_is_the_most_of_a_process_and_its_children(tmp_path):
     assert peak.spilled == 0
 
 
-def test_what_is_spilled_counts(tmp_path):
+def test_what_is_spilled_counts_and_what_is_staged_is_told(tmp_path):
     (tmp_path / "session" / "ray_spilled_objects_1").mkdir(parents=True)
     (tmp_path / "session" / "ray_spilled_objects_1" / "a").write_bytes(bytes(1 << 20))
-    peak = Peak(os.getpid(), tmp_path)
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "piece").write_bytes(bytes(1 << 10))
+    peak = Peak(os.getpid(), tmp_path / "session", tmp_path / "out.partial")
     peak.start()
-    while not peak.bytes:
+    while not peak.staged:
         pass
     peak.stop()
-    assert peak.spilled == 1 << 20
+    assert (peak.spilled, peak.staged) == (1 << 20, 1 << 10)
+    assert peak.bytes > 1 << 20
 
 
 def test_without_the_peer_it_says_what_to_do(tmp_path, monkeypatch):
