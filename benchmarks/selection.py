@@ -8,6 +8,7 @@ goes on; --fresh begins anew.
 
     python -m benchmarks.selection --quick             # one seed, some minutes
     python -m benchmarks.selection                     # three seeds, a quarter of an hour on two cores
+    python -m benchmarks.selection --priors            # how much to smooth the target, on packages and on the Pile: three minutes
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import multiprocessing
 import os
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from pathlib import Path
@@ -27,17 +28,22 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.selection_domains import BUDGET, domains_table, read_domains
+from benchmarks.selection_domains import BUDGET, domains_table, priors_table, read_domains, read_packages
 from cluster.artifact import open_artifact
 from cluster.console import say
 from pipelines.curate.config import CurateConfig
 
 REFERENCE = "random"
+_BLUE, _ORANGE = "#2a6f97", "#e07a5f"
 
 
 def main() -> None:
     """Measure what is missing, print the tables, draw."""
     args = _arguments()
+    if args.priors:
+        samples = {"packages": read_packages(), "the Pile": read_domains(args.data / "docs/pile-domains.jsonl")}
+        print(priors_text(priors_table(samples, args.splits)))
+        return
     args.json.parent.mkdir(parents=True, exist_ok=True)
     done: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() and not args.fresh else {}
     known = {"steps": args.steps, "batch": args.batch, "pool_bytes": args.pool_bytes, "splits": args.splits}
@@ -49,8 +55,8 @@ def main() -> None:
         _save(args.json, done)
     print(domains_text(done["domains"]))
     if not args.domains_only:
-        corpus = _corpus(args)
         runs = done.setdefault("runs", [])
+        corpus = _corpus(args, done)
         for result in _train_missing(args, corpus, runs):
             runs.append(result)
             _save(args.json, done)
@@ -74,7 +80,7 @@ def training_table(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             low, high = float(gains.mean() - half), float(gains.mean() + half)
             verdict = "" if way == REFERENCE else "helps" if high < 0 else "hurts" if low > 0 else "no difference seen"
             figures = {"loss": float(np.mean(list(loss.values()))), "difference": float(gains.mean()), "low": low, "high": high}
-            rows.append({"way": way, "text": text, "seeds": len(loss), **figures, "verdict": verdict})
+            rows.append({"way": way, "text": text, "seeds": len(loss), **figures, "differences": gains.tolist(), "verdict": verdict})
     return rows
 
 
@@ -96,6 +102,16 @@ def domains_text(rows: list[dict[str, Any]]) -> str:
             f"| {row['domain']} | {row['documents']} | {row['target_documents']:.0f} | {row['before']:.1%} | {row['after']:.1%} "
             f"| {row['raised']:.1f}x ({row['low']:.1f} to {row['high']:.1f}) | {row['least']:.1f}x |"
         )
+    return "\n".join(lines)
+
+
+def priors_text(rows: list[dict[str, Any]]) -> str:
+    """The table of --priors: for each sample mean and least by smoothing."""
+    priors = list(dict.fromkeys(row["prior"] for row in rows))
+    lines = [f"| raised, mean (least) | {' | '.join(f'{prior:,}' for prior in priors)} |", f"|---{'|---' * len(priors)}|"]
+    for sample in dict.fromkeys(row["sample"] for row in rows):
+        cells = [f"{row['mean']:.1f}x ({row['least']:.1f}x)" for row in rows if row["sample"] == sample]
+        lines.append(f"| {sample} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -146,13 +162,16 @@ def _pool(data: Path, corpus: Path) -> Any:
     return pool
 
 
-def _corpus(args: argparse.Namespace) -> Path:
-    """This machine's text, without duplicates: nothing else is dropped from it."""
+def _corpus(args: argparse.Namespace, done: dict[str, Any]) -> Path:
+    """This machine's text, without duplicates: nothing else is dropped from it. Later runs take the first one's."""
     from pipelines.curate.flow import curate
 
-    folder = args.json.with_suffix("") / "corpus"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    curate(CurateConfig(output=str(folder), max_bytes=args.pool_bytes, profile="none"))
+    folder: Path = args.json.with_suffix("") / "corpus"
+    if not done["runs"]:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        done["corpus"] = curate(CurateConfig(output=str(folder), max_bytes=args.pool_bytes, profile="none")).digest
+    elif not folder.exists() or open_artifact(str(folder), made_by="curate").digest != done["corpus"]:
+        raise SystemExit(f"{folder}: not the corpus that {args.json} has figures of; give --fresh or another --json")
     return folder
 
 
@@ -163,33 +182,40 @@ def _draw(file: Path, done: dict[str, Any]) -> None:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    rows = done.get("training", [])
-    canvas, axes = plt.subplots(1, 1 + bool(rows), figsize=(7 + 6 * bool(rows), 4.4), layout="constrained", squeeze=False)
-    left, domains = axes[0][0], done["domains"]
-    at = np.arange(len(domains))
-    errors = [[r["raised"] - r["low"] for r in domains], [r["high"] - r["raised"] for r in domains]]
-    left.barh(at, [r["raised"] for r in domains], xerr=errors, color="#2a6f97", ecolor="#577590")
-    left.axvline(3, color="#bc4749", ls="--", lw=1.2)
-    left.set_yticks(at, [f"{r['domain']} ({r['before']:.0%})" for r in domains])
-    left.invert_yaxis()
-    left.set_xlabel(f"times the share that it had, {BUDGET:.0%} of the documents chosen")
+    rows = [row for row in done.get("training", []) if row["way"] != REFERENCE]
+    canvas, axes = plt.subplots(1, 1 + bool(rows), figsize=(6.5 + 6.5 * bool(rows), 4.4), layout="constrained", squeeze=False)
+    _draw_domains(axes[0][0], done["domains"])
     if rows:
-        _draw_training(axes[0][1], [row for row in rows if row["way"] != REFERENCE])
+        _draw_training(axes[0][1], rows)
     canvas.savefig(file, dpi=150)
 
 
-def _draw_training(axes: Any, rows: Iterable[dict[str, Any]]) -> None:
-    rows = list(rows)
-    ways = list(dict.fromkeys(row["way"] for row in rows))
-    for offset, (text, colour) in enumerate((("target", "#2a6f97"), ("pool", "#e07a5f"))):
-        own = [row for row in rows if row["text"] == text]
-        half = [min(row["high"] - row["difference"], 9.0) for row in own]
-        axes.errorbar([row["difference"] for row in own], np.arange(len(ways)) + 0.2 * offset, xerr=half, fmt="o", color=colour, label=text)
-    axes.axvline(0, color="#9aa5b1", lw=1)
-    axes.set_yticks(np.arange(len(ways)) + 0.1, ways)
+def _draw_domains(axes: Any, domains: list[dict[str, Any]]) -> None:
+    at = np.arange(len(domains))
+    errors = [[r["raised"] - r["low"] for r in domains], [r["high"] - r["raised"] for r in domains]]
+    axes.barh(at, [r["raised"] for r in domains], xerr=errors, color=_BLUE, ecolor="#14213d", height=0.7)
+    axes.axvline(1, color="#9aa5b1", lw=1)
+    axes.set_yticks(at, [f"{r['domain']} ({r['before']:.0%})" for r in domains])
     axes.invert_yaxis()
-    axes.set_xlabel("held-out loss against random, nats per token (less is better)")
-    axes.legend(title="held-out text")
+    axes.set_xlabel("times the share it had (95 % interval)")
+    axes.set_title("A tenth of the Pile's sample, chosen towards a domain", fontsize=11)
+
+
+def _draw_training(axes: Any, rows: list[dict[str, Any]]) -> None:
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    for offset, (text, colour) in enumerate((("target", _BLUE), ("pool", _ORANGE))):
+        own = [row for row in rows if row["text"] == text]
+        at = np.arange(len(ways)) + 0.28 * (offset - 0.5)
+        half = [row["high"] - row["difference"] if row["seeds"] > 1 else 0.0 for row in own]
+        axes.errorbar([row["difference"] for row in own], at, xerr=half, fmt="D", ms=5, capsize=3, color=colour, label=text)
+        for place, row in zip(at, own, strict=True):
+            axes.plot(row["differences"], [place] * len(row["differences"]), "o", ms=3, color="#14213d", alpha=0.6, zorder=3)
+    axes.axvline(0, color="#9aa5b1", lw=1)
+    axes.set_yticks(np.arange(len(ways)), ways)
+    axes.invert_yaxis()
+    axes.set_xlabel("held-out loss against random, nats per token: left is better")
+    axes.set_title("The same small model on as many tokens (dots: seeds)", fontsize=11)
+    axes.legend(title="held-out text", loc="best")
 
 
 def _save(file: Path, done: dict[str, Any]) -> None:
@@ -211,6 +237,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pool-bytes", type=int, default=16_000_000, help="of this machine's text")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--domains-only", action="store_true", help="part 1 only: seconds")
+    parser.add_argument("--priors", action="store_true", help="compare smoothings of the target instead")
     parser.add_argument("--quick", action="store_true", help="one seed and half the steps")
     parser.add_argument("--fresh", action="store_true", help="forget earlier figures")
     args = parser.parse_args()

@@ -32,9 +32,9 @@ __all__ = ["Part", "covering", "identities", "importance", "num_tokens", "rarity
 
 BUCKETS = 10_000
 """Of hashed words and pairs, for importance weights: the paper's."""
-PRIOR = 20_000.0
-"""Raw features that a target's counts are smoothed with: with few, one rare word outweighs a page (from 8,000 to 32,000 the Pile's
-domains are told apart about equally well, with 500 hardly)."""
+PRIOR = 32_000.0
+"""Raw features that a target's counts are smoothed with: with few, one rare word outweighs a page. Chosen on Python packages, to be told
+apart by their code (`benchmarks.selection --priors`), not on the Pile's domains, by which selection is judged."""
 _WORD_BUCKETS = 1 << 20
 _PAIR_BUCKETS = 1 << 18
 _SKETCH_WIDTH = 128
