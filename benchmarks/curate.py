@@ -10,9 +10,10 @@ word 5-grams), from `make peers-curate`. Runs take turns: ours, theirs, ours.
 Speed is documents a second by the wall clock of the whole command. The rules are for prose and most of this text is code, so that few
 documents come to be compared: hence the same without rules (`dedup`), and both together (what is told of them: `together`). Growth is
 the time of four times the input over four times the time, without Ray's start: by the clock, and summed over tasks. Memory is the
-largest sum of the PSS of all processes of a run (plus what Ray spilled to disk), looked at ten times a second, with a `--task-bytes` that the quarter fills, no room for signatures or edges on the driver, so that all goes
-through shuffles on storage, and an object store of 80 MB, so that whatever goes through Ray's memory is spilled; beside it the working
-state on storage, and what a corpus of a few documents takes. Truth: near_duplicates.py.
+largest sum of the PSS of all processes of a run (plus what Ray spilled to disk), looked at ten times a second, with a `--task-bytes`
+that the quarter fills, no room for signatures or edges on the driver, so that all goes through shuffles on storage, and an object
+store of 80 MB, so that whatever goes through Ray's memory is spilled; beside it the working state on storage, and what a corpus of a
+few documents takes. Truth: near_duplicates.py.
 """
 
 from __future__ import annotations

@@ -62,3 +62,11 @@ def test_without_the_peer_it_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(curate, "PEER", Path("/no/such/python"))
     with pytest.raises(SystemExit, match="run `make peers-curate`"):
         curate.beside(tmp_path, tmp_path, filters=True)
+
+
+def test_growth_counts_all_work_and_both_parts_add_up():
+    metrics = {"seconds": {"documents": 3.0, "write": 0.5}, "task_seconds": {"read": 1.0, "quality": 4.0}, "bytes_in": 10}
+    told = {"metrics": metrics | {"compare_seconds": {"sets": 0.25}}}
+    assert curate._spent(told) == {"seconds": 3.5, "task_seconds": 5.75, "bytes": 10}
+    speed, dedup = ({"ours_s": [own - 1, own + 1], "datatrove_s": other} for own, other in ((10, 60), (20, 60)))
+    assert curate._together(speed, dedup) == {"ours_s": 30, "datatrove_s": 120, "ratio": 4}
