@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["U64", "Bools", "Codes", "Ints", "codes_of", "groups", "mix", "repeats", "runs", "span_hashes"]
+__all__ = ["U64", "Bools", "Codes", "Ints", "SpanHashes", "codes_of", "groups", "mix", "repeats", "runs", "span_hashes"]
 
 U64 = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
@@ -51,25 +51,39 @@ def runs(inside: Bools) -> tuple[Ints, Ints]:
     >>> [x.tolist() for x in runs(np.array([True, True, False, True]))]
     [[0, 3], [2, 4]]
     """
-    edges = np.diff(inside.astype(np.int8), prepend=0, append=0)
-    return np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    padded = np.zeros(inside.size + 2, bool)
+    padded[1:-1] = inside
+    edges = np.flatnonzero(padded[1:] != padded[:-1])
+    return edges[::2].copy(), edges[1::2].copy()
 
 
 def span_hashes(codes: Codes, starts: Ints, ends: Ints) -> U64:
     """A 64-bit hash of each span's characters."""
-    powers, inverses = _powers(codes.size)
-    running = np.zeros(codes.size + 1, np.uint64)
-    np.cumsum((codes + np.uint64(1)) * powers, out=running[1:])
-    return mix((running[ends] - running[starts]) * inverses[starts])
+    return SpanHashes(codes)(starts, ends)
+
+
+class SpanHashes:
+    """The running polynomial of a group, from which the hashes of any spans are taken: `span_hashes`, several times over the same codes."""
+
+    def __init__(self, codes: Codes) -> None:
+        powers, self._inverses = _powers(codes.size)
+        self._running = np.zeros(codes.size + 1, np.uint64)
+        terms = codes + np.uint64(1)
+        terms *= powers
+        np.cumsum(terms, out=self._running[1:])
+
+    def __call__(self, starts: Ints, ends: Ints) -> U64:
+        return mix((self._running[ends] - self._running[starts]) * self._inverses[starts])
 
 
 def mix(values: U64) -> U64:
     """A bijection that spreads every bit over all of them (the finaliser of splitmix64)."""
     values = values ^ (values >> np.uint64(30))
-    values = values * np.uint64(0xBF58476D1CE4E5B9)
-    values = values ^ (values >> np.uint64(27))
-    values = values * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
 
 
 def repeats(keys: U64) -> tuple[Bools, Ints, Ints]:
