@@ -110,7 +110,7 @@ def inventory(uri: str) -> dict[str, dict[str, Any]]:
 
 def _measure(filesystem: arrow_fs.FileSystem, path: str) -> dict[str, Any]:
     hasher, size = xxhash.xxh3_128(), 0
-    with filesystem.open_input_stream(path) as stream:
+    with filesystem.open_input_stream(path, compression=None) as stream:  # as stored, also where the name says how it is packed
         while chunk := stream.read(_CHUNK):
             hasher.update(chunk)
             size += len(chunk)

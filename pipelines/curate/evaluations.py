@@ -239,19 +239,21 @@ def _texts(value: Any) -> Iterator[str]:
 def _read(uri: str) -> Iterator[Any]:
     """The rows of parquet and jsonl, the paragraphs of a text."""
     filesystem, path = resolve(uri)
-    if filesystem.get_file_info(path).type != arrow_fs.FileType.File:
+    if (kind := filesystem.get_file_info(path).type) == arrow_fs.FileType.Directory:
+        raise ValueError(f"{uri}: is a folder; name its files, an evaluation set each")
+    if kind != arrow_fs.FileType.File:
         raise ValueError(f"{uri}: no such file; give an evaluation set as jsonl (.gz, .zst), parquet, txt or md")
-    kind = next((s for s in PurePosixPath(path).suffixes if s in (".parquet", ".jsonl", ".txt", ".md")), None)
-    if kind is None:
+    suffix = next((s for s in PurePosixPath(path).suffixes if s in (".parquet", ".jsonl", ".txt", ".md")), None)
+    if suffix is None:
         raise ValueError(f"{uri}: not an evaluation set that can be read; convert it to jsonl (.gz, .zst), parquet or txt")
     try:
-        if kind == ".parquet":
+        if suffix == ".parquet":
             with filesystem.open_input_file(path) as stream:
                 yield from pq.read_table(stream).to_pylist()
             return
         with filesystem.open_input_stream(path, compression="detect") as stream:
             text = stream.readall().decode()
-        if kind == ".jsonl":
+        if suffix == ".jsonl":
             yield from (json.loads(line) for line in text.split("\n") if line.strip())
         else:
             yield from (paragraph for paragraph in clean(text).split("\n\n") if paragraph.strip())

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -21,7 +22,7 @@ import ray
 
 from cluster import figure
 from cluster.figure import Figure
-from cluster.storage import content_digest, resolve
+from cluster.storage import content_digest, one_line, resolve
 from pipelines.curate import classify, perplexity
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.document import excerpt, replaced
@@ -57,8 +58,11 @@ def judge_inputs(config: CurateConfig) -> dict[str, str]:
     for name in ("quality_labels", "perplexity_reference"):
         if (uri := getattr(config, name)) is not None:
             filesystem, path = resolve(uri)
-            if filesystem.get_file_info(path).type.name == "NotFound":
+            kind = filesystem.get_file_info(path).type.name
+            if kind == "NotFound":
                 raise ValueError(f"{name}: {uri}: no such file or folder; give one that exists")
+            if kind == "Directory" and name == "quality_labels":
+                raise ValueError(f"{name}: {uri}: is a folder; give a jsonl file of examples")
             found[name] = content_digest(uri)
     return found
 
@@ -165,23 +169,29 @@ def _dropped(documents: pa.Table, reasons: dict[int, str]) -> pa.Table:
 
 def _read_labels(uri: str) -> tuple[list[str], list[int]]:
     texts, labels = [], []
-    with open_stream(uri) as stream:
-        for number, line in enumerate(io.BufferedReader(stream, 1 << 20), start=1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except ValueError:
-                value = None
-            if not isinstance(value, dict) or not isinstance(value.get("text"), str) or value.get("label") not in (0, 1):
-                raise ValueError(f"quality_labels: {uri}, line {number}: give an object with `text` and `label`, 1 for good, 0 for bad")
-            texts.append(clean(value["text"]))
-            labels.append(int(value["label"]))
+    for number, line in _lines(uri):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict) or not isinstance(value.get("text"), str) or value.get("label") not in (0, 1):
+            raise ValueError(f"quality_labels: {uri}, line {number}: give an object with `text` and `label`, 1 for good, 0 for bad")
+        texts.append(clean(value["text"]))
+        labels.append(int(value["label"]))
     if min(labels.count(0), labels.count(1)) < _LEAST_EXAMPLES:
         raise ValueError(
             f"quality_labels: {uri}: {labels.count(1)} good and {labels.count(0)} bad; give {_LEAST_EXAMPLES} of each at least"
         )
     return texts, labels
+
+
+def _lines(uri: str) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not blank, numbered from 1."""
+    try:
+        with open_stream(uri) as stream:
+            yield from ((number, line) for number, line in enumerate(io.BufferedReader(stream, 1 << 20), start=1) if line.strip())
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"quality_labels: {uri}: cannot be read ({one_line(error)}); mend the file") from None
 
 
 def _read_reference(uri: str) -> list[str]:

@@ -33,7 +33,7 @@ def check_languages(languages: Sequence[str]) -> None:
     """ValueError, one line, for a language that the model does not know."""
     known = sorted(set(_identifier().nb_classes)) if languages else []
     if unknown := [language for language in languages if language not in known]:
-        raise ValueError(f"languages: {unknown[0]!r} is not known; known: {' '.join(known)}")
+        raise ValueError(f"languages: {unknown[0]!r} is not known; give codes such as en; known: {' '.join(known)}")
 
 
 def _sample(text: str) -> str:

@@ -22,6 +22,7 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as arrow_fs
 
@@ -42,6 +43,7 @@ __all__ = [
 
 _PART_CHARS = 250_000  # a longer .txt is several documents, cut at blank lines, or else at lines
 _PARQUET_ROWS = 1024
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _BLOCK_BYTES = 8 << 20
 
 
@@ -254,7 +256,20 @@ def read_parquet(uri: str, fields: Fields, begin: int = 0, end: int | None = Non
         wanted = [name for name in dict.fromkeys((fields.text, fields.id, fields.date)) if name in names]
         groups = range(begin, file.num_row_groups if end is None else end)
         for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted, row_groups=groups):
-            yield from (_row_record(row, fields) for row in batch.to_pylist())
+            yield from (_row_record(row, fields) for row in _seconds_for_dates(batch, fields.date).to_pylist())
+
+
+def _seconds_for_dates(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
+    """The batch with this column, where it holds dates, in seconds since 1970: Python has none of nanoseconds or after the year 9999."""
+    place = batch.schema.get_field_index(name)
+    if place < 0 or not pa.types.is_temporal(kind := batch.schema.field(place).type):
+        return batch
+    column = batch.column(place)
+    if pa.types.is_date(kind):
+        column, kind = column.cast(pa.timestamp("ms")), pa.timestamp("ms")
+    if not pa.types.is_timestamp(kind):  # a time of day, a duration: no date
+        return batch.set_column(place, name, pa.nulls(batch.num_rows))
+    return batch.set_column(place, name, pc.divide(column.cast(pa.int64()).cast(pa.float64(), safe=False), _PER_SECOND[kind.unit]))
 
 
 def _row_record(row: dict[str, Any], fields: Fields) -> Record:

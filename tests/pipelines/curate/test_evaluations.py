@@ -108,10 +108,11 @@ def test_every_format_and_only_the_fields_that_are_asked_for(tmp_path):
         ("set.csv", b"a,b", "not an evaluation set"),
         ("set.jsonl", b'{"n": 1}', "holds no text"),
         (None, b"", "no such file"),
+        (".", None, "is a folder; name its files"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, name, content, message):
-    if name is not None:
+    if name is not None and content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
         read_items([str(tmp_path / (name or "none.jsonl"))])

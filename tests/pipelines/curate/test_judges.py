@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 
@@ -124,6 +125,23 @@ def test_bad_labels_are_one_line(tmp_path, lines, message):
     with pytest.raises(ValueError, match=message) as caught:
         train_judges(CurateConfig(output="x", quality_labels=str(tmp_path / "labels.jsonl")))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("l.jsonl.gz", b"plain"), ("l.jsonl.gz", gzip.compress(b"{}" * 99)[:20]), ("l.jsonl.zst", b"no")]
+)
+def test_labels_that_cannot_be_unpacked_are_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    config = CurateConfig(output="x", quality_labels=str(tmp_path / name))
+    assert judge_inputs(config)
+    with pytest.raises(ValueError, match=r"l\.jsonl\..*: cannot be read \(.*\); mend the file") as caught:
+        train_judges(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_labels_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"quality_labels: .* is a folder; give a jsonl file"):
+        judge_inputs(CurateConfig(output="x", quality_labels=str(tmp_path)))
 
 
 def test_examples_that_are_not_there_or_too_few_are_one_line(tmp_path):

@@ -43,6 +43,6 @@ def test_what_is_in_no_language_is_nothing_to_be_sure_of(text):
 
 def test_an_unknown_language_is_one_line():
     check_languages(["en", "de"])
-    with pytest.raises(ValueError, match=r"languages: 'english' is not known; known: .* en ") as caught:
+    with pytest.raises(ValueError, match=r"languages: 'english' is not known; give codes such as en; known: .* en ") as caught:
         check_languages(["en", "english"])
     assert "\n" not in str(caught.value)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.curate import records
-from pipelines.curate.records import Fields, read_jsonl, read_text, seconds_since_1970
+from pipelines.curate.records import Fields, read_jsonl, read_parquet, read_text, seconds_since_1970
 
 
 @given(st.datetimes(min_value=datetime(1900, 1, 1), max_value=datetime(2100, 1, 1)))
@@ -29,6 +31,29 @@ def test_a_line_has_its_text_its_id_and_its_date(tmp_path):
     assert [(r.text, r.source_id, r.date, r.problem.split(":")[0]) for r in records] == [
         ("x", "u", 5.0, ""), (None, "v", None, "no_text"), (None, None, None, "no_text"),
     ]  # fmt: skip
+
+
+DAY_S = 86400
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "seconds"),
+    [
+        (pa.timestamp("ns"), [1, 2_000_000_001, None], [1e-9, 2.000000001, None]),
+        (pa.timestamp("us"), [2**55, 0, None], [2**55 / 1e6, 0.0, None]),  # the year 3111
+        (pa.timestamp("s", "Europe/Berlin"), [2**40, 5, -7], [2.0**40, 5.0, -7.0]),  # the year 36812
+        (pa.date32(), [1, None, 3_000_000], [DAY_S, None, 3_000_000.0 * DAY_S]),
+        (pa.date64(), [DAY_S * 1000, 0, None], [DAY_S, 0.0, None]),
+        (pa.time32("s"), [1, 2, 3], [None, None, None]),
+        (pa.int64(), [1, 2, 3], [1.0, 2.0, 3.0]),
+        (pa.string(), ["1970-01-02", "May", None], [DAY_S, None, None]),
+    ],
+)
+def test_the_dates_of_a_parquet_file_are_seconds_whatever_it_calls_them(tmp_path, kind, values, seconds):
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "date": pa.array(values, kind)}), tmp_path / "a.parquet")
+    found = list(read_parquet(str(tmp_path / "a.parquet"), Fields()))
+    assert [record.text for record in found] == ["a", "b", "c"]
+    assert [record.date for record in found] == pytest.approx(seconds)
 
 
 PIECES = st.lists(st.sampled_from(["word ", "ünï ", "日本", "\n", "\n\n", "\r\n", " \n", "long" * 9]), max_size=60).map("".join)
