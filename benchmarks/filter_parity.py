@@ -4,7 +4,8 @@
 
 Both judge the cleaned text. datatrove runs in .venv-datatrove (workers/datatrove_filters.py), one filter for each rule, so a
 rule's verdict is not hidden by an earlier one's. Capitals are whole filters with all their rules. "same words": the agreement
-once datatrove's filters are given our words, those between white space, instead of spaCy's.
+once datatrove's filters are given our words, those between white space, instead of spaCy's. A second table says what each drops of
+the documents that people labelled good and bad: where verdicts differ, that is what the difference is worth.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,14 @@ RULES = {rule.name: [rule] for name in ("gopher", "c4", "fineweb") for rule in P
 RULES["c4.few_sentences (web)"] = [rule for rule in PROFILES["web"] if rule.name == "c4.few_sentences"]
 _TOKENS = "their words are spaCy's, with every punctuation mark a word; ours stand between white space, as in the paper's counts"
 WHY = {
-    "gopher.short_document": "they count words by spaCy, which parts don't and 5km in two; ours stand between white space",
-    "gopher.word_length": "ours keep their punctuation; theirs are parted at hyphens and apostrophes",
+    "gopher.short_document": "they count words by spaCy, which parts don't and 5km in two, and none of punctuation alone",
+    "gopher.word_length": "ours keep their punctuation; theirs are parted at hyphens and apostrophes, and none is of punctuation alone",
     "gopher.hashes": _TOKENS,
     "gopher.ellipses": _TOKENS,
     "gopher.bullet_lines": "they count blank lines among the lines, we do not",
     "gopher.ellipsis_lines": "they count blank lines among the lines, we do not",
     "gopher.words_without_letters": "they count punctuation marks among the words, and so drop prose with many; the paper says words",
-    "gopher.stop_words": "they count occurrences, so one word twice is enough; the paper asks for two of the words",
+    "gopher.stop_words": "punctuation is parted from their words, so `the,` is a stop word to them and not to us",
     "gopher.duplicate_lines": "we trim lines before we compare them",
     "gopher.duplicate_line_chars": "we trim lines before we compare them",
     "gopher.duplicate_paragraphs": "a line of spaces parts our paragraphs, not theirs",
@@ -92,8 +93,15 @@ def broken(measures: Any, rules: list[Rule] | tuple[Rule, ...]) -> np.ndarray:
     return np.any([(measures[r.measure] < r.at_least) | (measures[r.measure] > r.at_most) for r in rules], axis=0)
 
 
-def compare(names: list[str], texts: list[str]) -> list[dict[str, Any]]:
+def labels(data: Path) -> dict[str, int]:
+    """The documents that people labelled, by name: 1 good, 0 bad."""
+    lines = (data / "docs" / "quality-labels.jsonl").open()
+    return {f"quality-labels:{number}": int(json.loads(line)["label"]) for number, line in enumerate(lines)}
+
+
+def compare(names: list[str], texts: list[str], labelled: Mapping[str, int]) -> list[dict[str, Any]]:
     """A row for each rule: how many each drops, the share of equal verdicts, and the documents of unequal ones."""
+    known = np.array([labelled.get(name, -1) for name in names])
     measures, verdicts, same_words = measure_prose(texts), theirs(texts), theirs(texts, "--between-spaces")
     rows = []
     for rule, ours_by in {**RULES, **GROUPS}.items():
@@ -105,6 +113,8 @@ def compare(names: list[str], texts: list[str]) -> list[dict[str, Any]]:
         row = {"rule": rule, "ours": int(ours.sum()), "datatrove": int(peer.sum()), "both": int((ours & peer).sum())}
         spaced = np.array([verdict[rule] for verdict in same_words])
         row |= {"agreement": float((ours == peer).mean()), "agreement_same_words": float((ours == spaced).mean())}
+        for name, label in (("good", 1), ("bad", 0)):
+            row[name] = [float(dropped[known == label].mean()) if (known == label).any() else 0.0 for dropped in (ours, peer)]
         rows.append(row | {"why": WHY.get(rule, ""), "disagreements": apart})
     return rows
 
@@ -116,6 +126,10 @@ def show(rows: list[dict[str, Any]], num_documents: int) -> None:
         print(
             f"{row['rule']:<34}{row['ours']:>6}{row['datatrove']:>8}{row['both']:>6}{row['agreement']:>11.4f}{row['agreement_same_words']:>12.4f}"
         )
+    print(f"\n{'of those that people labelled':<34}{'good: ours':>12}{'theirs':>9}{'bad: ours':>12}{'theirs':>9}")
+    for row in (row for row in rows if any(row["good"] + row["bad"])):
+        (ours_good, their_good), (ours_bad, their_bad) = row["good"], row["bad"]
+        print(f"{row['rule']:<34}{ours_good:>12.1%}{their_good:>9.1%}{ours_bad:>12.1%}{their_bad:>9.1%}")
     for row in rows:
         if row["disagreements"] and row["rule"] in RULES:
             print(f"\n{row['rule']}: {row['why'] or 'UNEXPLAINED'}")
@@ -131,7 +145,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     names, texts = zip(*((name, text) for name, text in documents(options.data) if text), strict=True)
-    rows = compare(list(names), list(texts))
+    rows = compare(list(names), list(texts), labels(options.data))
     show(rows, len(texts))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
