@@ -28,7 +28,7 @@ a { color: var(--accent); }
 .scroll { overflow: auto; max-height: 26rem; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; width: 100%; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.3rem 0.6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-td { overflow-wrap: anywhere; min-width: 5rem; }
+td { overflow-wrap: anywhere; min-width: 5rem; } td:first-child { overflow-wrap: normal; min-width: 10.5rem; }
 th { position: sticky; top: 0; background: var(--back); font-weight: 600; }
 pre { margin: 0; padding: 0.75rem; overflow: auto; max-height: 26rem; background: var(--back); border-radius: 6px;
       font-size: 0.8rem; white-space: pre-wrap; }

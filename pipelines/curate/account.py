@@ -63,12 +63,17 @@ def figures(rows: Counted, metrics: Mapping[str, Any], similarities: Sequence[in
         "dropped": figure.bars("Documents dropped, by reason", "documents", {"dropped": dict(by_reason.most_common())}),
         "kept": figure.bars("Documents kept, by kind", "documents", {"kept": dict(sorted(kinds.items()))}),
         "speed": figure.bars("Seconds of one core, by step", "seconds", {"seconds": dict(metrics["task_seconds"])}, ordered=True),
-        "account": figure.table("Every document once", _COUNT_COLUMNS, _account(documents_in, by_reason)),
+        "account": figure.table(_sum(documents_in, by_reason), _COUNT_COLUMNS, _account(documents_in, by_reason)),
         "samples": figure.table("Samples of what was dropped", _SAMPLE_COLUMNS, _samples(examples, by_reason)),
         "steps": figure.table("Speed of the steps", _STEP_COLUMNS, _steps(metrics, documents_in)),
         "parts": figure.table("Speed of the whole, by the clock", _PART_COLUMNS, _parts(metrics, documents_in)),
     }
     return found | (_near_figures(by_reason["duplicate.near"], examples, similarities, threshold) if sum(similarities) else {})
+
+
+def _sum(documents_in: int, dropped: Counter[str]) -> str:
+    kept = documents_in - dropped.total()
+    return f"Every document once: {documents_in:,} read = {kept:,} kept + {dropped.total():,} dropped"
 
 
 def _account(documents_in: int, dropped: Counter[str]) -> list[tuple[str, int, str, str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from cluster.artifact import Artifact, open_artifact
+from cluster.storage import resolve
 from pipelines.curate.bundle import Piece
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.piece import count_rows
@@ -21,8 +22,12 @@ __all__ = ["earlier", "pieces_of"]
 def earlier(config: CurateConfig) -> list[Artifact]:
     """The corpora of `against`, opened.
 
-    Raises ValueError for a folder that is not a corpus, or one whose signatures are not made as this run's.
+    Raises ValueError for a folder that is not a corpus, one whose signatures are not made as this run's, and for the output itself: it
+    would be replaced by what it lacks, which is nothing.
     """
+    for folder in config.against:
+        if resolve(folder)[1] == resolve(config.output)[1]:
+            raise ValueError(f"against: {folder} is the output, which would be replaced; give another --output")
     corpora = [open_artifact(folder, made_by="curate") for folder in config.against]
     for corpus in corpora:
         _refuse_if_incomparable(corpus, config)

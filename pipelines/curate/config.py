@@ -126,6 +126,8 @@ class CurateConfig:
     """Of the MinHash functions, of the sample that `max_bytes` takes, and of what selection and order draw."""
 
     def __post_init__(self) -> None:
+        if not self.output:
+            raise ValueError("output: is empty; name a folder, or s3://bucket/folder")
         if self.max_bytes is not None and self.max_bytes < 1:
             raise ValueError(f"max_bytes: is {self.max_bytes}; give at least 1, or leave it out to read everything")
         if not 0.0 < self.threshold <= 1.0:
@@ -136,6 +138,8 @@ class CurateConfig:
         self._check_evaluations()
         self._check_selection()
         self._check_order()
+        if self.seed < 0:
+            raise ValueError(f"seed: is {self.seed}; give 0 or more")
         if self.num_partitions < 0:
             raise ValueError(f"num_partitions: is {self.num_partitions}; give 0 (automatic) or more")
         for name, key in (("text_field", self.text_field), ("id_field", self.id_field), ("date_field", self.date_field)):

@@ -37,7 +37,7 @@ from pipelines.curate.paragraphs import Cuts, find_repeated
 from pipelines.curate.piece import count_rows, read_piece, refuse_if_elsewhere, write_piece
 from pipelines.curate.reading import read_files
 from pipelines.curate.records import Fields
-from pipelines.curate.sources import SourceFile, chunked, find_files, sampled
+from pipelines.curate.sources import SourceFile, chunked, find_files, outside, sampled
 from pipelines.curate.steps import SUMMARY, normalise, sign, stage, timed
 from pipelines.curate.tasks import in_tasks
 from pipelines.curate.write import PLACES, write_bundle
@@ -54,7 +54,7 @@ def curate(config: CurateConfig) -> Artifact:
 
     Raises ValueError for input that is missing, empty or wholly unreadable, and when no document is left.
     """
-    files = sampled(find_files(config.input), config.max_bytes, config.seed)
+    files = sampled(outside(find_files(config.input), config.output), config.max_bytes, config.seed)
     old = earlier(config)
     inputs = {"text": digest_of([[f.uri, f.num_bytes, f.modified_ns] for f in files]), **judge_inputs(config)}
     inputs |= decontaminate.evaluation_inputs(config) | choice_inputs(config)

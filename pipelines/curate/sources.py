@@ -21,7 +21,7 @@ from pyarrow import fs as arrow_fs
 from cluster.storage import resolve
 from pipelines.curate.formats import format_of, known_formats
 
-__all__ = ["SourceFile", "chunked", "find_files", "installed_text", "sampled"]
+__all__ = ["SourceFile", "chunked", "find_files", "installed_text", "outside", "sampled"]
 
 _INSTALLED = {"py", "md", "rst", "txt"}
 _SKIPPED_FOLDERS = re.compile(r"(^|/)(__pycache__|\.[^/]+)/")
@@ -71,6 +71,15 @@ def find_files(inputs: Sequence[str]) -> list[SourceFile]:
     return files
 
 
+def outside(files: Sequence[SourceFile], folder: str) -> list[SourceFile]:
+    """The files that do not lie in the folder: what a run writes below its own input is not read by the next."""
+    place = folder.rstrip("/") if "://" in folder else resolve(folder)[1]
+    found = [file for file in files if not file.uri.startswith(f"{place}/")]
+    if not any(f.num_bytes for f in found):
+        raise ValueError(f"output: {folder} holds all of the input; give another --output")
+    return found
+
+
 def sampled(files: Sequence[SourceFile], max_bytes: int | None, seed: int) -> list[SourceFile]:
     """At most `max_bytes` of the files: in the order of the hashes of their names each that fits, until 99 % is full.
 
@@ -112,6 +121,8 @@ def _table(files: Sequence[SourceFile]) -> pa.Table:
 
 def _find_in(item: str) -> list[SourceFile]:
     root, pattern = _split_glob(item)
+    if root.endswith("://"):
+        raise ValueError(f"{root}: names no bucket; give s3://bucket/folder")
     filesystem, path = resolve(root)
     scheme = root.split("://")[0] + "://" if "://" in root else ""
     wanted = _matcher(pattern)
@@ -119,6 +130,8 @@ def _find_in(item: str) -> list[SourceFile]:
         info = filesystem.get_file_info(path)
         if info.type == arrow_fs.FileType.NotFound:
             raise ValueError(f"{root}: no such file or folder; give an input that exists")
+        if info.type == arrow_fs.FileType.Unknown:
+            raise ValueError(f"{root}: neither a file nor a folder; give an input that can be read twice")
         if info.type == arrow_fs.FileType.File:
             return [_named_file(scheme, path, info)]
         listed = _list_remote(filesystem, path) if scheme else _list_local(path, skip_hidden=not pattern)
@@ -127,6 +140,9 @@ def _find_in(item: str) -> list[SourceFile]:
             for name, size, modified_ns in listed
             if (format_ := format_of(name)) is not None and wanted(name)
         ]
+    except UnicodeEncodeError:
+        told = root.encode(errors="backslashreplace").decode()
+        raise ValueError(f"{told}: not a name in UTF-8; give the folder that it lies in") from None
     except OSError as error:
         raise ValueError(f"{root}: cannot be listed ({' '.join(str(error).split())}); check the path and the permissions") from None
 
@@ -140,7 +156,7 @@ def _list_remote(filesystem: arrow_fs.FileSystem, path: str) -> Iterator[tuple[s
 
 def _list_local(path: str, skip_hidden: bool) -> Iterator[tuple[str, int, int]]:
     """The same; ten times faster than pyarrow, since only files of a known format are looked at."""
-    for folder, folders, names in os.walk(path):
+    for folder, folders, names in os.walk(path, onerror=_raise):
         folders[:] = sorted(f for f in folders if not skip_hidden or not (f.startswith(".") or f == "__pycache__"))
         below = folder[len(path) :].lstrip("/") + "/" if folder != path else ""
         for name in filter(format_of, names):
@@ -151,11 +167,16 @@ def _list_local(path: str, skip_hidden: bool) -> Iterator[tuple[str, int, int]]:
                 yield below + name, status.st_size, status.st_mtime_ns
 
 
+def _raise(error: OSError) -> None:
+    """What cannot be listed is not passed over in silence."""
+    raise error
+
+
 def _split_glob(item: str) -> tuple[str, str]:
     """The folder before the first wildcard, and the pattern below it ("" for everything)."""
     wild = re.search(r"[*?\[]", item)
-    if not wild:
-        return item.rstrip("/") or "/", ""
+    if not wild or ("://" not in item and os.path.exists(item)):  # a name may hold brackets, too
+        return item if item.endswith("://") else item.rstrip("/") or "/", ""
     cut = item.rfind("/", 0, wild.start())
     return (item[:cut] or "/") if cut >= 0 else ".", item[cut + 1 :]
 

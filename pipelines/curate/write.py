@@ -27,7 +27,7 @@ __all__ = ["PLACES", "write_bundle"]
 PLACES = ("kept", "dropped", "signatures")
 """The folders that are written, a file for each piece that has rows for them."""
 
-_NUM_SAMPLES = 10
+_NUM_SAMPLES = 20
 
 
 def write_bundle(

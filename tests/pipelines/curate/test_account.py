@@ -73,6 +73,7 @@ def near(number, **given_):
 def test_the_account_adds_up_family_by_family():
     reasons = {"duplicate.near": 2, "duplicate.exact": 5, "not_selected": 1, "gopher.hashes": 1}
     shown = figures([row("", 1), *(row(reason, number) for reason, number in reasons.items())], METRICS, [0], 0.8)
+    assert shown["account"]["title"] == "Every document once: 10 read = 1 kept + 9 dropped"
     assert shown["account"]["rows"] == [
         ["read", 10, "100.0 %", ""],
         ["kept", 1, "10.0 %", ""],

@@ -115,3 +115,10 @@ def test_a_corpus_that_cannot_be_compared_is_refused_in_one_line(corpora, tmp_pa
         assert str(caught.value).startswith(f"against: {folder}/A was curated with")
     with pytest.raises(ValueError, match="no such folder"):
         earlier(dataclasses.replace(config, against=(str(tmp_path / "none"),)))
+
+
+@pytest.mark.parametrize("output", ["corpus", "corpus/", "./corpus"])
+def test_the_output_is_no_earlier_corpus(tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"^against: corpus is the output, which would be replaced"):
+        earlier(CurateConfig(output=output, against=("corpus",)))

@@ -255,10 +255,12 @@ def test_input_that_leaves_nothing_is_one_line(tmp_path, ray_session, content, m
 @pytest.mark.parametrize(
     "values",
     [
+        {"output": ""},
         {"threshold": 0},
         {"bands": 0},
         {"max_bytes": 0},
         {"num_partitions": -1},
+        {"seed": -1},
         {"text_field": ""},
         {"task_bytes": 0},
         {"driver_bytes": 0},
@@ -269,4 +271,4 @@ def test_input_that_leaves_nothing_is_one_line(tmp_path, ray_session, content, m
 )
 def test_settings_out_of_range_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
-        CurateConfig(output="corpus", **values)
+        CurateConfig(**{"output": "corpus", **values})

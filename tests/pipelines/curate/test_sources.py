@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.curate import sources
-from pipelines.curate.sources import SourceFile, chunked, find_files, installed_text, sampled
+from pipelines.curate.sources import SourceFile, chunked, find_files, installed_text, outside, sampled
 
 
 def test_globs_and_folders_skip_what_is_hidden(tmp_path):
@@ -66,6 +67,58 @@ def test_bad_input_is_one_line_that_names_it(tmp_path, name, message):
         find_files([str(tmp_path / name)])
     assert str(tmp_path / name) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_named_like_a_pattern_is_that_file(tmp_path):
+    for name in ("a[1].txt", "a1.txt"):
+        (tmp_path / name).write_text("text")
+    assert [f.name for f in find_files([f"{tmp_path}/a[1].txt"])] == ["a[1].txt"]
+    assert [f.name for f in find_files([f"{tmp_path}/a[12].txt"])] == ["a1.txt"]
+
+
+def test_a_named_file_whose_name_is_no_text_is_one_line(tmp_path):
+    name = os.fsdecode(bytes(tmp_path) + b"/a\xff.txt")
+    with open(name, "w") as file:
+        file.write("text")
+    with pytest.raises(ValueError, match=r"a\\udcff\.txt: not a name in UTF-8; give the folder"):
+        find_files([name])
+    assert len(find_files([str(tmp_path)])) == 1
+
+
+def test_what_a_run_wrote_below_its_input_is_not_read_by_the_next(tmp_path):
+    for name in ("a.txt", "out/kept/0.parquet", "output.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    files = find_files([str(tmp_path)])
+    assert [f.name for f in outside(files, f"{tmp_path}/out/")] == ["a.txt", "output.txt"]
+    with pytest.raises(ValueError, match=r"^output: .* holds all of the input"):
+        outside(files, str(tmp_path))
+
+
+def test_a_pipe_is_one_line(tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"a\.txt: neither a file nor a folder"):
+        find_files([str(tmp_path / "a.txt")])
+
+
+def test_a_bucket_without_a_name_is_one_line():
+    with pytest.raises(ValueError, match=r"^s3://: names no bucket"):
+        find_files(["s3://"])
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "c.txt").write_text("text")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may list anything, so a real folder would not do
+    with pytest.raises(ValueError, match=r"/a: cannot be listed \(.*Permission denied: .*/a/b'\); check the path and the permissions"):
+        find_files([str(tmp_path / "a")])
 
 
 def test_the_default_input_is_on_every_machine():
