@@ -22,15 +22,17 @@ WORDS = [
 ]  # fmt: skip
 NUM_TEXTS = 12
 DRIVER = """
+from cluster.runtime import attached
 from pipelines.config import TokenizeConfig
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.flow import curate
 from pipelines.tokens import tokenize
-curate(CurateConfig(input=("s3://texts/raw", "s3://texts/more/*.txt"), output="s3://texts/corpus"))
 small = {"driver_bytes": 1, "task_bytes": 2000, "paragraphs": True}
-curate(CurateConfig(input=("s3://texts/raw", "s3://texts/more/*.txt"), output="s3://texts/shuffled", **small))
-curate(CurateConfig(input=("s3://texts/more/*.txt",), output="s3://texts/batch", against=("s3://texts/corpus",), **small))
-tokenize(TokenizeConfig(corpus="s3://texts/corpus", output="s3://texts/tokens", vocab_size=512, length=64, held_out=0.2))
+with attached(num_cpus=2):  # one cluster for all four: its start costs more than what is tested
+    curate(CurateConfig(input=("s3://texts/raw", "s3://texts/more/*.txt"), output="s3://texts/corpus"))
+    curate(CurateConfig(input=("s3://texts/raw", "s3://texts/more/*.txt"), output="s3://texts/shuffled", **small))
+    curate(CurateConfig(input=("s3://texts/more/*.txt",), output="s3://texts/batch", against=("s3://texts/corpus",), **small))
+    tokenize(TokenizeConfig(corpus="s3://texts/corpus", output="s3://texts/tokens", vocab_size=512, length=64, held_out=0.2))
 """
 
 
