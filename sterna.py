@@ -54,7 +54,7 @@ class Verb:
     @property
     def table(self) -> str:
         """The verb's table in a TOML file: the function's name, or the group's for `plan run`."""
-        return {"plan_run": "plan"}.get(self.function.split(":")[1], self.function.split(":")[1])
+        return {"plan_run": "plan", "plan_fit": "fit"}.get(self.function.split(":")[1], self.function.split(":")[1])
 
 
 VERBS: dict[str, Verb] = {
@@ -67,6 +67,9 @@ VERBS: dict[str, Verb] = {
     "plan run": Verb("train.plan.config:PlanConfig", "train.plan.run:plan_run",
                      "tokens and a budget -> what to train, and the loss to expect", "",
                      "sterna plan run --tokens runs/tokens --budget minutes=10 --output runs/plan"),
+    "plan fit": Verb("train.plan.config:FitConfig", "train.plan.fit_run:plan_fit",
+                     "a table of runs -> the scaling law they follow, with intervals, tested on its largest runs", "runs",
+                     "sterna plan fit runs.csv --predict 1e9:20e9 --plot fit.png"),
     "pretrain": Verb("train.config:PretrainConfig", "train.pretrain:pretrain",
                      "a plan -> a trained model (Ray Train, DeepSpeed ZeRO; resumes)", "plan",
                      "sterna pretrain runs/plan --output runs/base"),

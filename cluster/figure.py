@@ -13,12 +13,20 @@ __all__ = ["Figure", "bars", "lines", "table", "text", "timeline"]
 Figure = dict[str, Any]
 
 
-def lines(title: str, x: str, y: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, log_x: bool = False) -> Figure:
-    """Curves: `series` maps a name to (x values, y values) of equal length."""
+def lines(
+    title: str,
+    x: str,
+    y: str,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    log_x: bool = False,
+    dots: Sequence[str] = (),
+) -> Figure:
+    """Curves: `series` maps a name to (x values, y values) of equal length; those named in `dots` are points without a line."""
     for name, (xs, ys) in series.items():
         assert len(xs) == len(ys), f"{title}: {name} has {len(xs)} x and {len(ys)} y values"
     curves = [{"name": n, "x": [float(v) for v in xs], "y": [float(v) for v in ys]} for n, (xs, ys) in series.items()]
-    return {"kind": "lines", "title": title, "x": x, "y": y, "log_x": log_x, "series": curves}
+    return {"kind": "lines", "title": title, "x": x, "y": y, "log_x": log_x, "series": curves, "dots": list(dots)}
 
 
 def bars(title: str, y: str, groups: Mapping[str, Mapping[str, float]], *, ordered: bool = False) -> Figure:

@@ -135,10 +135,9 @@ def _height(figure: Figure) -> float:
 
 def _lines(axes: Any, figure: Figure) -> None:
     for index, curve in enumerate(figure["series"]):
-        few = len(curve["x"]) <= 12
-        axes.plot(
-            curve["x"], curve["y"], label=curve["name"], color=_COLOURS[index % len(_COLOURS)], lw=1.8, marker="o" if few else None, ms=4
-        )
+        dots, colour = curve["name"] in figure.get("dots", ()), _COLOURS[index % len(_COLOURS)]
+        mark = "o" if dots or len(curve["x"]) <= 12 else None
+        axes.plot(curve["x"], curve["y"], label=curve["name"], color=colour, lw=0 if dots else 1.8, marker=mark, ms=3 if dots else 4)
     axes.set_xlabel(figure["x"])
     axes.set_ylabel(figure["y"])
     if figure["log_x"]:

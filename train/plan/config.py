@@ -12,7 +12,7 @@ from typing import Literal
 
 from cluster.settings import settings
 
-__all__ = ["Budget", "PlanConfig"]
+__all__ = ["Budget", "FitConfig", "PlanConfig"]
 
 _SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0, "days": 86400.0}
 _FORMS = "hours=2, minutes=10 or flops=1e18"
@@ -79,3 +79,48 @@ class PlanConfig:
             raise ValueError(f"memory_bytes: is {self.memory_bytes}; must be above 0")
         if self.max_parameters is not None and self.max_parameters < 1:
             raise ValueError(f"max_parameters: is {self.max_parameters}; must be above 0")
+
+
+@settings
+class FitConfig:
+    """`sterna plan fit`: the law that your own runs follow, and how far it can be trusted."""
+
+    runs: str
+    """Table of runs (csv): columns parameters, tokens or flops (then tokens are flops / 6 / parameters), loss; optional unique_tokens."""
+    output: str | None = None
+    """Folder to write the law, its figures and its manifest to, for `sterna report`; by default it is only printed."""
+    plot: str | None = None
+    """Write a picture (PNG or SVG) of the fit, the frontier and the residuals to this file."""
+    predict: tuple[str, ...] = ()
+    """Runs whose loss to predict, with an interval, as PARAMETERS:TOKENS, such as 70e9:1.4e12."""
+    embeddings: Literal["included", "excluded", "unsaid"] = "unsaid"
+    """Whether the table's parameters include the embeddings: only said again, so that nobody predicts with the other kind."""
+    outlier_sigmas: float = 12.0
+    """A run is left out, and named, when its residual is beyond so many robust deviations; Huber's loss bounds smaller ones."""
+    resamples: int = 200
+    """Bootstrap resamples for the intervals."""
+    seed: int = 0
+    """Of the resamples."""
+
+    def __post_init__(self) -> None:
+        if not self.outlier_sigmas > 2:
+            raise ValueError(f"outlier_sigmas: is {self.outlier_sigmas:g}; must be above 2, or good runs are thrown away")
+        if not 20 <= self.resamples <= 100_000:
+            raise ValueError(f"resamples: is {self.resamples}; use 20 to 100000")
+        for text in self.predict:
+            self.pair(text)
+
+    @staticmethod
+    def pair(text: str) -> tuple[float, float]:
+        """(parameters, tokens) of `PARAMETERS:TOKENS`.
+
+        >>> FitConfig.pair("70e9:1.4e12")
+        (70000000000.0, 1400000000000.0)
+        """
+        try:
+            parameters, tokens = (float(part) for part in text.split(":"))
+        except ValueError:
+            raise ValueError(f"predict: {text!r} is not PARAMETERS:TOKENS, such as 70e9:1.4e12") from None
+        if not (math.isfinite(parameters) and math.isfinite(tokens) and parameters >= 1 and tokens >= 1):
+            raise ValueError(f"predict: {text!r} needs at least one parameter and one token, both finite")
+        return parameters, tokens

@@ -1,0 +1,77 @@
+"""`sterna plan fit` as a user calls it."""
+
+import json
+
+import numpy as np
+import pytest
+
+import sterna
+from cluster.artifact import open_artifact
+from tests.train.plan.test_fit import made
+from train.plan.config import FitConfig
+
+
+@pytest.fixture
+def table(tmp_path):
+    runs = made(40, 0.004)
+    loss = runs.loss.copy()
+    loss[11] *= 1.6
+    path = tmp_path / "runs.csv"
+    rows = zip(runs.parameters, runs.tokens, loss, strict=True)
+    path.write_text("\n".join(["parameters,tokens,loss", *(f"{n:.6g},{d:.6g},{y:.6g}" for n, d, y in rows)]))
+    return path
+
+
+def test_json_has_the_law_and_how_far_it_goes(table, tmp_path, capsys):
+    arguments = ["plan", "fit", str(table), "--resamples", "20", "--predict", "1e9:20e9", "--plot", str(tmp_path / "fit.png"), "--json"]
+    assert sterna.main([*arguments, "--output", str(tmp_path / "fit")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["law"]) == {"E", "A", "B", "alpha", "beta"}
+    for name, truth in {"E": 1.8172, "alpha": 0.3478, "beta": 0.3658}.items():
+        interval = told["law"][name]
+        assert interval["low"] <= interval["value"] <= interval["high"]
+        assert 0.7 * interval["low"] < truth < 1.3 * interval["high"]
+    assert told["extrapolation"]["error"] < 0.02
+    assert [row["line"] for row in told["outliers"]] == [13]
+    (asked,) = told["predictions"]
+    assert asked["loss"]["low"] < asked["loss"]["value"] < asked["loss"]["high"]
+    assert (tmp_path / "fit.png").read_bytes().startswith(b"\x89PNG")
+    made_by = open_artifact(str(tmp_path / "fit"), made_by="fit")
+    assert made_by.manifest.counts == {"runs_in": 40, "fitted": 39, "left_out": 1}
+    assert json.loads((tmp_path / "fit" / "law.json").read_text())["law"] == told["law"]
+    assert {"fit", "frontier", "sizes", "residuals", "hidden"} == set(made_by.manifest.figures)
+
+
+def test_the_printed_answer_names_law_outliers_and_counting(table, capsys):
+    assert sterna.main(["plan", "fit", str(table), "--resamples", "20", "--embeddings", "excluded"]) == 0
+    said = capsys.readouterr().out
+    assert "over 39 runs; N is without the embeddings" in said
+    assert "left out: line 13" in said
+    assert "largest runs, hidden" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["none.csv"], "none.csv: no such file"),
+        (["x.csv", "--predict", "1e9"], "is not PARAMETERS:TOKENS"),
+        (["x.csv", "--predict", "1e9:inf"], "both finite"),
+        (["x.csv", "--resamples", "1"], "use 20 to 100000"),
+        (["x.csv", "--outlier-sigmas", "1"], "must be above 2"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, said, capsys):
+    assert sterna.main(["plan", "fit", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(table, capsys):
+    assert sterna.main(["plan", "fit", str(table), "--resamples", "20", "--plot", "/no/such/folder/fit.png"]) == 2
+    assert "plot: /no/such/folder/fit.png cannot be written" in capsys.readouterr().err
+
+
+def test_pairs_of_predict():
+    assert FitConfig.pair("70e9:1.4e12") == (70e9, 1.4e12)
+    assert np.isclose(FitConfig.pair(" 1 : 2 ")[1], 2)

@@ -1,0 +1,172 @@
+"""`sterna plan fit`: a table of runs -> their law, how sure it is, and how it fared on the largest runs before it had seen them.
+
+Promise: the answer names what it left out, which law it chose and by what error, and counts N as the table does. Price: half a minute
+for a few hundred runs, most of it resampling; nothing is trained. Sources: see fit.py, forms.py, extrapolate.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.artifact import finished, publish
+from cluster.console import progress, say
+from cluster.storage import content_digest
+from train.plan.config import FitConfig
+from train.plan.extrapolate import Extrapolation, Predictor, extrapolation, predictor, ranked
+from train.plan.fit import Fitted, bootstrap, fit
+from train.plan.fit_figures import figures, write_plot
+from train.plan.forms import FORMS, KAPLAN, Form
+from train.plan.laws import Interval
+from train.plan.runs import Floats, Runs, read_runs
+
+__all__ = ["LawReport", "plan_fit"]
+
+CONFIDENCE = 0.95
+_STAGE = "fit"
+
+
+@dataclass(frozen=True, slots=True)
+class LawReport:
+    """What a table of runs says."""
+
+    config: FitConfig
+    runs: Runs
+    law: Mapping[str, Interval]
+    """E, A, B, alpha, beta of E + A/N^alpha + B/D^beta, with 95 % intervals."""
+    parametric: Fitted
+    """That law."""
+    best: Predictor
+    """The law that is chosen for predictions, fitted to everything."""
+    others: tuple[Fitted, ...]
+    """The laws that were not chosen."""
+    beyond: Extrapolation | None
+
+    def predictions(self) -> list[dict[str, Any]]:
+        """What was asked for, with nine-in-ten intervals."""
+        pairs = [FitConfig.pair(text) for text in self.config.predict]
+        return [{"parameters": n, "tokens": d, "loss": self.best.interval(n, d).table()} for n, d in pairs]
+
+    def outliers(self) -> list[dict[str, float]]:
+        """The runs that the parametric law left out, worst first."""
+        left = self.runs.subset(self.parametric.outliers)
+        expected = self.parametric.loss(left)
+        rows = [
+            {"line": line, "parameters": float(n), "tokens": float(d), "loss": float(measured), "expected": float(predicted)}
+            for line, n, d, measured, predicted in zip(left.lines, left.parameters, left.tokens, left.loss, expected, strict=True)
+        ]
+        return sorted(rows, key=lambda row: -abs(np.log(row["loss"] / row["expected"])))
+
+    def summary(self) -> dict[str, Any]:
+        """The whole as JSON."""
+        chosen = self.best.fitted
+        return {
+            "runs": len(self.runs), "tokens_from": self.runs.tokens_from, "embeddings": self.config.embeddings,
+            "law": {name: interval.table() for name, interval in self.law.items()}, "confidence": CONFIDENCE,
+            "objective": self.parametric.objective, "outliers": self.outliers(),
+            "chosen": {"law": chosen.form.name, "formula": chosen.form.formula, "stretch": self.best.stretch}
+            | chosen.form.table(chosen.theta),
+            "laws": {each.form.name: each.form.table(each.theta) for each in (chosen, *self.others)},
+            "published": {"kaplan": {name: {"critical": x, "exponent": a} for name, (x, a) in KAPLAN.items()}},
+            "extrapolation": self.beyond.table() if self.beyond else None, "predictions": self.predictions(),
+        } | ({"output": self.config.output} if self.config.output else {})  # fmt: skip
+
+    def __str__(self) -> str:
+        counted = {"included": "N includes the embeddings", "excluded": "N is without the embeddings", "unsaid": "N as the table counts it"}
+        fitted = len(self.runs) - len(self.parametric.outliers)
+        head = [f"L(N, D) = E + A/N^alpha + B/D^beta over {fitted} runs; {counted[self.config.embeddings]}"]
+        rows = [f"{name:>6}  {x.value:>10.5g}   {x.low:.5g} to {x.high:.5g}" for name, x in self.law.items()]
+        return "\n".join(head + rows + self._trust() + self._left_out() + self._asked())
+
+    def _trust(self) -> list[str]:
+        chosen = self.best.fitted.form
+        if self.beyond is None:
+            return [f"chosen: {chosen.name} ({chosen.formula}); too few runs to hide the largest ones and see"]
+        found = self.beyond.table()
+        errors = ", ".join(
+            f"{name} {100 * error:.2g} %" for name, error in sorted(found["errors_by_law"].items(), key=lambda item: item[1])
+        )
+        return [
+            f"the {found['runs_hidden']} largest runs, hidden: {found['law']} is off by {100 * found['error']:.2g} % "
+            f"(at most {100 * found['largest_error']:.2g} %), its 90 % intervals hold {100 * found['interval_covers']:.0f} % of them",
+            f"all laws on them: {errors}",
+            f"chosen for predictions: {chosen.name} ({chosen.formula})",
+        ]
+
+    def _left_out(self) -> list[str]:
+        return [
+            f"left out: line {row['line']:.0f}, {row['parameters']:.3g} parameters, {row['tokens']:.3g} tokens: loss {row['loss']:.4g}, "
+            f"expected {row['expected']:.4g}"
+            for row in self.outliers()
+        ]
+
+    def _asked(self) -> list[str]:
+        return [
+            f"{row['parameters']:.3g} parameters on {row['tokens']:.3g} tokens: loss {row['loss']['value']:.4g} "
+            f"({row['loss']['low']:.4g} to {row['loss']['high']:.4g})"
+            for row in self.predictions()
+        ]
+
+
+def plan_fit(config: FitConfig) -> LawReport:
+    """Fit the laws to the table, judge them, and print or write what comes of it.
+
+    Raises ValueError for a table that cannot be read or cannot hold a law.
+    """
+    runs = read_runs(config.runs)
+    _say_what_is_thin(runs)
+    forms = [form for form in FORMS.values() if (form.name == "data_constrained") <= (runs.unique is not None)]
+    with progress("fit", 2 * len(forms) + 5 * config.resamples, "fits") as advance:
+        made = _fitted(config, runs, forms, advance)
+    if config.plot:
+        write_plot(config.plot, runs, made.parametric, made.best, made.beyond)
+    if config.output:
+        _write(config, made)
+    return made
+
+
+def _fitted(config: FitConfig, runs: Runs, forms: list[Form], advance: Callable[[int], None]) -> LawReport:
+    parametric = fit(FORMS["chinchilla"], runs, outlier_sigmas=config.outlier_sigmas)
+    draws = bootstrap(parametric, config.resamples, seed=config.seed, advance=advance)
+    beyond = extrapolation(forms, runs, draws=config.resamples, seed=config.seed, advance=advance)
+    laws = [fitted for _, fitted in ranked(forms, runs, advance)]
+    best = predictor(laws[0], runs, draws=config.resamples, seed=config.seed, advance=advance)
+    return LawReport(config, runs, _intervals(parametric, draws), parametric, best, tuple(laws[1:]), beyond)
+
+
+def _intervals(fitted: Fitted, draws: Floats) -> dict[str, Interval]:
+    """95 % bootstrap intervals of the coefficients, in the order in which people write them."""
+    values = np.array([fitted.form.values(theta) for theta in draws])
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    at = dict(zip(fitted.form.coefficients, zip(fitted.form.values(fitted.theta), low, high, strict=True), strict=True))
+    found = {name: tuple(map(float, at[name])) for name in ("E", "A", "B", "alpha", "beta")}
+    return {name: Interval(value, min(value, lower), max(value, upper)) for name, (value, lower, upper) in found.items()}
+
+
+def _say_what_is_thin(runs: Runs) -> None:
+    """Warn where the table cannot tell the law's terms apart."""
+    for what, values in (("parameters", runs.parameters), ("tokens", runs.tokens)):
+        spread = float(values.max() / values.min())
+        if spread < 4:
+            say(f"{what} differ by a factor of {spread:.2g} only: what the law says of them is hardly more than a guess")
+
+
+def _write(config: FitConfig, made: LawReport) -> None:
+    """The folder: law.json and the manifest with its figures."""
+    assert config.output
+    inputs = {"runs": content_digest(config.runs)}
+    if finished(config.output, stage=_STAGE, inputs=inputs, config=config):
+        say(f"{config.output}: already done")
+        return
+    with publish(config.output, stage=_STAGE, inputs=inputs, config=config) as draft:
+        (draft.dir / "law.json").write_text(json.dumps(made.summary(), indent=1) + "\n", encoding="utf-8")
+        draft.counts = {"runs_in": len(made.runs), "fitted": len(made.parametric.runs), "left_out": len(made.parametric.outliers)}
+        draft.metrics = {key: value for key, value in made.summary().items() if key in ("law", "chosen", "extrapolation", "predictions")}
+        draft.figures = figures(made.runs, made.parametric, made.best, made.beyond)
+        law = {name: f"{interval.value:.4g}" for name, interval in made.law.items()}
+        error = f"; {100 * made.beyond.table()['error']:.2g} % off on the largest runs, hidden" if made.beyond else ""
+        draft.headline = f"L = {law['E']} + {law['A']}/N^{law['alpha']} + {law['B']}/D^{law['beta']}{error}"
