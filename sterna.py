@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import difflib
+import errno
 import importlib
 import json
 import logging
@@ -144,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _user_error(error: BaseException) -> str | None:
-    """The message of the ValueError at the bottom of `error` (Ray wraps what a task raises), on one line."""
+    """One line of the ValueError, or the storage that fails, at the bottom of `error` (Ray wraps what a task raises)."""
     seen: BaseException | None = error
     while seen is not None:
         cause = getattr(seen, "cause", None)
@@ -152,6 +153,8 @@ def _user_error(error: BaseException) -> str | None:
             seen = cause
         elif isinstance(seen, ValueError):
             return " ".join(str(seen).split())
+        elif isinstance(seen, OSError) and (told := _of_storage(seen)):
+            return f"{told} and run the same command again to go on where it stopped"
         else:
             seen = seen.__cause__
     return None
@@ -165,6 +168,15 @@ def _overview() -> str:
               "On a laptop it starts Ray, on a cluster it attaches, and it runs as a job:",
               "  ray job submit --working-dir . -- python -m sterna VERB …"]  # fmt: skip
     return "\n".join(lines)
+
+
+def _of_storage(error: OSError) -> str | None:
+    """What is wrong with a disk or a bucket, and what to do."""
+    from cluster.storage import is_unavailable
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "no space is left on a disk that it writes to; make room"
+    return f"storage does not answer ({str(error).splitlines()[0]}); see to it" if is_unavailable(error) else None
 
 
 def _split_verb(arguments: list[str]) -> tuple[str, list[str]]:

@@ -6,6 +6,7 @@ Promise: one path for both kinds of place; a place that cannot be used is one `V
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -24,6 +25,7 @@ __all__ = [
     "digest_of",
     "downloaded",
     "inventory",
+    "is_unavailable",
     "list_files",
     "one_line",
     "resolve",
@@ -32,6 +34,7 @@ __all__ = [
 MANIFEST = "manifest.json"
 PARTIAL_STATE = ".sterna-partial.json"
 _CHUNK = 1 << 22
+_ABOUT_THE_OBJECT = ("NO_SUCH_KEY", "NO_SUCH_BUCKET", "RESOURCE_NOT_FOUND", "ACCESS_DENIED", "INVALID_OBJECT_STATE")
 
 
 def resolve(uri: str) -> tuple[arrow_fs.FileSystem, str]:
@@ -120,3 +123,16 @@ def _measure(filesystem: arrow_fs.FileSystem, path: str) -> dict[str, Any]:
 def one_line(error: Exception) -> str:
     """What a storage library says, without the rest of it."""
     return " ".join(str(error).split())
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether a place does not answer, which says nothing of what it holds: S3 after all retries of its client, a share that fails.
+
+    >>> is_unavailable(OSError("AWS Error SLOW_DOWN (HTTP status 503)")), is_unavailable(OSError("AWS Error ACCESS_DENIED"))
+    (True, False)
+    """
+    if not isinstance(error, OSError):
+        return False
+    text = str(error)
+    said_by_s3 = "AWS Error" in text and not any(name in text for name in _ABOUT_THE_OBJECT)
+    return said_by_s3 or error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cluster.patience import patiently
 from cluster.storage import resolve
 from pipelines.curate.spans import Ints
 
@@ -25,6 +26,7 @@ __all__ = ["count_rows", "read_piece", "read_rows", "refuse_if_elsewhere", "whol
 _ROW_GROUP_BYTES = 1 << 20
 
 
+@patiently
 def read_piece(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
     """The columns of a piece, all by default."""
     filesystem, path = resolve(uri)
@@ -32,6 +34,7 @@ def read_piece(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
         return pq.read_table(stream, columns=None if columns is None else list(columns))
 
 
+@patiently
 def read_rows(uri: str, rows: Ints, columns: Sequence[str]) -> pa.Table:
     """Some rows of a piece, in the order of `rows`; only the row groups that hold one of them are read."""
     filesystem, path = resolve(uri)
@@ -46,12 +49,13 @@ def read_rows(uri: str, rows: Ints, columns: Sequence[str]) -> pa.Table:
 
 def count_rows(uris: Iterable[str]) -> int:
     """The rows of the pieces that this machine finds, by their footers; one that is not here has none."""
-    rows = 0
-    for uri in uris:
-        filesystem, path = resolve(uri)
-        if filesystem.get_file_info(path).is_file:
-            rows += pq.read_metadata(path, filesystem=filesystem).num_rows
-    return rows
+    return sum(map(_num_rows, uris))
+
+
+@patiently
+def _num_rows(uri: str) -> int:
+    filesystem, path = resolve(uri)
+    return int(pq.read_metadata(path, filesystem=filesystem).num_rows) if filesystem.get_file_info(path).is_file else 0
 
 
 def refuse_if_elsewhere(output: str, what: str, found: int, expected: int) -> None:
@@ -64,6 +68,7 @@ def refuse_if_elsewhere(output: str, what: str, found: int, expected: int) -> No
     assert found == expected, f"{found} {what} in {output}, {expected} written"
 
 
+@patiently
 def write_piece(table: pa.Table, uri: str, compression: str = "lz4") -> None:
     """Write a piece in row groups of about a megabyte, replacing the one of that name."""
     rows = max(1, table.num_rows * _ROW_GROUP_BYTES // max(table.nbytes, 1))

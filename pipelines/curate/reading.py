@@ -1,7 +1,8 @@
 """Files become documents: every record a row of `DOCUMENT`, the unreadable ones too, with their reason.
 
 Promise: a record that cannot be read becomes a row with an `unreadable.…` reason instead of an exception, and so does the
-rest of a file that breaks off. Price: a task holds one whole text file or web page, or a few MB of jsonl, parquet or WARC.
+rest of a file that breaks off; only a storage that does not answer raises OSError, since another day all would be read.
+Price: a task holds one whole text file or web page, or a few MB of jsonl, parquet or WARC.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
+from cluster.patience import patiently_given
+from cluster.storage import is_unavailable
 from pipelines.curate.document import DOCUMENT, UNREADABLE, document_id, excerpt
 from pipelines.curate.formats import CODE
 from pipelines.curate.records import Fields, Record, read_jsonl, read_parquet, read_text
@@ -47,12 +51,14 @@ def read_files(files: pa.Table, fields: Fields = _FIELDS) -> Iterator[pa.Table]:
 def _read_file(uri: str, format_: str, fields: Fields, ordinal: int, extent: Mapping[str, int]) -> Iterator[dict[str, Any]]:
     """The records of one file, or of a part; the last may say that the rest cannot be read."""
     try:
-        for record in _READERS.get(format_, read_text)(uri, fields, **extent):
+        for record in patiently_given(partial(_READERS.get(format_, read_text), uri, fields, **extent)):
             yield _row(uri, ordinal, format_, record)
             ordinal += 1
     except FileNotFoundError:
         yield _row(uri, ordinal, format_, Record(None, problem="missing: the file was there when the input was listed"))
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        if is_unavailable(error):
+            raise
         yield _row(uri, ordinal, format_, Record(None, problem=f"{'parquet' if format_ == 'parquet' else 'file'}: {error}"))
 
 

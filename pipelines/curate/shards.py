@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
+from cluster.patience import patiently
 from cluster.storage import resolve
 from pipelines.curate.piece import whole_file
 from pipelines.curate.spans import U64, Ints, mix
@@ -28,6 +29,7 @@ def shard_of(keys: U64 | Ints, num_shards: int) -> Ints:
     return found
 
 
+@patiently
 def scatter(table: pa.Table, shard: Ints, num_shards: int, folder: str, number: int) -> None:
     """Write the rows as file `number` of the folder, those of one shard together."""
     order = np.argsort(shard, kind="stable")
@@ -42,6 +44,7 @@ def scatter(table: pa.Table, shard: Ints, num_shards: int, folder: str, number: 
             writer.write_batch(table.slice(begin, end - begin).to_batches()[0] if end > begin else empty)
 
 
+@patiently
 def gather(folder: str, numbers: Iterable[int], shard: int, schema: pa.Schema) -> pa.Table:
     """The rows of a shard from the folder's files of these numbers, in their order."""
     filesystem, path = resolve(folder)

@@ -12,6 +12,7 @@ from collections import OrderedDict
 import numpy as np
 import pyarrow as pa
 
+from cluster.patience import patiently
 from cluster.storage import resolve
 from pipelines.curate.bundle import Bundle, Piece, piece_of, row_of
 from pipelines.curate.config import CurateConfig
@@ -67,6 +68,7 @@ def _candidates(labelled: pa.Table, piece: Piece, sets: list[U64], config: Curat
     return pa.table(columns, [*LABEL.names, "id", "claim", "digest", "bands"]), which
 
 
+@patiently
 def _write_sets(sets: list[U64], which: Ints, group: Ints, uri: str) -> tuple[Ints, Ints]:
     """Write the sets group by group; for each document where its set begins and how many it has."""
     order = np.argsort(group, kind="stable")
@@ -109,6 +111,7 @@ class Shelf:
             self._num_held -= self._held.popitem(last=False)[1].size
         return found
 
+    @patiently
     def _read(self, key: tuple[int, int], size: int) -> U64:
         self.num_reads += 1
         with self._filesystem.open_input_file(f"{self._folder}/{key[0]:06d}.sets") as stream:

@@ -8,10 +8,12 @@ import time
 import pyarrow as pa
 import pytest
 import ray.data
+from pyarrow import fs as arrow_fs
 
+import sterna
 from pipelines.streaming import streaming
 
-SETTINGS = ("enable_progress_bars", "target_max_block_size", "print_on_execution_start")
+SETTINGS = ("enable_progress_bars", "target_max_block_size", "print_on_execution_start", "raise_original_map_exception")
 
 
 def found() -> dict[str, object]:
@@ -74,3 +76,19 @@ def test_results_come_in_the_order_of_the_input(ray_session):
             slow_at_first, batch_format="pyarrow", batch_size=None
         )
         assert [row["n"] for row in blocks.take_all()] == list(range(6))
+
+
+def write_to_a_full_disk(table):
+    with arrow_fs.LocalFileSystem().open_output_stream("/dev/full") as stream:
+        stream.write(bytes(1 << 20))
+    return table
+
+
+def test_a_full_disk_is_told_in_one_line_wherever_the_task_runs(ray_session):
+    with streaming(), pytest.raises(Exception) as caught:
+        ray.data.from_arrow(pa.table({"n": [1]})).map_batches(write_to_a_full_disk, batch_format="pyarrow").take_all()
+    assert sterna._user_error(caught.value).startswith("no space is left")
+    with pytest.raises(OSError, match="No space") as caught:
+        ray.get(ray.remote(write_to_a_full_disk).remote(1))
+    assert sterna._user_error(caught.value).startswith("no space is left")
+    assert sterna._user_error(OSError("no archive")) is None

@@ -107,7 +107,7 @@ def test_signatures_stand_row_by_row_for_the_kept(corpora):
 
 def test_a_corpus_that_cannot_be_compared_is_refused_in_one_line(corpora, tmp_path):
     folder, config = corpora
-    config = dataclasses.replace(config, against=(str(folder / "A"),))
+    config = dataclasses.replace(config, against=(str(folder / "A"),), output=str(tmp_path / "out"))
     assert len(earlier(config)) == 1
     for wrong, message in (({"bands": 9}, "bands 8, not 9; give the same"), ({"seed": 5}, "seed 0, not 5; give the same")):
         with pytest.raises(ValueError, match=message) as caught:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
@@ -174,3 +176,33 @@ def test_every_format_is_read_from_a_bucket_as_from_a_disk(tmp_path, s3_environm
     local, remote = rows_of(tmp_path), rows_of("s3://every-format/in")
     assert len(local) == 9
     assert [{**row, "id": "", "source": ""} for row in remote] == [{**row, "id": "", "source": ""} for row in local]
+
+
+class _Busy(BaseHTTPRequestHandler):
+    """An S3 that says it is busy, whatever it is asked."""
+
+    def do_GET(self):
+        self.send_response(503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def test_what_a_storage_that_does_not_answer_holds_is_not_set_aside(monkeypatch):
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, value in {
+            "ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
+            "ACCESS_KEY_ID": "x",
+            "SECRET_ACCESS_KEY": "x",
+        }.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setattr("cluster.patience._WAITS_S", ())
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        with pytest.raises(OSError, match="AWS Error"):
+            list(read_files(pa.table({"uri": ["s3://busy/a.jsonl"], "format": ["jsonl"]})))
+        server.shutdown()
