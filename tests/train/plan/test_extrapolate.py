@@ -63,10 +63,10 @@ def test_the_form_that_the_runs_have_is_chosen():
 @pytest.mark.slow
 def test_nine_in_ten_fresh_runs_lie_in_their_intervals():
     inside = []
-    for seed in range(12):
+    for seed in range(6):
         runs = made(60, 0.006, seed)
         fresh = made(40, 0.006, 100 + seed)
-        _, low, high = predictor(fit(FORMS["chinchilla"], runs), runs, draws=60).predict(fresh)
+        _, low, high = predictor(fit(FORMS["chinchilla"], runs), runs, draws=40).predict(fresh)
         inside += ((fresh.loss >= low) & (fresh.loss <= high)).tolist()
     assert 0.85 <= np.mean(inside) <= 0.995
 
