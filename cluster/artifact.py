@@ -215,6 +215,8 @@ def _refuse_foreign(output: str, stage: str) -> None:
     info = filesystem.get_file_info(path)
     if info.type == arrow_fs.FileType.File:
         raise ValueError(f"{output}: is a file; choose another --output folder")
+    if info.type == arrow_fs.FileType.Unknown:  # the swap would put a folder in the place of /dev/null
+        raise ValueError(f"{output}: is a device, a pipe or a socket; choose another --output folder")
     if info.type != arrow_fs.FileType.Directory or not (names := list_files(filesystem, path)) or PARTIAL_STATE in names:
         return  # nothing there, or an upload of ours that was cut short
     try:
