@@ -173,6 +173,7 @@ def publish(output: str, *, stage: str, inputs: Mapping[str, str], config: Any) 
     The work happens in `<output>.partial`, which an interrupted run with the same fingerprint finds again
     (`draft.resumed`) and any other run clears. What stood at `output` stays until the new folder is whole.
     """
+    output = _followed(output)
     _refuse_foreign(output, stage)
     print_ = fingerprint(stage, inputs, config)
     partial = output.rstrip("/") + ".partial"
@@ -207,6 +208,11 @@ def _read_manifest(uri: str) -> Manifest | None:
         return Manifest(**data)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{uri}/{MANIFEST}: not a manifest this Sterna reads ({error}); run the stage again") from None
+
+
+def _followed(output: str) -> str:
+    """Where a link leads: the link stays, and the folder comes to lie on the disk that it points to."""
+    return os.path.realpath(resolve(output)[1]) if "://" not in output and os.path.islink(resolve(output)[1]) else output
 
 
 def _refuse_foreign(output: str, stage: str) -> None:
