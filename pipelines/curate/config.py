@@ -159,7 +159,7 @@ class CurateConfig:
                 raise ValueError(f"{name}: is empty; name the key that holds the {name.removesuffix('_field')}")
         if self.survivors == "best" and self.quality_labels is None:
             raise ValueError("survivors: best needs quality_labels, a path to learn from")
-        check_overrides(self.rules)
+        check_overrides(self.rules, self.profile)
         self._check_judges()
 
     def _check_judges(self) -> None:
