@@ -173,6 +173,7 @@ def publish(output: str, *, stage: str, inputs: Mapping[str, str], config: Any) 
     The work happens in `<output>.partial`, which an interrupted run with the same fingerprint finds again
     (`draft.resumed`) and any other run clears. What stood at `output` stays until the new folder is whole.
     """
+    output = _followed(output)
     _refuse_foreign(output, stage)
     print_ = fingerprint(stage, inputs, config)
     partial = output.rstrip("/") + ".partial"
@@ -209,12 +210,19 @@ def _read_manifest(uri: str) -> Manifest | None:
         raise ValueError(f"{uri}/{MANIFEST}: not a manifest this Sterna reads ({error}); run the stage again") from None
 
 
+def _followed(output: str) -> str:
+    """Where a link leads: the link stays, and the folder comes to lie on the disk that it points to."""
+    return os.path.realpath(resolve(output)[1]) if "://" not in output and os.path.islink(resolve(output)[1]) else output
+
+
 def _refuse_foreign(output: str, stage: str) -> None:
     """ValueError if publishing to `output` would replace what this stage has not made, or cannot be done at all."""
     filesystem, path = resolve(output)
     info = filesystem.get_file_info(path)
     if info.type == arrow_fs.FileType.File:
         raise ValueError(f"{output}: is a file; choose another --output folder")
+    if info.type == arrow_fs.FileType.Unknown:  # the swap would put a folder in the place of /dev/null
+        raise ValueError(f"{output}: is a device, a pipe or a socket; choose another --output folder")
     if info.type != arrow_fs.FileType.Directory or not (names := list_files(filesystem, path)) or PARTIAL_STATE in names:
         return  # nothing there, or an upload of ours that was cut short
     try:

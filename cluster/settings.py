@@ -26,6 +26,14 @@ __all__ = ["as_dict", "field_help", "parse", "settings"]
 
 T = TypeVar("T")
 
+_WANTED = {
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
+}
+"""pydantic's kinds of mistakes -> what to give instead; its own sentences do not name what was given."""
+
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def settings(cls: type[T]) -> type[T]:
@@ -104,6 +112,8 @@ def _explain(cls: type[Any], error: ValidationError) -> str:
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "tuple_type":
         message = f"give a list, such as [{json.dumps(str(first['input']))}]"
+    elif wanted := _WANTED.get(first["type"]):
+        message = f"is {first['input']!r}; give {wanted}"
     return f"{key}: {message}{more}" if key else f"{message}{more}"
 
 

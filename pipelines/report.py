@@ -45,6 +45,8 @@ def write_page(page: Path, content: str) -> None:
     scratch = page.with_name(page.name + ".partial")
     if page.is_dir():
         raise ValueError(f"{page}: is a folder; give a file such as {page}/report.html")
+    if page.exists() and not page.is_file():  # it would be replaced, /dev/null too
+        raise ValueError(f"{page}: is a device, a pipe or a socket; give a file")
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         scratch.write_text(content, encoding="utf-8")

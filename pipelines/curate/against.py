@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from cluster.artifact import Artifact, open_artifact
-from cluster.storage import resolve
 from pipelines.curate.bundle import Piece
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.piece import count_rows
 from pipelines.curate.signature import COMPARABLE_SETTINGS
+from pipelines.curate.sources import real_folder
 
 __all__ = ["earlier", "pieces_of"]
 
@@ -26,7 +26,7 @@ def earlier(config: CurateConfig) -> list[Artifact]:
     would be replaced by what it lacks, which is nothing.
     """
     for folder in config.against:
-        if resolve(folder)[1] == resolve(config.output)[1]:
+        if real_folder(folder) == real_folder(config.output):
             raise ValueError(f"against: {folder} is the output, which would be replaced; give another --output")
     corpora = [open_artifact(folder, made_by="curate") for folder in config.against]
     for corpus in corpora:

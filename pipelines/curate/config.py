@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, Literal
@@ -10,6 +11,10 @@ from cluster.settings import settings
 from pipelines.curate.rules import check_overrides
 
 __all__ = ["CurateConfig"]
+
+_MOST_WORDS = 1000  # in a row: every text of fewer is padded to as many
+_MOST_VALUES = 10_000  # of MinHash, a document
+_MOST_SEED = 2**63 - 1
 
 
 @settings
@@ -135,11 +140,18 @@ class CurateConfig:
         for name, value in (("ngram", self.ngram), ("bands", self.bands), ("rows", self.rows), *self._bounds()):
             if value < 1:
                 raise ValueError(f"{name}: is {value}; give at least 1")
+        for name, value, most in (("ngram", self.ngram, _MOST_WORDS), ("bands x rows", self.bands * self.rows, _MOST_VALUES)):
+            if value > most:
+                raise ValueError(f"{name}: is {value}; give at most {most:,}")
+        for name in ("input", "against", "decontaminate", "select_target", "quality_labels", "perplexity_reference"):
+            given = getattr(self, name)
+            if "" in ((given,) if isinstance(given, str) else given or ()):
+                raise ValueError(f"{name}: holds an empty path; give a file or a folder")
         self._check_evaluations()
         self._check_selection()
         self._check_order()
-        if self.seed < 0:
-            raise ValueError(f"seed: is {self.seed}; give 0 or more")
+        if not 0 <= self.seed <= _MOST_SEED:
+            raise ValueError(f"seed: is {self.seed}; give 0 to 2^63 - 1")
         if self.num_partitions < 0:
             raise ValueError(f"num_partitions: is {self.num_partitions}; give 0 (automatic) or more")
         for name, key in (("text_field", self.text_field), ("id_field", self.id_field), ("date_field", self.date_field)):
@@ -147,7 +159,7 @@ class CurateConfig:
                 raise ValueError(f"{name}: is empty; name the key that holds the {name.removesuffix('_field')}")
         if self.survivors == "best" and self.quality_labels is None:
             raise ValueError("survivors: best needs quality_labels, a path to learn from")
-        check_overrides(self.rules)
+        check_overrides(self.rules, self.profile)
         self._check_judges()
 
     def _check_judges(self) -> None:
@@ -194,12 +206,16 @@ class CurateConfig:
         return tuple((name, getattr(self, name)) for name in ("select_documents", "select_share", "select_chars", "select_tokens"))
 
     def _check_evaluations(self) -> None:
-        if self.decontaminate_ngram < 2:
-            raise ValueError(f"decontaminate_ngram: is {self.decontaminate_ngram}; give at least 2 words")
+        if not 2 <= self.decontaminate_ngram <= _MOST_WORDS:
+            raise ValueError(f"decontaminate_ngram: is {self.decontaminate_ngram}; give 2 to {_MOST_WORDS:,} words")
         if not 1 <= self.decontaminate_shortest <= self.decontaminate_ngram:
             raise ValueError(
                 f"decontaminate_shortest: is {self.decontaminate_shortest}; give 1 to {self.decontaminate_ngram} (decontaminate_ngram)"
             )
+        if not self.decontaminate:
+            for name in ("decontaminate_cut", "decontaminate_common", "decontaminate_fields"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}: needs decontaminate, the evaluation sets to keep out")
         if self.decontaminate_common < 0:
             raise ValueError(f"decontaminate_common: is {self.decontaminate_common}; give 0 (ignore none) or more")
 
@@ -208,7 +224,7 @@ class CurateConfig:
         if len(given) > 1:
             raise ValueError(f"{given[1][0]}: {given[0][0]} is given too; give one budget")
         for name, value in given:
-            if value <= 0 or (name == "select_share" and value > 1):
+            if not value > 0 or (name == "select_share" and value > 1):
                 raise ValueError(f"{name}: is {value}; give {'a share above 0 and up to 1' if name == 'select_share' else 'at least 1'}")
         if self.select_target and self.select_model:
             raise ValueError("select_model: select_target is given too; choose by one of them")
@@ -218,14 +234,19 @@ class CurateConfig:
                     raise ValueError(f"{name}: needs a budget; give select_documents, select_share, select_chars or select_tokens")
         if self.select_tokens and not (self.select_tokenizer or self.select_model):
             raise ValueError("select_tokens: needs select_tokenizer, the folder of the tokenizer to count by")
-        if self.select_pool < 1:
+        if not 1 <= self.select_pool < math.inf:
             raise ValueError(f"select_pool: is {self.select_pool}; give 1 (no more than the budget) or more")
+        if self.select_pool > 1 and not given:
+            raise ValueError("select_pool: needs a budget; give select_documents, select_share, select_chars or select_tokens")
         if self.model_tokens < 2:
             raise ValueError(f"model_tokens: is {self.model_tokens}; give at least 2")
 
     def _check_order(self) -> None:
         if self.order == "loss" and not (self.order_model or self.select_model):
             raise ValueError("order_model: is needed for order = loss; name the folder of a model")
+        if self.order == "none" and (self.order_reversed or self.order_model):
+            name = "order_reversed" if self.order_reversed else "order_model"
+            raise ValueError(f"{name}: needs an order; give order = length, rarity or loss")
         for name in ("order_start", "order_full"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name}: is {getattr(self, name)}; give a share above 0 and up to 1")

@@ -88,7 +88,9 @@ def _learn_quality(uri: str, config: CurateConfig) -> dict[str, Any]:
 def _learn_prose(uri: str, config: CurateConfig) -> dict[str, Any]:
     reference = _read_reference(uri)
     own = perplexity.held_out_perplexities(reference)
-    most = config.max_perplexity or float(np.quantile(own, config.perplexity_keep or 1.0, method="higher"))
+    most = config.max_perplexity
+    if most is None:
+        most = float(np.quantile(own, config.perplexity_keep, method="higher"))
     spread = {str(q): round(float(np.quantile(own, q)), 3) for q in _QUANTILES}
     told = {"characters": sum(map(len, reference)), "reference": spread, "limit": most}
     return {"model": perplexity.train(reference), "max_perplexity": most, "told": told}
@@ -172,7 +174,7 @@ def _read_labels(uri: str) -> tuple[list[str], list[int]]:
     for number, line in _lines(uri):
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict) or not isinstance(value.get("text"), str) or value.get("label") not in (0, 1):
             raise ValueError(f"quality_labels: {uri}, line {number}: give an object with `text` and `label`, 1 for good, 0 for bad")

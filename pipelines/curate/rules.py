@@ -86,14 +86,16 @@ def overridden(rules: Sequence[Rule], given: Mapping[str, Any]) -> tuple[Rule, .
     return tuple(rule for rule in changed if rule is not None)
 
 
-def check_overrides(given: Mapping[str, Any]) -> None:
-    """ValueError, one line, for a name that no rule has or a value that is no threshold of it."""
+def check_overrides(given: Mapping[str, Any], profile: str = "auto") -> None:
+    """ValueError, one line, for a name that no rule has, a value that is no threshold of it, and a rule that `profile` never asks."""
     named = {rule.name: rule for rules in PROFILES.values() for rule in rules}
+    asked = {rule.name for rule in PROFILES.get(profile, WEB + CODE)}
     for name, value in _flat(given).items():
         if name not in named:
             close = difflib.get_close_matches(name, named, n=1)
             raise ValueError(f"rules: no rule {name!r}; " + (f"did you mean {close[0]!r}?" if close else f"rules: {', '.join(named)}"))
-        _changed(named[name], value)
+        if _changed(named[name], value) is not None and name not in asked:
+            raise ValueError(f"rules: {name} is no rule of profile {profile}; give another --profile, or leave the rule out")
 
 
 def _flat(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import stat
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ from pyarrow import fs as arrow_fs
 from cluster.storage import resolve
 from pipelines.curate.formats import format_of, known_formats
 
-__all__ = ["SourceFile", "chunked", "find_files", "installed_text", "outside", "sampled"]
+__all__ = ["SourceFile", "chunked", "find_files", "installed_text", "outside", "real_folder", "sampled"]
 
 _INSTALLED = {"py", "md", "rst", "txt"}
 _SKIPPED_FOLDERS = re.compile(r"(^|/)(__pycache__|\.[^/]+)/")
@@ -73,11 +74,16 @@ def find_files(inputs: Sequence[str]) -> list[SourceFile]:
 
 def outside(files: Sequence[SourceFile], folder: str) -> list[SourceFile]:
     """The files that do not lie in the folder: what a run writes below its own input is not read by the next."""
-    place = folder.rstrip("/") if "://" in folder else resolve(folder)[1]
-    found = [file for file in files if not file.uri.startswith(f"{place}/")]
+    place, real = real_folder(folder), cache(real_folder)
+    found = [file for file in files if not f"{real(file.uri.rpartition('/')[0] or '/')}/".startswith(f"{place}/")]
     if not any(f.num_bytes for f in found):
         raise ValueError(f"output: {folder} holds all of the input; give another --output")
     return found
+
+
+def real_folder(uri: str) -> str:
+    """One name for a folder, whether it is reached straight, by way of .. or through a link."""
+    return uri.rstrip("/") if "://" in uri else os.path.realpath(resolve(uri)[1])
 
 
 def sampled(files: Sequence[SourceFile], max_bytes: int | None, seed: int) -> list[SourceFile]:

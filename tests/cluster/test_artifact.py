@@ -88,6 +88,24 @@ def test_a_finished_run_is_recognised_by_stage_inputs_and_settings_but_not_by_pl
     assert done(str(tmp_path / "moved")).digest == made.digest
 
 
+def test_a_link_stays_and_the_folder_comes_to_lie_where_it_leads(tmp_path):
+    (tmp_path / "link").symlink_to("disk/corpus")
+    for size in (1, 2):
+        made = make(str(tmp_path / "link"), size=size)
+        assert made.manifest.counts == {"rows": size}
+        assert beside(tmp_path) == {"link", "disk"}
+        assert beside(tmp_path / "disk") == {"corpus"}
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"pipe: is a device, a pipe or a socket; choose another --output folder"):
+        make(str(tmp_path / "pipe"))
+    assert beside(tmp_path) == {"pipe"}
+    assert (tmp_path / "pipe").is_fifo()
+
+
 @pytest.mark.parametrize("harm", ["append", "truncate", "delete", "replace"])
 def test_a_touched_file_is_refused_and_the_stage_can_be_run_again(tmp_path, harm, capsys):
     output = str(tmp_path / "out")

@@ -64,6 +64,19 @@ def test_a_mistake_is_one_line_that_names_place_and_key(data, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"engine": {"block_size": "10MB"}}, "engine.block_size: is '10MB'; give a whole number"),
+        ({"engine": {"block_size": 1.5}}, "engine.block_size: is 1.5; give a whole number"),
+        ({"share": "half"}, "share: is 'half'; give a number"),
+    ],
+)
+def test_what_is_no_number_is_shown(data, message):
+    with pytest.raises(ValueError, match=f"^here: {message}$"):
+        parse(Serve, {"model": "m", **data}, where="here")
+
+
 def test_an_unknown_inner_key_suggests_among_the_inner_keys():
     with pytest.raises(ValueError, match=r"unknown key 'engine.block_siez'; did you mean 'block_size'"):
         parse(Serve, {"model": "m", "engine": {"block_siez": 1}}, where="here")

@@ -1,5 +1,6 @@
 """The report: every kind of figure is drawn, nothing leaves the page, markup in data stays data."""
 
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 
@@ -8,7 +9,7 @@ import pytest
 from cluster import figure
 from cluster.artifact import Manifest, publish
 from pipelines.config import ReportConfig
-from pipelines.report import render, report
+from pipelines.report import render, report, write_page
 
 FIGURES = {
     "loss": figure.lines("Loss", "step", "nats", {"train": ([1, 2, 3], [5.0, 4.0, 3.5]), "held out": ([1, 3], [5.1, 3.9])}, log_x=True),
@@ -76,6 +77,13 @@ def test_report_reads_folders_and_writes_one_file(tmp_path):
     page = report(ReportConfig(folders=(str(tmp_path / "corpus"),), output=str(tmp_path / "out" / "page.html")))
     assert "kept 3" in page.read_text()
     assert [p.name for p in page.parent.iterdir()] == ["page.html"]
+
+
+def test_a_device_is_not_replaced_by_a_page(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"pipe: is a device, a pipe or a socket; give a file"):
+        write_page(tmp_path / "pipe", "page")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_folder_without_manifest_is_refused(tmp_path):

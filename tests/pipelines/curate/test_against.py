@@ -117,8 +117,10 @@ def test_a_corpus_that_cannot_be_compared_is_refused_in_one_line(corpora, tmp_pa
         earlier(dataclasses.replace(config, against=(str(tmp_path / "none"),)))
 
 
-@pytest.mark.parametrize("output", ["corpus", "corpus/", "./corpus"])
+@pytest.mark.parametrize("output", ["corpus", "corpus/", "./corpus", "corpus/../corpus", "link"])
 def test_the_output_is_no_earlier_corpus(tmp_path, monkeypatch, output):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("corpus")
+    (tmp_path / "corpus").mkdir()
     with pytest.raises(ValueError, match=r"^against: corpus is the output, which would be replaced"):
         earlier(CurateConfig(output=output, against=("corpus",)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pipelines.curate.formats import CODE, SUFFIXES, format_of, known_formats
@@ -16,6 +18,11 @@ from pipelines.curate.formats import CODE, SUFFIXES, format_of, known_formats
 )  # fmt: skip
 def test_the_suffix_tells_the_format(name, expected):
     assert format_of(name) == expected
+
+
+def test_the_document_counts_the_languages():
+    text = (Path(__file__).resolve().parents[3] / "docs" / "curation.md").read_text()
+    assert f"| source code | {len(CODE)} languages by suffix:" in text
 
 
 def test_no_suffix_stands_for_two_formats_and_prose_is_no_code():

@@ -96,6 +96,14 @@ def test_prose_that_the_reference_makes_strange_is_dropped(reference):
     assert fates(drop_by_models(table(good), set_by_hand)) == [(None, "quality.perplexity")]
 
 
+def test_the_share_of_the_reference_that_stays_may_be_none(reference):
+    limits = [
+        train_judges(CurateConfig(output="x", perplexity_reference=reference, perplexity_keep=keep))[0].max_perplexity
+        for keep in (0.0, 0.5, 1.0)
+    ]
+    assert limits[0] < limits[1] < limits[2]
+
+
 def test_judges_know_one_thing_only_when_asked_for_one():
     assert train_judges(CurateConfig(output="x")) == (Judges(), {})
     assert [name for name, _ in judging_steps(CurateConfig(output="x"), Judges())] == ["quality"]
@@ -116,6 +124,7 @@ def test_the_examples_are_part_of_the_inputs(labels, reference, tmp_path):
     [
         (['{"text": "a"}'], "line 1: give an object with `text` and `label`"),
         (['{"text": "a", "label": 1}', "{broken"], "line 2: give an object"),
+        (["[" * 100_000], "line 1: give an object"),
         (['{"text": "a", "label": "good"}'], "line 1: give an object"),
         (['{"text": "a", "label": 1}'] * 30, "30 good and 0 bad; give 10 of each"),
     ],

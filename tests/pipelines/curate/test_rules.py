@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from cluster.settings import as_dict, parse
@@ -51,6 +53,20 @@ def test_a_mistake_is_one_line(given, message):
         check_overrides(given)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("rules: ")
+
+
+@pytest.mark.parametrize("profile", ["none", "code", "c4"])
+def test_a_rule_that_the_profile_never_asks_is_refused(profile):
+    with pytest.raises(ValueError, match=rf"^rules: gopher.short_document is no rule of profile {profile}; give another --profile"):
+        CurateConfig(output="x", profile=profile, rules={"gopher.short_document": 20})
+    CurateConfig(output="x", profile=profile, rules={"gopher.short_document": False})
+
+
+def test_by_itself_every_rule_is_asked():
+    for rule in {rule.name: rule for rules in PROFILES.values() for rule in rules}.values():
+        both = [rule.at_least, rule.at_most]
+        bound = [b for b in both if math.isfinite(b)]
+        check_overrides({rule.name: bound if len(bound) == 2 else bound[0]})
 
 
 def test_the_configuration_takes_tables_and_dotted_names_and_refuses_what_is_none():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 
 import numpy as np
@@ -149,14 +150,24 @@ def test_pacing_admits_the_easy_first_and_mixes(corpora, tmp_path):
         ({"select_target": ("x",), "select_model": "y", "select_share": 0.1}, "select_model: select_target is given too"),
         ({"select_share": 0.1, "select_chars": 9}, "give one budget"),
         ({"select_share": 1.5}, "select_share: is 1.5"),
+        ({"select_share": math.nan}, "select_share: is nan"),
         ({"select_documents": 0}, "select_documents: is 0"),
         ({"select_tokens": 5}, "select_tokens: needs select_tokenizer"),
         ({"select_pool": 0.5}, "select_pool: is 0.5"),
+        ({"select_pool": math.nan, "select_share": 0.1}, "select_pool: is nan"),
+        ({"select_pool": math.inf, "select_share": 0.1}, "select_pool: is inf"),
+        ({"select_pool": 2.0}, "select_pool: needs a budget"),
         ({"order": "loss"}, "order_model: is needed"),
+        ({"order_reversed": True}, "order_reversed: needs an order"),
+        ({"order_model": "x"}, "order_model: needs an order"),
         ({"order_start": 0.0}, "order_start: is 0.0"),
+        ({"decontaminate_cut": True}, "decontaminate_cut: needs decontaminate"),
+        ({"decontaminate_common": 3}, "decontaminate_common: needs decontaminate"),
+        ({"decontaminate_fields": ("q",)}, "decontaminate_fields: needs decontaminate"),
         ({"decontaminate_ngram": 1}, "decontaminate_ngram: is 1"),
+        ({"decontaminate_ngram": 1001}, "decontaminate_ngram: is 1001"),
         ({"decontaminate_shortest": 14}, "decontaminate_shortest: is 14"),
-        ({"decontaminate_common": -1}, "decontaminate_common: is -1"),
+        ({"decontaminate_common": -1, "decontaminate": ("x",)}, "decontaminate_common: is -1"),
         ({"model_tokens": 1}, "model_tokens: is 1"),
     ],
 )

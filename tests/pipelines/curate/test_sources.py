@@ -90,7 +90,11 @@ def test_what_a_run_wrote_below_its_input_is_not_read_by_the_next(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("text")
     files = find_files([str(tmp_path)])
-    assert [f.name for f in outside(files, f"{tmp_path}/out/")] == ["a.txt", "output.txt"]
+    (tmp_path / "link").symlink_to("out")
+    for output in ("out/", "out/../out", "link"):
+        assert [f.name for f in outside(files, f"{tmp_path}/{output}")] == ["a.txt", "output.txt"]
+    through = find_files([str(tmp_path / "link" / ".."), str(tmp_path / "link")])
+    assert [f.name for f in outside(through, f"{tmp_path}/out")] == ["a.txt", "output.txt"]
     with pytest.raises(ValueError, match=r"^output: .* holds all of the input"):
         outside(files, str(tmp_path))
 
