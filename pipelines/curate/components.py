@@ -143,8 +143,14 @@ def _shared_buckets(bands: U64, has_words: Bools) -> Ints:
 
 
 def _may_reach(size: int, other: int, threshold: float) -> bool:
-    """Whether two sets of these sizes can be so similar: if the smaller were a part of the larger."""
-    return min(size, other) >= threshold * max(size, other)
+    """Whether two sets of these sizes can be so similar: if the smaller were a part of the larger.
+
+    A quotient, as `jaccard` is one: 0.55 * 100 is rounded to more than 55.
+
+    >>> _may_reach(55, 100, 0.55), _may_reach(54, 100, 0.55)
+    (True, False)
+    """
+    return bool(min(size, other) / max(size, other) >= threshold)
 
 
 def _first_similar(place: int, rivals: list[int], grams: Callable[[int], U64], threshold: float) -> tuple[int, float] | None:
