@@ -256,7 +256,10 @@ def read_parquet(uri: str, fields: Fields, begin: int = 0, end: int | None = Non
         wanted = [name for name in dict.fromkeys((fields.text, fields.id, fields.date)) if name in names]
         groups = range(begin, file.num_row_groups if end is None else end)
         for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted, row_groups=groups):
-            yield from (_row_record(row, fields) for row in _seconds_for_dates(batch, fields.date).to_pylist())
+            dated = _seconds_for_dates(batch, fields.date)
+            columns = {name: _values(column) for name, column in zip(dated.schema.names, dated.columns, strict=True)}
+            rows = zip(*(columns.get(name, [None] * batch.num_rows) for name in (fields.text, fields.id, fields.date)), strict=True)
+            yield from (_row_record(text, given, date, fields) for text, given, date in rows)
 
 
 def _seconds_for_dates(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
@@ -272,8 +275,25 @@ def _seconds_for_dates(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
     return batch.set_column(place, name, pc.divide(column.cast(pa.int64()).cast(pa.float64(), safe=False), _PER_SECOND[kind.unit]))
 
 
-def _row_record(row: dict[str, Any], fields: Fields) -> Record:
-    given, date = _given_id(row.get(fields.id)), seconds_since_1970(row.get(fields.date))
-    if isinstance(row[fields.text], str):
-        return Record(row[fields.text], given, date=date)
-    return Record(None, given, f"no_text: no text in column {fields.text!r}", date)
+def _values(column: pa.Array) -> list[Any]:
+    """The column's values as Python's, an error in place of each that Python cannot hold: bytes that are no UTF-8, a far-off day."""
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError, KeyError):
+        return [_value(value) for value in column]
+
+
+def _value(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError, KeyError) as error:
+        return error
+
+
+def _row_record(text: Any, given: Any, date: Any, fields: Fields) -> Record:
+    own, seconds = None if isinstance(given, Exception) else _given_id(given), seconds_since_1970(date)
+    if isinstance(text, str):
+        return Record(text, own, date=seconds)
+    if isinstance(text, UnicodeDecodeError):
+        return Record(None, own, f"encoding: {text}", seconds)
+    return Record(None, own, f"no_text: no text in column {fields.text!r}", seconds)
