@@ -26,6 +26,7 @@ __all__ = ["read_files"]
 
 _READERS: dict[str, Callable[..., Iterator[Record]]] = {"jsonl": read_jsonl, "parquet": read_parquet, "html": read_html, "warc": read_warc}
 _YIELD_CHARS = 8 << 20
+_ROW_CHARS = 512  # what a row weighs beside its text: an archive of images, a million broken lines must not be held at once
 _FIELDS = Fields()
 
 
@@ -40,7 +41,7 @@ def read_files(files: pa.Table, fields: Fields = _FIELDS) -> Iterator[pa.Table]:
         extent = {name: file[name] for name in ("begin", "end") if file.get(name)}
         for row in _read_file(os.fsdecode(file["uri"]), file["format"], fields, file.get("first", 0), extent):
             rows.append(row)
-            chars += len(row["text"] or "")
+            chars += len(row["text"] or "") + _ROW_CHARS
             if chars > _YIELD_CHARS:
                 yield pa.Table.from_pylist(rows, DOCUMENT)
                 rows, chars = [], 0
@@ -82,4 +83,5 @@ def _row(uri: str, ordinal: int, format_: str, record: Record) -> dict[str, Any]
         except UnicodeEncodeError as error:
             problem = f"encoding: {error}"
     reason, _, detail = problem.partition(": ")
-    return row | {"id": document_id(uri, ordinal, problem.encode()), "reason": UNREADABLE + reason, "excerpt": excerpt(detail)}
+    told = detail.encode(errors="backslashreplace").decode()
+    return row | {"id": document_id(uri, ordinal, reason.encode()), "reason": UNREADABLE + reason, "excerpt": excerpt(told)}

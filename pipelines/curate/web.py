@@ -9,6 +9,7 @@ the dearest of all steps. After: trafilatura (Barbaresi, ACL 2021), which FineWe
 
 from __future__ import annotations
 
+import codecs
 import logging
 import re
 import zlib
@@ -34,6 +35,8 @@ _META_WITHIN = 4096
 # What the HTML standard reads these labels as.
 _READ_AS = dict.fromkeys(("iso-8859-1", "latin-1", "latin1", "iso8859-1", "ascii", "us-ascii", "windows-1252"), "cp1252")
 _READ_AS |= dict.fromkeys(("utf-16", "utf-16le", "utf-16be"), "utf-8")
+_NO_PAGES = ("punycode", "idna", "undefined", "unicode-escape", "raw-unicode-escape", "utf-7")
+"""Codecs of Python's that no browser reads a page by: they take time as the square of its length, or change what it says."""
 _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 
 
@@ -65,7 +68,7 @@ def page(raw: bytes, charset: str = "", source_id: str | None = None) -> Record:
     try:
         text = trafilatura.extract(html.replace("\0", ""), favor_precision=True, include_comments=False, deduplicate=False)
     except Exception as error:  # a parser of hostile input: whatever it stumbles over is this page's problem, not the run's
-        return Record(None, source_id, f"page: {type(error).__name__}: {error}")
+        return Record(None, source_id, f"page: {type(error).__name__}")  # what it says may hold addresses, others in each process
     text = (text or "").strip()
     return Record(text, source_id) if text else Record(None, source_id, "no_main_text: no main text was found in the page")
 
@@ -81,7 +84,8 @@ def _decoded(raw: bytes, charset: str) -> str | None:
     declared = [_READ_AS.get(label.lower(), label) for label in (charset, own) if label]
     for label in dict.fromkeys([*marked, *declared * raw.isascii(), "utf-8", *(declared or ["cp1252"])]):
         try:
-            return raw.decode(label).removeprefix("\ufeff")
+            if codecs.lookup(label).name not in _NO_PAGES:
+                return raw.decode(label).removeprefix("\ufeff")
         except (LookupError, UnicodeError):
             continue
     return None

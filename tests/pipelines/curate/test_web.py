@@ -65,6 +65,19 @@ def test_a_page_is_read_in_the_encoding_that_it_comes_in(encoding, head, charset
     assert page(html(head=head).encode(encoding, "replace"), charset).text == SENTENCES.encode(encoding, "replace").decode(encoding)
 
 
+@pytest.mark.parametrize("charset", ["punycode", "idna", "utf7", "unicode_escape", "RAW-UNICODE-ESCAPE"])
+def test_a_page_is_in_no_encoding_that_only_python_has(charset):
+    """They would unescape what is written, and punycode takes hours for 8 MB."""
+    text = r"The tern wrote \u0041 and +AGE- on the ice, many times over, and flew on to the south. " * 9
+    assert page(html(text).encode(), charset).text == text.strip()
+
+
+def test_what_a_parser_stumbles_over_is_told_alike_in_every_process(monkeypatch):
+    monkeypatch.setattr("trafilatura.extract", lambda *_, **__: {}[object()])
+    assert page(html().encode()) == page(html().encode())
+    assert page(html().encode()).problem == "page: KeyError"
+
+
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
