@@ -21,7 +21,7 @@ from warcio.bufferedreaders import ChunkedDataException
 from warcio.recordloader import ArchiveLoadFailed, ArcWarcRecord
 from warcio.statusandheaders import StatusAndHeadersParser
 
-from pipelines.curate.records import Fields, Record, open_stream, read_whole, seconds_since_1970
+from pipelines.curate.records import Fields, Record, open_stream, read_beginning, seconds_since_1970
 
 __all__ = ["page", "read_html", "read_warc"]
 
@@ -42,7 +42,7 @@ _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "
 
 def read_html(uri: str, fields: Fields) -> Iterator[Record]:
     """One record: the page's main text."""
-    yield page(read_whole(uri))
+    yield page(read_beginning(uri, _PAGE_BYTES + 1))
 
 
 def read_warc(uri: str, fields: Fields) -> Iterator[Record]:
@@ -58,7 +58,7 @@ def read_warc(uri: str, fields: Fields) -> Iterator[Record]:
 def page(raw: bytes, charset: str = "", source_id: str | None = None) -> Record:
     """The main text of an HTML page; `charset` is what came with it, which the page's own declaration gives way to."""
     if len(raw) > _PAGE_BYTES:
-        return Record(None, source_id, f"too_large: {len(raw):,} bytes of HTML")
+        return Record(None, source_id, f"too_large: more than {_PAGE_BYTES:,} bytes of HTML")
     html = _decoded(raw, charset)
     if html is None:
         return Record(None, source_id, "encoding: neither in the encoding that it declares nor in UTF-8")

@@ -88,6 +88,18 @@ def test_parquet_with_nulls_another_column_and_a_broken_file(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_dump_is_no_document(tmp_path, monkeypatch):
+    for module in (records, reading):
+        monkeypatch.setattr(module, "MOST_CHARS", 50)
+    monkeypatch.setattr(records, "_BLOCK_BYTES", 8)
+    for length, name in ((50, "a"), (51, "b"), (500, "c")):
+        (tmp_path / f"{name}.sql").write_text("x" * length)
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": "x" * length}))
+    found = {(name, len(text or ""), reason) for name, _, text, reason in seen(rows_of(tmp_path))}
+    whole = {(f"a.{suffix}", 50, None) for suffix in ("sql", "jsonl")}
+    assert found == whole | {(f"{name}.{suffix}", 0, "unreadable.too_large") for name in "bc" for suffix in ("sql", "jsonl")}
+
+
 def test_what_holds_no_text_is_not_held_at_once_either(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "_YIELD_CHARS", 10_000)
     (tmp_path / "a.jsonl").write_text("{broken\n" * 1000)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.curate import web
-from pipelines.curate.records import Fields
+from pipelines.curate.records import Fields, read_beginning
 from pipelines.curate.web import page, read_html, read_warc
 
 SENTENCES = " ".join(f"Im Jahr {year} flog die Küstenseeschwalbe über das Meer nach Süden." for year in range(1900, 1925))
@@ -92,6 +92,14 @@ def test_what_is_no_page_says_why(raw, reason, monkeypatch):
     monkeypatch.setattr(web, "_PAGE_BYTES", 99)
     found = page(raw, source_id="http://x")
     assert (found.text, found.problem.split(":")[0], found.source_id) == (None, reason, "http://x")
+
+
+def test_of_a_page_that_is_too_large_no_more_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(web, "_PAGE_BYTES", 99)
+    (tmp_path / "a.html").write_bytes(b"x" * 10_000)
+    assert len(read_beginning(str(tmp_path / "a.html"), 100)) == 100
+    (found,) = read_html(str(tmp_path / "a.html"), Fields())
+    assert found.problem == "too_large: more than 99 bytes of HTML"
 
 
 @given(st.binary(max_size=300) | st.text(max_size=100).map(lambda t: html(t).encode(errors="replace")))
