@@ -213,7 +213,7 @@ def _refuse_foreign(output: str, stage: str) -> None:
     """ValueError if publishing to `output` would replace what this stage has not made, or cannot be done at all."""
     filesystem, path = resolve(output)
     info = filesystem.get_file_info(path)
-    if info.type == arrow_fs.FileType.File:
+    if info.type in (arrow_fs.FileType.File, arrow_fs.FileType.Unknown):  # a device, a pipe: renamed away like any other
         raise ValueError(f"{output}: is a file; choose another --output folder")
     if info.type != arrow_fs.FileType.Directory or not (names := list_files(filesystem, path)) or PARTIAL_STATE in names:
         return  # nothing there, or an upload of ours that was cut short
