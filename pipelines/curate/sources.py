@@ -72,9 +72,11 @@ def find_files(inputs: Sequence[str]) -> list[SourceFile]:
 
 
 def outside(files: Sequence[SourceFile], folder: str) -> list[SourceFile]:
-    """The files that do not lie in the folder: what a run writes below its own input is not read by the next."""
+    """The files that do not lie in the folder: what a run writes below its own input is not read by the next, nor what one that was
+    interrupted left beside it (cluster/artifact.py)."""
     place = folder.rstrip("/") if "://" in folder else resolve(folder)[1]
-    found = [file for file in files if not file.uri.startswith(f"{place}/")]
+    written = tuple(f"{place}{suffix}/" for suffix in ("", ".partial", ".replaced"))
+    found = [file for file in files if not file.uri.startswith(written)]
     if not any(f.num_bytes for f in found):
         raise ValueError(f"output: {folder} holds all of the input; give another --output")
     return found
