@@ -88,7 +88,9 @@ def _learn_quality(uri: str, config: CurateConfig) -> dict[str, Any]:
 def _learn_prose(uri: str, config: CurateConfig) -> dict[str, Any]:
     reference = _read_reference(uri)
     own = perplexity.held_out_perplexities(reference)
-    most = config.max_perplexity or float(np.quantile(own, config.perplexity_keep or 1.0, method="higher"))
+    most = config.max_perplexity
+    if config.perplexity_keep is not None:
+        most = float(np.quantile(own, config.perplexity_keep, method="higher"))
     spread = {str(q): round(float(np.quantile(own, q)), 3) for q in _QUANTILES}
     told = {"characters": sum(map(len, reference)), "reference": spread, "limit": most}
     return {"model": perplexity.train(reference), "max_perplexity": most, "told": told}
