@@ -96,7 +96,9 @@ def _near_figures(number: int, examples: Sequence[Mapping[str, Any]], similariti
     """How alike the near-duplicates are, in ten bins at most, and who they are."""
     joined = -(-len(similarities) // _MOST_BINS)
     edges = [threshold + (1.0 - threshold) * place / len(similarities) for place in range(0, len(similarities), joined)]
-    alike = {f"{edge:.3f}": sum(similarities[place * joined : (place + 1) * joined]) for place, edge in enumerate(edges)}
+    alike: Counter[str] = Counter()  # near a threshold of 1 several bins have one name
+    for place, edge in enumerate(edges):
+        alike[f"{edge:.3f}"] += sum(similarities[place * joined : (place + 1) * joined])
     title = "Near-duplicates, by similarity with the kept one (from this on)"
     audit = [
         (s["id"], s["duplicate_of"], f"{s['similarity']:.3f}", _place(s), _beginning(s))
@@ -104,7 +106,7 @@ def _near_figures(number: int, examples: Sequence[Mapping[str, Any]], similariti
         if s["reason"] == "duplicate.near"
     ][:_AUDITED]
     return {
-        "similarities": figure.bars(title, "documents", {"dropped": alike}, ordered=True),
+        "similarities": figure.bars(title, "documents", {"dropped": dict(alike)}, ordered=True),
         "audit": figure.table(f"Near-duplicates and what they repeat ({len(audit):,} of {number:,})", _AUDIT_COLUMNS, audit),
     }
 

@@ -13,7 +13,7 @@ from cluster.artifact import Artifact, open_artifact
 from pipelines.curate.bundle import Piece
 from pipelines.curate.config import CurateConfig
 from pipelines.curate.piece import count_rows
-from pipelines.curate.signature import COMPARABLE_SETTINGS
+from pipelines.curate.signature import COMPARABLE_SETTINGS, SIGNATURE_FORM
 from pipelines.curate.sources import real_folder
 
 __all__ = ["earlier", "pieces_of"]
@@ -50,6 +50,8 @@ def _refuse_if_incomparable(corpus: Artifact, config: CurateConfig) -> None:
     made = corpus.manifest.config
     if not _has_signatures(corpus.manifest.files):
         raise ValueError(f"against: {corpus.uri} has no signatures (an earlier Sterna made it); curate its input again")
+    if corpus.manifest.metrics.get("signature_form") != SIGNATURE_FORM:
+        raise ValueError(f"against: {corpus.uri} has signatures of another form (another Sterna made it); curate its input again")
     for name in COMPARABLE_SETTINGS:
         if made[name] != getattr(config, name):
             raise ValueError(f"against: {corpus.uri} was curated with {name} {made[name]}, not {getattr(config, name)}; give the same")

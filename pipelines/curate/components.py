@@ -113,12 +113,13 @@ def duplicates_among(
     first = copies(documents.digest)
     kept, similarity = np.arange(first.size), np.ones(first.size)
     copied = (first != kept) & ~documents.settled
-    judged, sizes = np.flatnonzero(~copied), documents.num_grams
+    judged, sizes = np.flatnonzero(~copied), documents.num_grams.tolist()
     listed: dict[int, list[int]] = defaultdict(list)
-    for place, row in zip(judged.tolist(), _shared_buckets(documents.bands[judged], sizes[judged] > 0), strict=True):
+    for place, row in zip(judged.tolist(), _shared_buckets(documents.bands[judged], documents.num_grams[judged] > 0), strict=True):
         buckets = row[row >= 0].tolist()
         if not documents.settled[place]:
-            rivals = sorted({k for bucket in buckets for k in listed[bucket] if _may_reach(sizes[place], sizes[k], threshold)})
+            near = set().union(*(listed[bucket] for bucket in buckets))
+            rivals = sorted(k for k in near if _may_reach(sizes[place], sizes[k], threshold))
             match = _first_similar(place, rivals, grams, threshold)
             if match is not None:
                 kept[place], similarity[place] = match
@@ -143,8 +144,14 @@ def _shared_buckets(bands: U64, has_words: Bools) -> Ints:
 
 
 def _may_reach(size: int, other: int, threshold: float) -> bool:
-    """Whether two sets of these sizes can be so similar: if the smaller were a part of the larger."""
-    return min(size, other) >= threshold * max(size, other)
+    """Whether two sets of these sizes can be so similar: if the smaller were a part of the larger.
+
+    A quotient, as `jaccard` is one: 0.55 * 100 is rounded to more than 55.
+
+    >>> _may_reach(55, 100, 0.55), _may_reach(54, 100, 0.55)
+    (True, False)
+    """
+    return min(size, other) / max(size, other) >= threshold
 
 
 def _first_similar(place: int, rivals: list[int], grams: Callable[[int], U64], threshold: float) -> tuple[int, float] | None:

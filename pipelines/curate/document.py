@@ -2,7 +2,7 @@
 
 Promise: one row is one document from the moment it is read until it is kept or dropped; a drop sets `reason` and nothing
 loses the row, so documents in = kept + dropped can be counted and not merely hoped. An id depends on the source, the
-ordinal in it and the content as read: unique even for identical rows, equal when a task is retried.
+ordinal in it and the content as read (or the reason, where it cannot be): unique even for identical rows, equal when a task is retried.
 """
 
 from __future__ import annotations

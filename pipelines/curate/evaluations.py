@@ -159,12 +159,14 @@ class _Grams:
 
     def _at(self, words: list[str], begin: int, gram: np.uint64, whole: bool) -> Iterator[Shared]:
         first, last = np.searchsorted(self.hashes, gram, "left"), np.searchsorted(self.hashes, gram, "right")
+        told: set[int] = set()  # an item may hold the same gram a thousand times, and the text, too
         for number, start in zip(self.passage[first:last].tolist(), self.start[first:last].tolist(), strict=True):
             passage = self.passages[number]
-            if whole and start:
-                continue  # a whole passage is found by its beginning
+            if start if whole else passage.item in told:
+                continue  # a whole passage is found by its beginning, an item once
             wanted = passage.words if whole else passage.words[start : start + self.ngram]
             if tuple(words[begin : begin + len(wanted)]) == wanted:
+                told.add(passage.item)
                 yield Shared(passage.item, begin, begin + len(wanted))
 
 

@@ -37,6 +37,7 @@ from pipelines.curate.paragraphs import Cuts, find_repeated
 from pipelines.curate.piece import count_rows, read_piece, refuse_if_elsewhere, write_piece
 from pipelines.curate.reading import read_files
 from pipelines.curate.records import Fields
+from pipelines.curate.signature import SIGNATURE_FORM
 from pipelines.curate.sources import SourceFile, chunked, find_files, outside, sampled
 from pipelines.curate.steps import SUMMARY, normalise, sign, stage, timed
 from pipelines.curate.tasks import in_tasks
@@ -163,6 +164,7 @@ def account(
         "edges": compared.num_edges,
         "rounds": compared.rounds,
         "compare_seconds": compared.seconds,
+        "signature_form": SIGNATURE_FORM,
         **({"paragraphs_cut": sum(row["paragraphs_cut"] for row in counted)} if config.paragraphs else {}),
     }
     draft.figures = figures(counted, draft.metrics, compared.similarities, config.threshold)

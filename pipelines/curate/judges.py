@@ -89,7 +89,7 @@ def _learn_prose(uri: str, config: CurateConfig) -> dict[str, Any]:
     reference = _read_reference(uri)
     own = perplexity.held_out_perplexities(reference)
     most = config.max_perplexity
-    if most is None:
+    if config.perplexity_keep is not None:
         most = float(np.quantile(own, config.perplexity_keep, method="higher"))
     spread = {str(q): round(float(np.quantile(own, q)), 3) for q in _QUANTILES}
     told = {"characters": sum(map(len, reference)), "reference": spread, "limit": most}

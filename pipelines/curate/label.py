@@ -3,13 +3,14 @@
 Promise: the labels are the same whichever way they are found. The driver does it where the signatures fit into `driver_bytes`;
 else the values of the bands are dealt to shards on storage, a task for each makes star edges, and the driver joins those where
 they fit; else large-star and small-star steps (stars.py) run over shards of the nodes until nothing moves. The label of a
-component is the least place in it. Price: the driver holds 14 bytes a document and band, or 16 an edge, or nothing; a shard's
-task holds about `task_bytes`.
+component is the least place in it. Price: the driver holds 14 bytes a document and band, or 16 an edge, or nothing, and about as
+much again while it joins, however many copies there are; a shard's task holds about `task_bytes`, and 16 bytes for each document of
+a bucket that is larger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,21 +52,21 @@ def label(bundles: Sequence[Bundle], config: CurateConfig, folder: str) -> Label
     """Label every document that shares a bucket with another, one of the two not settled."""
     num_documents = sum(bundle.num_documents for bundle in bundles)
     if num_documents * 14 * config.bands <= config.driver_bytes:
-        return _join(*_edges_on_driver(bundles, num_documents, config.bands), len(bundles), folder)
+        return _join(_edges_on_driver(bundles, num_documents, config.bands), num_documents, len(bundles), folder)
     num_shards = -(-num_documents * 16 * config.bands // config.task_bytes)
     num_new = sum(not bundle.settled for bundle in bundles)
     in_tasks(_deal_buckets, bundles, num_shards, folder)
     num_edges = sum(in_tasks(_deal_stars, range(num_shards), len(bundles), num_new, num_shards, folder))
     forget(f"{folder}/buckets")
     if num_edges * _EDGE_BYTES <= config.driver_bytes:
-        return _join(*_all_edges(num_shards, folder), len(bundles), folder)
+        return _join(_all_edges(num_shards, folder), num_documents, len(bundles), folder)
     rounds = _settle(num_shards, folder)
     labelled = sum(in_tasks(_deal_labels, range(num_shards), num_shards, rounds, len(bundles), folder))
     return Labels(f"{folder}/labels", num_shards, labelled, num_edges, rounds)
 
 
-def _edges_on_driver(bundles: Sequence[Bundle], num_documents: int, num_bands: int) -> tuple[Ints, Ints]:
-    """Star edges of all buckets, a sixteenth of the keys at a time."""
+def _edges_on_driver(bundles: Sequence[Bundle], num_documents: int, num_bands: int) -> Iterator[tuple[Ints, Ints]]:
+    """Star edges of all buckets, of a sixteenth of the keys at a time."""
     keys, place = np.empty((num_documents, num_bands), np.uint64), np.empty(num_documents, np.int64)
     newcomer = np.empty(num_documents, bool)
     end = 0
@@ -74,24 +75,38 @@ def _edges_on_driver(bundles: Sequence[Bundle], num_documents: int, num_bands: i
             begin, end = end, end + piece.num_documents
             keys[begin:end], place[begin:end] = keys_of(bundle, number, piece)
             newcomer[begin:end] = not bundle.settled
-    edges = [_no_edges()]
     lowest = keys.ravel().view(np.uint8)[:: keys.itemsize]  # a byte of each key
     for part in range(_KEY_PARTS):
         inside = np.flatnonzero(lowest % _KEY_PARTS == part)
         owner = inside // num_bands
-        edges.append(star_edges(keys.ravel()[inside], place[owner], newcomer[owner]))
-    return np.concatenate([e[0] for e in edges]), np.concatenate([e[1] for e in edges])
+        yield star_edges(keys.ravel()[inside], place[owner], newcomer[owner])
 
 
-def _no_edges() -> tuple[Ints, Ints]:
-    return np.zeros(0, np.int64), np.zeros(0, np.int64)
-
-
-def _join(greater: Ints, least: Ints, num_bundles: int, folder: str) -> Labels:
+def _join(edges: Iterable[tuple[Ints, Ints]], num_documents: int, num_bundles: int, folder: str) -> Labels:
     """Components of all edges here; the labels as one file."""
+    greater, least, num_edges = _spanning(edges, num_documents)
     place, component = components(greater, least)
     scatter(pa.table([place, component], LABEL), bundle_of(place), num_bundles, f"{folder}/labels", 0)
-    return Labels(f"{folder}/labels", 1, place.size, greater.size, 0)
+    return Labels(f"{folder}/labels", 1, place.size, num_edges, 0)
+
+
+def _spanning(edges: Iterable[tuple[Ints, Ints]], most: int) -> tuple[Ints, Ints, int]:
+    """Edges that connect what all of these do, and how many those are; they come in parts, of which twice `most` are held on to.
+
+    Copies share every band: all edges may be as many times the documents as there are bands. `most` is the number of documents,
+    which fewer edges connect, so parts are joined only when as many more have come.
+    """
+    held = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    num_held = total = 0
+    for part in edges:
+        held.append(part)
+        num_held, total = num_held + part[0].size, total + part[0].size
+        if num_held > 2 * most:
+            node, root = components(*map(np.concatenate, zip(*held, strict=True)))
+            held = [(node[node != root], root[node != root])]
+            num_held = held[0][0].size
+    greater, least = map(np.concatenate, zip(*held, strict=True))
+    return greater, least, total
 
 
 def _deal_buckets(bundle: Bundle, num_shards: int, folder: str) -> None:
@@ -116,13 +131,11 @@ def _deal_both_ways(greater: Ints, least: Ints, num_shards: int, folder: str, nu
     scatter(pa.table([node, neighbour], _EDGE), shard_of(node, num_shards), num_shards, folder, number)
 
 
-def _all_edges(num_shards: int, folder: str) -> tuple[Ints, Ints]:
-    """Every star edge once, from its greater end."""
-    found = [_no_edges()]
+def _all_edges(num_shards: int, folder: str) -> Iterator[tuple[Ints, Ints]]:
+    """Every star edge once, from its greater end, a shard's at a time."""
     for shard in range(num_shards):
         node, neighbour = _edges(f"{folder}/edges-0", num_shards, shard)
-        found.append((node[node > neighbour], neighbour[node > neighbour]))
-    return np.concatenate([f[0] for f in found]), np.concatenate([f[1] for f in found])
+        yield node[node > neighbour], neighbour[node > neighbour]
 
 
 def _edges(folder: str, num_shards: int, shard: int) -> tuple[Ints, Ints]:

@@ -25,6 +25,7 @@ from pipelines.curate.normalize import canonical, clean
 from pipelines.curate.piece import read_piece
 from pipelines.curate.shards import gather, scatter, shard_of
 from pipelines.curate.signature import fixed_bytes, values_of
+from pipelines.curate.spans import Ints
 from pipelines.curate.tasks import in_tasks
 
 __all__ = ["EMPTIED", "Cuts", "cut_documents", "cut_text", "find_repeated", "paragraph_keys", "read_cuts"]
@@ -40,10 +41,13 @@ _CUT = pa.schema({"place": pa.int64(), "key": pa.binary(16)})
 
 @dataclass(frozen=True, slots=True)
 class Cuts:
-    """Files 0..num_files-1 of a folder, each with a batch for each bundle: which paragraphs to cut from which documents."""
+    """Which paragraphs to cut from which documents."""
 
     folder: str
+    """Files 0..num_files-1, each with a batch for each bundle."""
     num_files: int
+    sure: str
+    """A folder with a file for each bundle: what others of the bundle left no place for."""
 
 
 def paragraph_keys(text: str) -> list[bytes | None]:
@@ -75,14 +79,15 @@ def find_repeated(bundles: Sequence[Bundle], fates: Sequence[Fates], config: Cur
     """Which paragraphs of the documents that are left are to be cut. Ray must be attached."""
     new = [bundle for bundle in bundles if not bundle.settled]
     num_shards = max(1, -(-sum(bundle.num_chars for bundle in new) // config.task_bytes))
-    in_tasks(_deal_paragraphs, new, fates, num_shards, folder)
-    in_tasks(_choose, range(num_shards), len(new), config.paragraph_documents, folder)
-    return Cuts(f"{folder}/cuts", num_shards)
+    most = config.paragraph_documents
+    in_tasks(_deal_paragraphs, new, fates, num_shards, most, folder)
+    in_tasks(_choose, range(num_shards), len(new), most, folder)
+    return Cuts(f"{folder}/cuts", num_shards, f"{folder}/sure")
 
 
 def read_cuts(cuts: Cuts, bundle: int) -> dict[int, dict[int, set[bytes]]]:
     """For each piece of the bundle, and each row there that loses paragraphs, their keys."""
-    table = gather(cuts.folder, range(cuts.num_files), bundle, _CUT)
+    table = pa.concat_tables([gather(cuts.folder, range(cuts.num_files), bundle, _CUT), gather(cuts.sure, [bundle], 0, _CUT)])
     place = table["place"].to_numpy()
     found: dict[int, dict[int, set[bytes]]] = {}
     for piece, row, key in zip(piece_of(place).tolist(), row_of(place).tolist(), table["key"].to_pylist(), strict=True):
@@ -106,11 +111,18 @@ def cut_documents(documents: pa.Table, cut: dict[int, dict[int, set[bytes]]], pi
     return (replaced(documents, **columns), total) if total else (documents, 0)
 
 
-def _deal_paragraphs(bundle: Bundle, fates: Sequence[Fates], num_shards: int, folder: str) -> None:
-    """The paragraphs of a bundle's documents that are left, dealt by key."""
+def _deal_paragraphs(bundle: Bundle, fates: Sequence[Fates], num_shards: int, most: int, folder: str) -> None:
+    """The paragraphs of a bundle's documents that are left, dealt by key; of each those only that the bundle's others leave a place for.
+
+    So a notice under every document of a corpus fills no shard.
+    """
     fate = read_fates(fates, bundle.number)["place"].to_numpy()
     tables = [_paragraphs_of(bundle, number, piece, fate) for number, piece in enumerate(bundle.pieces)]
     table = pa.concat_tables([_PARAGRAPH.empty_table(), *tables])
+    rank = _ranks(table)
+    sure = np.flatnonzero(rank >= most)
+    scatter(table.select(_CUT.names).take(pa.array(sure)), np.zeros(sure.size, np.int64), 1, f"{folder}/sure", bundle.number)
+    table = table.filter(pa.array(rank < most))
     scatter(table, _shard_of_keys(table, num_shards), num_shards, f"{folder}/paragraphs", bundle.number)
 
 
@@ -134,11 +146,17 @@ def _shard_of_keys(table: pa.Table, num_shards: int) -> np.ndarray:
 def _choose(shard: int, num_bundles: int, most: int, folder: str) -> None:
     """Of a shard's paragraphs those that are one too many, dealt to their bundles."""
     table = gather(f"{folder}/paragraphs", range(num_bundles), shard, _PARAGRAPH)
+    cut = table.select(_CUT.names).filter(pa.array(_ranks(table) >= most))
+    scatter(cut, bundle_of(cut["place"].to_numpy()), num_bundles, f"{folder}/cuts", shard)
+
+
+def _ranks(table: pa.Table) -> Ints:
+    """For each row how many documents before it in survivor order have its paragraph."""
     halves = values_of(table["key"], np.uint64)
     ids = table["id"].to_numpy(zero_copy_only=False).astype("S32")
     order = np.lexsort((ids, table["claim"].to_numpy(), halves[:, 1], halves[:, 0]))
     halves = halves[order]
     begins = np.flatnonzero(np.concatenate(([True], (halves[1:] != halves[:-1]).any(axis=1)))) if order.size else order
-    rank = np.arange(order.size) - np.repeat(begins, np.diff(begins, append=order.size))
-    cut = table.select(_CUT.names).take(pa.array(order[rank >= most]))
-    scatter(cut, bundle_of(cut["place"].to_numpy()), num_bundles, f"{folder}/cuts", shard)
+    rank = np.empty(order.size, np.int64)
+    rank[order] = np.arange(order.size) - np.repeat(begins, np.diff(begins, append=order.size))
+    return rank

@@ -1,7 +1,7 @@
 """Pieces: parquet files of judged documents between reading and writing, on storage that every task reaches.
 
-Promise: a piece is whole or absent (local files are renamed into place, S3 objects appear whole), its name follows from its
-documents, and so a task that is run again writes the same bytes to the same place. Price: the texts are written and read
+Promise: a piece is whole or absent (local files are renamed into place, S3 objects are sent when they are whole), its name follows
+from its documents, and so a task that is run again writes the same bytes to the same place. Price: the texts are written and read
 once more (parquet, lz4); in exchange memory holds some MB a task however large the corpus is, and a lost node loses nothing.
 """
 
@@ -78,11 +78,16 @@ def write_piece(table: pa.Table, uri: str, compression: str = "lz4") -> None:
 
 @contextmanager
 def whole_file(uri: str) -> Iterator[pa.NativeFile]:
-    """A stream into a file that has its name only once everything is written."""
+    """A stream into a file that has its name only once everything is written.
+
+    An S3 object is written from memory: pyarrow's stream, closed by an error, would leave what it has under the name.
+    """
     filesystem, path = resolve(uri)
     if "://" in uri:
+        held = pa.BufferOutputStream()
+        yield held
         with filesystem.open_output_stream(path) as stream:
-            yield stream
+            stream.write(held.getvalue())
         return
     scratch = Path(f"{path}.{os.getpid()}.{uuid.uuid4().hex}")  # no other attempt's, on whatever node
     scratch.parent.mkdir(parents=True, exist_ok=True)

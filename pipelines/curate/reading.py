@@ -2,7 +2,7 @@
 
 Promise: a record that cannot be read becomes a row with an `unreadable.…` reason instead of an exception, and so does the
 rest of a file that breaks off; only a storage that does not answer raises OSError, since another day all would be read.
-Price: a task holds one whole text file or web page, or a few MB of jsonl, parquet or WARC.
+Price: a task holds one text file of up to `MOST_CHARS` or one web page, or a few MB of jsonl, parquet or WARC.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from cluster.patience import patiently_given
 from cluster.storage import is_unavailable
 from pipelines.curate.document import DOCUMENT, UNREADABLE, document_id, excerpt
 from pipelines.curate.formats import CODE
-from pipelines.curate.records import Fields, Record, read_jsonl, read_parquet, read_text
+from pipelines.curate.records import MOST_CHARS, Fields, Record, read_jsonl, read_parquet, read_text
 from pipelines.curate.web import read_html, read_warc
 
 __all__ = ["read_files"]
 
 _READERS: dict[str, Callable[..., Iterator[Record]]] = {"jsonl": read_jsonl, "parquet": read_parquet, "html": read_html, "warc": read_warc}
 _YIELD_CHARS = 8 << 20
+_ROW_CHARS = 512  # what a row weighs beside its text: an archive of images, a million broken lines must not be held at once
 _FIELDS = Fields()
 
 
@@ -40,7 +41,7 @@ def read_files(files: pa.Table, fields: Fields = _FIELDS) -> Iterator[pa.Table]:
         extent = {name: file[name] for name in ("begin", "end") if file.get(name)}
         for row in _read_file(os.fsdecode(file["uri"]), file["format"], fields, file.get("first", 0), extent):
             rows.append(row)
-            chars += len(row["text"] or "")
+            chars += len(row["text"] or "") + _ROW_CHARS
             if chars > _YIELD_CHARS:
                 yield pa.Table.from_pylist(rows, DOCUMENT)
                 rows, chars = [], 0
@@ -75,11 +76,14 @@ def _row(uri: str, ordinal: int, format_: str, record: Record) -> dict[str, Any]
         "num_words": 0,
     }
     problem = record.problem
-    if record.text is not None:
+    if record.text is not None and len(record.text) > MOST_CHARS:
+        problem = f"too_large: more than {MOST_CHARS:,} characters; as .txt it would be cut into parts"
+    elif record.text is not None:
         try:
             content = record.text.encode()
             return row | {"id": document_id(uri, ordinal, content), "text": record.text, "num_chars": len(record.text)}
         except UnicodeEncodeError as error:
             problem = f"encoding: {error}"
     reason, _, detail = problem.partition(": ")
-    return row | {"id": document_id(uri, ordinal, problem.encode()), "reason": UNREADABLE + reason, "excerpt": excerpt(detail)}
+    told = detail.encode(errors="backslashreplace").decode()
+    return row | {"id": document_id(uri, ordinal, reason.encode()), "reason": UNREADABLE + reason, "excerpt": excerpt(told)}

@@ -2,7 +2,8 @@
 
 Promise: a record that cannot be read comes back as a `Record` with a problem; only what breaks the file itself off (a
 truncated archive, a broken parquet footer) raises, as OSError, EOFError, zlib.error or pa.ArrowException, after what stood before it
-was given out. Price: a file of code or markup is held whole; .txt passes by some MB, jsonl by lines, parquet by batches of 1,024 rows.
+was given out. Price: a file of code or markup is held whole, up to `MOST_CHARS`; .txt passes by some MB, jsonl by lines, parquet by batches
+of 1,024 rows.
 """
 
 from __future__ import annotations
@@ -29,18 +30,21 @@ from pyarrow import fs as arrow_fs
 from cluster.storage import resolve
 
 __all__ = [
+    "MOST_CHARS",
     "Fields",
     "Record",
     "json_lines",
     "open_file",
     "open_stream",
+    "read_beginning",
     "read_jsonl",
     "read_parquet",
     "read_text",
-    "read_whole",
     "seconds_since_1970",
 ]
 
+MOST_CHARS = 16 << 20
+"""Of one document: what is longer is a dump and no text, and the rules would take a GB to measure it."""
 _PART_CHARS = 250_000  # a longer .txt is several documents, cut at blank lines, or else at lines
 _PARQUET_ROWS = 1024
 _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
@@ -111,11 +115,11 @@ class _Unpacked(io.RawIOBase):
         return len(found)
 
 
-def read_whole(uri: str) -> bytes:
-    """The file's bytes as they are stored."""
+def read_beginning(uri: str, most: int) -> bytes:
+    """The first `most` bytes of the file as they are stored, or all."""
     filesystem, path = _place(uri)
     with filesystem.open_input_stream(path, compression=None) as stream:
-        return bytes(stream.readall())
+        return io.BufferedReader(stream).read(most)
 
 
 def read_text(uri: str, fields: Fields) -> Iterator[Record]:
@@ -125,13 +129,25 @@ def read_text(uri: str, fields: Fields) -> Iterator[Record]:
         whole = not uri.lower().endswith(".txt")
         try:
             if whole:
-                yield Record("".join(_decoded(io.BufferedReader(stream))))
+                yield Record(_joined(_decoded(io.BufferedReader(stream))))
             else:
                 yield from (Record(part) for part in _parts(_paragraphs(_decoded(io.BufferedReader(stream)))))
         except UnicodeDecodeError as error:
             yield Record(None, problem=f"encoding: {error.reason} at byte {error.start} of its part")
         except _BinaryError:
             yield Record(None, problem="binary: holds a zero byte")
+
+
+def _joined(blocks: Iterable[str]) -> str:
+    """The blocks as one text; of one that is too long so much as shows it."""
+    held: list[str] = []
+    left = MOST_CHARS
+    for block in blocks:
+        held.append(block)
+        left -= len(block)
+        if left < 0:
+            break
+    return "".join(held)
 
 
 class _BinaryError(Exception):
@@ -256,7 +272,10 @@ def read_parquet(uri: str, fields: Fields, begin: int = 0, end: int | None = Non
         wanted = [name for name in dict.fromkeys((fields.text, fields.id, fields.date)) if name in names]
         groups = range(begin, file.num_row_groups if end is None else end)
         for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=wanted, row_groups=groups):
-            yield from (_row_record(row, fields) for row in _seconds_for_dates(batch, fields.date).to_pylist())
+            dated = _seconds_for_dates(batch, fields.date)
+            columns = {name: _values(column) for name, column in zip(dated.schema.names, dated.columns, strict=True)}
+            rows = zip(*(columns.get(name, [None] * batch.num_rows) for name in (fields.text, fields.id, fields.date)), strict=True)
+            yield from (_row_record(text, given, date, fields) for text, given, date in rows)
 
 
 def _seconds_for_dates(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
@@ -272,8 +291,25 @@ def _seconds_for_dates(batch: pa.RecordBatch, name: str) -> pa.RecordBatch:
     return batch.set_column(place, name, pc.divide(column.cast(pa.int64()).cast(pa.float64(), safe=False), _PER_SECOND[kind.unit]))
 
 
-def _row_record(row: dict[str, Any], fields: Fields) -> Record:
-    given, date = _given_id(row.get(fields.id)), seconds_since_1970(row.get(fields.date))
-    if isinstance(row[fields.text], str):
-        return Record(row[fields.text], given, date=date)
-    return Record(None, given, f"no_text: no text in column {fields.text!r}", date)
+def _values(column: pa.Array) -> list[Any]:
+    """The column's values as Python's, an error in place of each that Python cannot hold: bytes that are no UTF-8, a far-off day."""
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError, KeyError):
+        return [_value(value) for value in column]
+
+
+def _value(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError, KeyError) as error:
+        return error
+
+
+def _row_record(text: Any, given: Any, date: Any, fields: Fields) -> Record:
+    own, seconds = None if isinstance(given, Exception) else _given_id(given), seconds_since_1970(date)
+    if isinstance(text, str):
+        return Record(text, own, date=seconds)
+    if isinstance(text, UnicodeDecodeError):
+        return Record(None, own, f"encoding: {text}", seconds)
+    return Record(None, own, f"no_text: no text in column {fields.text!r}", seconds)

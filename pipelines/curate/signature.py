@@ -18,10 +18,12 @@ from pipelines.curate.components import bucket_keys
 from pipelines.curate.piece import read_piece
 from pipelines.curate.spans import U64, Ints
 
-__all__ = ["COMPARABLE_SETTINGS", "claims", "digests_of", "fixed_bytes", "keys_of", "signature_schema", "values_of"]
+__all__ = ["COMPARABLE_SETTINGS", "SIGNATURE_FORM", "claims", "digests_of", "fixed_bytes", "keys_of", "signature_schema", "values_of"]
 
 COMPARABLE_SETTINGS = ("ngram", "bands", "rows", "seed")
 """Two corpora can be compared by their signatures if these are the same."""
+SIGNATURE_FORM = 1
+"""And this, which each corpus notes: to be raised when the normal form, the hashes or the functions of MinHash change."""
 
 
 def signature_schema(num_bands: int) -> pa.Schema:

@@ -73,9 +73,11 @@ def find_files(inputs: Sequence[str]) -> list[SourceFile]:
 
 
 def outside(files: Sequence[SourceFile], folder: str) -> list[SourceFile]:
-    """The files that do not lie in the folder: what a run writes below its own input is not read by the next."""
+    """The files that do not lie in the folder: what a run writes below its own input is not read by the next, nor what one that was
+    interrupted left beside it (cluster/artifact.py)."""
     place, real = real_folder(folder), cache(real_folder)
-    found = [file for file in files if not f"{real(file.uri.rpartition('/')[0] or '/')}/".startswith(f"{place}/")]
+    written = tuple(f"{place}{suffix}/" for suffix in ("", ".partial", ".replaced"))
+    found = [file for file in files if not f"{real(file.uri.rpartition('/')[0] or '/')}/".startswith(written)]
     if not any(f.num_bytes for f in found):
         raise ValueError(f"output: {folder} holds all of the input; give another --output")
     return found

@@ -9,6 +9,7 @@ the dearest of all steps. After: trafilatura (Barbaresi, ACL 2021), which FineWe
 
 from __future__ import annotations
 
+import codecs
 import logging
 import re
 import zlib
@@ -20,7 +21,7 @@ from warcio.bufferedreaders import ChunkedDataException
 from warcio.recordloader import ArchiveLoadFailed, ArcWarcRecord
 from warcio.statusandheaders import StatusAndHeadersParser
 
-from pipelines.curate.records import Fields, Record, open_stream, read_whole, seconds_since_1970
+from pipelines.curate.records import Fields, Record, open_stream, read_beginning, seconds_since_1970
 
 __all__ = ["page", "read_html", "read_warc"]
 
@@ -34,12 +35,14 @@ _META_WITHIN = 4096
 # What the HTML standard reads these labels as.
 _READ_AS = dict.fromkeys(("iso-8859-1", "latin-1", "latin1", "iso8859-1", "ascii", "us-ascii", "windows-1252"), "cp1252")
 _READ_AS |= dict.fromkeys(("utf-16", "utf-16le", "utf-16be"), "utf-8")
+_NO_PAGES = ("punycode", "idna", "undefined", "unicode-escape", "raw-unicode-escape", "utf-7")
+"""Codecs of Python's that no browser reads a page by: they take time as the square of its length, or change what it says."""
 _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 
 
 def read_html(uri: str, fields: Fields) -> Iterator[Record]:
     """One record: the page's main text."""
-    yield page(read_whole(uri))
+    yield page(read_beginning(uri, _PAGE_BYTES + 1))
 
 
 def read_warc(uri: str, fields: Fields) -> Iterator[Record]:
@@ -55,7 +58,7 @@ def read_warc(uri: str, fields: Fields) -> Iterator[Record]:
 def page(raw: bytes, charset: str = "", source_id: str | None = None) -> Record:
     """The main text of an HTML page; `charset` is what came with it, which the page's own declaration gives way to."""
     if len(raw) > _PAGE_BYTES:
-        return Record(None, source_id, f"too_large: {len(raw):,} bytes of HTML")
+        return Record(None, source_id, f"too_large: more than {_PAGE_BYTES:,} bytes of HTML")
     html = _decoded(raw, charset)
     if html is None:
         return Record(None, source_id, "encoding: neither in the encoding that it declares nor in UTF-8")
@@ -65,7 +68,7 @@ def page(raw: bytes, charset: str = "", source_id: str | None = None) -> Record:
     try:
         text = trafilatura.extract(html.replace("\0", ""), favor_precision=True, include_comments=False, deduplicate=False)
     except Exception as error:  # a parser of hostile input: whatever it stumbles over is this page's problem, not the run's
-        return Record(None, source_id, f"page: {type(error).__name__}: {error}")
+        return Record(None, source_id, f"page: {type(error).__name__}")  # what it says may hold addresses, others in each process
     text = (text or "").strip()
     return Record(text, source_id) if text else Record(None, source_id, "no_main_text: no main text was found in the page")
 
@@ -81,7 +84,8 @@ def _decoded(raw: bytes, charset: str) -> str | None:
     declared = [_READ_AS.get(label.lower(), label) for label in (charset, own) if label]
     for label in dict.fromkeys([*marked, *declared * raw.isascii(), "utf-8", *(declared or ["cp1252"])]):
         try:
-            return raw.decode(label).removeprefix("\ufeff")
+            if codecs.lookup(label).name not in _NO_PAGES:
+                return raw.decode(label).removeprefix("\ufeff")
         except (LookupError, UnicodeError):
             continue
     return None

@@ -111,6 +111,8 @@ def test_how_alike_the_near_duplicates_are_in_ten_bars():
     joined = figures([], METRICS, [*range(20)], 0.8)["similarities"]["groups"]["dropped"]
     assert list(joined.items())[:2] == [("0.800", 1.0), ("0.820", 5.0)]
     assert (len(joined), sum(joined.values())) == (10, sum(range(20)))
+    equal = figures([], METRICS, [0] * 10 + [7] + [0] * 9, 1.0)["similarities"]["groups"]["dropped"]
+    assert equal == {"1.000": 7.0}, "bins that have one name are one"
     assert not {"similarities", "audit"} & figures([], METRICS, [0] * 20, 0.8).keys()  # nothing was alike: no empty plot
 
 

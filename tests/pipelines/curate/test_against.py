@@ -105,7 +105,7 @@ def test_signatures_stand_row_by_row_for_the_kept(corpora):
         assert signed["row"].to_pylist() == list(range(signed.num_rows))
 
 
-def test_a_corpus_that_cannot_be_compared_is_refused_in_one_line(corpora, tmp_path):
+def test_a_corpus_that_cannot_be_compared_is_refused_in_one_line(corpora, tmp_path, monkeypatch):
     folder, config = corpora
     config = dataclasses.replace(config, against=(str(folder / "A"),), output=str(tmp_path / "out"))
     assert len(earlier(config)) == 1
@@ -113,6 +113,10 @@ def test_a_corpus_that_cannot_be_compared_is_refused_in_one_line(corpora, tmp_pa
         with pytest.raises(ValueError, match=message) as caught:
             earlier(dataclasses.replace(config, **wrong))
         assert str(caught.value).startswith(f"against: {folder}/A was curated with")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.curate.against.SIGNATURE_FORM", 2)
+        with pytest.raises(ValueError, match="/A has signatures of another form"):
+            earlier(config)
     with pytest.raises(ValueError, match="no such folder"):
         earlier(dataclasses.replace(config, against=(str(tmp_path / "none"),)))
 

@@ -6,7 +6,7 @@ import doctest
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import pipelines.curate.components
@@ -166,6 +166,15 @@ def test_a_giant_bucket_is_compared_with_its_first_kept_only():
     assert told(*duplicates_among(documents, grams, 0.8, 16)) == []
     assert len(asked) <= 600 * 17
     assert {a for a in asked[-17:] if a != 599} == set(range(16))
+
+
+@example(55, 1)
+@given(st.integers(1, 99), st.integers(1, 40))
+def test_a_similarity_of_just_the_threshold_is_enough(percent, scale):
+    """A part of a document that is 55 % of it, say: the look at the sizes rounds as the similarity does."""
+    sets = [np.arange(size * scale, dtype=np.uint64) for size in (100, percent)]
+    found = duplicates_among(candidates([[0]] * 2, sets), sets.__getitem__, percent / 100, UNLIMITED)
+    assert told(*found) == [(1, 0, percent / 100)]
 
 
 def test_a_chain_does_not_drop_what_only_a_dropped_document_resembles():

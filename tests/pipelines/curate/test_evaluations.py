@@ -73,6 +73,13 @@ def test_grams_that_are_common_count_for_nothing():
     assert [bool(shared) for shared in without.shared(texts)] == [False, False, True, False]
 
 
+def test_what_repeats_itself_is_matched_once_a_place():
+    again = " ".join(["ha"] * 60)
+    index = Evaluations([Item("jokes", "0", (again, again))], ngram=5)
+    assert len(list(index._long.matches([again], whole=False))) == 56
+    assert index.shared([f"so {again}"]) == [[Shared(0, 1, 61)]]
+
+
 def test_numbers_alone_are_nobodys_passage():
     """An item of MBPP holds `[1, 2, ... 10]) == [2, 4, 6, 8, 10]`, as many a table does; with its words it is found."""
     numbers = "1 2 3 4 5 6 7 8 9 10 2 4 6 8 10"

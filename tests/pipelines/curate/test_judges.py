@@ -92,6 +92,8 @@ def test_prose_that_the_reference_makes_strange_is_dropped(reference):
     good, bad = prose(GOOD, "new"), "qxz jkvw pqx zzk " * 30
     assert fates(drop_by_models(table(good, bad), judges)) == [(good, None), (None, "quality.perplexity")]
     assert told["perplexity"]["limit"] == judges.max_perplexity
+    nothing, _ = train_judges(CurateConfig(output="x", perplexity_reference=reference, perplexity_keep=0.0))
+    assert nothing.max_perplexity < judges.max_perplexity
     set_by_hand, _ = train_judges(CurateConfig(output="x", perplexity_reference=reference, max_perplexity=1.01))
     assert fates(drop_by_models(table(good), set_by_hand)) == [(None, "quality.perplexity")]
 

@@ -86,3 +86,14 @@ def test_a_long_chain_across_many_tasks_settles_in_few_rounds(tmp_path, monkeypa
     }
     assert components_found == {0}
     assert made.rounds <= 8
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)).filter(lambda pair: pair[0] > pair[1]), max_size=20), max_size=6))
+def test_few_more_edges_are_held_than_there_are_documents(parts):
+    """However many times the same two are joined: what is held connects the same."""
+    arrays = [tuple(np.array(part, np.int64).reshape(-1, 2).T) for part in parts]
+    greater, least, total = label_module._spanning(arrays, 10)
+    assert total == sum(map(len, parts))
+    assert greater.size <= 20
+    together = (np.concatenate([np.zeros(0, np.int64), *(part[end] for part in arrays)]) for end in (0, 1))
+    assert [x.tolist() for x in components(greater, least)] == [x.tolist() for x in components(*together)]

@@ -18,6 +18,7 @@ from pipelines.curate.fates import FATE, Fates, write_fates
 from pipelines.curate.normalize import canonical
 from pipelines.curate.paragraphs import EMPTIED, cut_documents, cut_text, find_repeated, paragraph_keys, read_cuts
 from pipelines.curate.piece import read_piece, write_piece
+from pipelines.curate.shards import gather
 from tests.pipelines.curate.corpora import CONFIG, here, id_of, in_pieces
 
 NOTICE = "Permission is hereby granted, free of charge, to any person."
@@ -96,6 +97,15 @@ def test_what_is_cut_is_what_a_count_over_all_documents_says(seed, tmp_path, mon
             assert (row["text"], row["reason"], row["num_chars"]) == (None, EMPTIED, 0)
             assert row["excerpt"] == " ".join(text.split())[:200]
     assert any(not text for text in want.values()) or seed % 3
+
+
+def test_a_notice_under_every_document_fills_no_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr(paragraphs, "in_tasks", here)
+    bundles = bundled(in_pieces([f"{NOTICE}\n\nNumber {n}" for n in range(40)], [20], tmp_path), [], 1)
+    config = dataclasses.replace(CONFIG, paragraph_documents=3, task_bytes=1 << 20)
+    made = find_repeated(bundles, [], config, str(tmp_path / "work"))
+    assert gather(str(tmp_path / "work" / "paragraphs"), [0, 1], 0, paragraphs._PARAGRAPH).num_rows == 2 * 3
+    assert sum(len(rows) for bundle in bundles for rows in read_cuts(made, bundle.number).values()) == 37
 
 
 @given(st.lists(PARAGRAPH, max_size=8), st.lists(st.sampled_from(["\n\n", "\n \t\n", "\n\n\n\n"]), min_size=8, max_size=8))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import boto3
 import pyarrow as pa
 import pytest
 
-from pipelines.curate.piece import count_rows, read_piece, refuse_if_elsewhere, write_piece
+from pipelines.curate.piece import count_rows, read_piece, refuse_if_elsewhere, whole_file, write_piece
 
 TABLE = pa.table({"id": ["a", "b", None], "text": pa.array(["x\n", "日本", ""], pa.large_string()), "n": [1, 2, 3]})
 
@@ -45,14 +46,29 @@ def test_written_again_it_is_the_same_bytes_in_one_file(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["piece.parquet"]
 
 
-def test_a_writer_that_dies_leaves_the_piece_as_it_was(tmp_path):
-    """The name is taken only once everything is on the disk: readers look for it."""
-    uri = tmp_path / "piece.parquet"
-    write_piece(TABLE, str(uri))
-    with pytest.raises(pa.ArrowException, match="codec"):
-        write_piece(TABLE.slice(1), str(uri), compression="no such codec")
-    assert read_piece(str(uri)).equals(TABLE)
-    with pytest.raises(pa.ArrowException, match="codec"):
-        write_piece(TABLE, f"{tmp_path}/other.parquet", compression="no such codec")
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request, tmp_path):
+    if request.param == "disk":
+        return str(tmp_path)
+    request.getfixturevalue("s3_environment")
+    boto3.client("s3").create_bucket(Bucket="pieces")
+    return "s3://pieces"
+
+
+def write_half(uri):
+    with whole_file(uri) as stream:
+        stream.write(b"half of it")
+        raise MemoryError
+
+
+def test_a_writer_that_dies_leaves_the_piece_as_it_was(folder):
+    """The name is taken only once everything is written: readers look for it."""
+    write_piece(TABLE, f"{folder}/piece.parquet")
+    for name in ("piece", "other"):
+        with pytest.raises(pa.ArrowException, match="codec"):
+            write_piece(TABLE.slice(1), f"{folder}/{name}.parquet", compression="no such codec")
+        with pytest.raises(MemoryError):
+            write_half(f"{folder}/{name}.parquet")
+    assert read_piece(f"{folder}/piece.parquet").equals(TABLE)
     with pytest.raises(FileNotFoundError):
-        read_piece(f"{tmp_path}/other.parquet")
+        read_piece(f"{folder}/other.parquet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,3 +120,7 @@ def test_most_of_real_web_text_and_of_our_own_code_passes(data_dir):
     web = [clean(json.loads(line)["text"]) for line in (data_dir / "docs" / "c4-sample.jsonl").open()]
     reasons = judge(web, "web")[0]
     assert 0.7 < reasons.count(None) / len(reasons) < 0.95  # C4 is already filtered, but keeps short pages
+    code = [clean(path.read_text()) for path in sorted(Path(__file__).parents[3].glob("pipelines/**/*.py"))]
+    reasons = judge(code, "code")[0]
+    assert len(reasons) > 40
+    assert reasons.count(None) / len(reasons) > 0.9

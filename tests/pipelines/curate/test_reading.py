@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from pipelines.curate import records
+from pipelines.curate import reading, records
 from pipelines.curate.document import DOCUMENT
 from pipelines.curate.reading import read_files
-from pipelines.curate.records import Fields
+from pipelines.curate.records import Fields, Record
 from pipelines.curate.sources import chunked, find_files, sampled
 
 
@@ -86,6 +86,36 @@ def test_parquet_with_nulls_another_column_and_a_broken_file(tmp_path):
         ("a.parquet", 0, "one", None), ("a.parquet", 1, None, "unreadable.no_text"), ("a.parquet", 2, "two", None),
         ("b.parquet", 0, None, "unreadable.no_text"), ("c.parquet", 0, None, "unreadable.parquet"),
     ]  # fmt: skip
+
+
+def test_a_dump_is_no_document(tmp_path, monkeypatch):
+    for module in (records, reading):
+        monkeypatch.setattr(module, "MOST_CHARS", 50)
+    monkeypatch.setattr(records, "_BLOCK_BYTES", 8)
+    for length, name in ((50, "a"), (51, "b"), (500, "c")):
+        (tmp_path / f"{name}.sql").write_text("x" * length)
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": "x" * length}))
+    found = {(name, len(text or ""), reason) for name, _, text, reason in seen(rows_of(tmp_path))}
+    whole = {(f"a.{suffix}", 50, None) for suffix in ("sql", "jsonl")}
+    assert found == whole | {(f"{name}.{suffix}", 0, "unreadable.too_large") for name in "bc" for suffix in ("sql", "jsonl")}
+
+
+def test_what_holds_no_text_is_not_held_at_once_either(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_YIELD_CHARS", 10_000)
+    (tmp_path / "a.jsonl").write_text("{broken\n" * 1000)
+    tables = list(read_files(pa.table({"uri": [str(tmp_path / "a.jsonl")], "format": ["jsonl"]})))
+    assert sum(map(len, tables)) == len({i for table in tables for i in table["id"].to_pylist()}) == 1000
+    assert max(map(len, tables)) <= 20
+
+
+def test_the_id_of_what_cannot_be_read_does_not_depend_on_how_that_is_told(tmp_path, monkeypatch):
+    table = pa.table({"uri": [str(tmp_path / "a.jsonl")], "format": ["jsonl"]})
+    rows = []
+    for told in ("at 0x7f01", "at 0x7f02 \udcff"):
+        monkeypatch.setitem(reading._READERS, "jsonl", lambda *_, told=told: iter([Record(None, problem=f"json: {told}")]))
+        rows += pa.concat_tables(read_files(table)).to_pylist()
+    assert rows[0]["id"] == rows[1]["id"]
+    assert [row["excerpt"] for row in rows] == ["at 0x7f01", r"at 0x7f02 \udcff"]
 
 
 def test_undecodable_binary_and_vanished_files(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -54,6 +55,24 @@ def test_the_dates_of_a_parquet_file_are_seconds_whatever_it_calls_them(tmp_path
     found = list(read_parquet(str(tmp_path / "a.parquet"), Fields()))
     assert [record.text for record in found] == ["a", "b", "c"]
     assert [record.date for record in found] == pytest.approx(seconds)
+
+
+def test_rows_that_python_cannot_hold_do_not_stop_the_others(tmp_path):
+    """Parquet's writers need not look whether text is UTF-8, and its days go on after the year 9999."""
+    raw = [b"one", b"caf\xe9", b"three"]
+    ends = np.cumsum([0, *map(len, raw)], dtype=np.int32)
+    text = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(ends), pa.py_buffer(b"".join(raw))])
+    for name, ids in (
+        ("text", text),
+        ("day", pa.array([1, 10**15, None], pa.timestamp("s"))),
+        ("zone", pa.array([1] * 3, pa.timestamp("s", "No/Where"))),
+    ):
+        pq.write_table(pa.table({"text": text, "id": ids, "date": text}), tmp_path / f"{name}.parquet")
+        found = list(read_parquet(str(tmp_path / f"{name}.parquet"), Fields()))
+        assert [record.text for record in found] == ["one", None, "three"]
+        assert [record.problem.split(":")[0] for record in found] == ["", "encoding", ""]
+        assert found[1].source_id is None
+        assert [record.date for record in found] == [None] * 3
 
 
 PIECES = st.lists(st.sampled_from(["word ", "ünï ", "日本", "\n", "\n\n", "\r\n", " \n", "long" * 9]), max_size=60).map("".join)

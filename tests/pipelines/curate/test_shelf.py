@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.curate.bundle import bundle_of, bundled, piece_of, places, row_of
+from pipelines.curate.bundle import bundle_of, bundled, places
 from pipelines.curate.label import LABEL, Labels
 from pipelines.curate.minhash import shingles
 from pipelines.curate.normalize import canonical
@@ -93,4 +93,3 @@ def test_ids_are_those_of_the_documents(shelved):
     for group in groups:
         for row in group.to_pylist():
             assert row["id"] == id_of("", number[row["place"]])
-            assert row_of(np.array([row["place"]]))[0] >= piece_of(np.array([0]))[0]

@@ -7,12 +7,16 @@ import doctest
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
 import pipelines.curate.signature
 from pipelines.curate.components import survivor_order
-from pipelines.curate.signature import claims, digests_of, fixed_bytes, signature_schema, values_of
+from pipelines.curate.config import CurateConfig
+from pipelines.curate.document import DOCUMENT
+from pipelines.curate.signature import SIGNATURE_FORM, claims, digests_of, fixed_bytes, signature_schema, values_of
+from pipelines.curate.steps import sign
 
 
 def test_the_worked_examples():
@@ -38,3 +42,11 @@ def test_fixed_bytes_come_back_as_numbers(rows, cut, chunks):
 
 def test_the_schema_holds_as_many_bands_as_there_are():
     assert signature_schema(3).field("bands").type.byte_width == 24
+
+
+def test_signatures_are_what_earlier_corpora_hold():
+    """If this fails, by a change of ours or of numpy's: raise SIGNATURE_FORM, so that `--against` refuses what cannot be compared."""
+    text = "The Tern's naïve ﬂight: 大きい x_1, über 30,000 km — and back."
+    (row,) = sign(pa.Table.from_pylist([{"text": text}], DOCUMENT), CurateConfig(output="unused")).to_pylist()
+    told = (SIGNATURE_FORM, row["digest"].hex(), xxhash.xxh3_64_hexdigest(row["bands"]))
+    assert told == (1, "68bfa48ec85e0d46714b19a8d00b47a3", "b9a57c199e827463")

@@ -86,7 +86,7 @@ def test_a_named_file_whose_name_is_no_text_is_one_line(tmp_path):
 
 
 def test_what_a_run_wrote_below_its_input_is_not_read_by_the_next(tmp_path):
-    for name in ("a.txt", "out/kept/0.parquet", "output.txt"):
+    for name in ("a.txt", "out/kept/0.parquet", "out.partial/staged/0.parquet", "out.replaced/kept/0.parquet", "output.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("text")
     files = find_files([str(tmp_path)])

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.curate import web
-from pipelines.curate.records import Fields
+from pipelines.curate.records import Fields, read_beginning
 from pipelines.curate.web import page, read_html, read_warc
 
 SENTENCES = " ".join(f"Im Jahr {year} flog die Küstenseeschwalbe über das Meer nach Süden." for year in range(1900, 1925))
@@ -65,6 +65,19 @@ def test_a_page_is_read_in_the_encoding_that_it_comes_in(encoding, head, charset
     assert page(html(head=head).encode(encoding, "replace"), charset).text == SENTENCES.encode(encoding, "replace").decode(encoding)
 
 
+@pytest.mark.parametrize("charset", ["punycode", "idna", "utf7", "unicode_escape", "RAW-UNICODE-ESCAPE"])
+def test_a_page_is_in_no_encoding_that_only_python_has(charset):
+    """They would unescape what is written, and punycode takes hours for 8 MB."""
+    text = r"The tern wrote \u0041 and +AGE- on the ice, many times over, and flew on to the south. " * 9
+    assert page(html(text).encode(), charset).text == text.strip()
+
+
+def test_what_a_parser_stumbles_over_is_told_alike_in_every_process(monkeypatch):
+    monkeypatch.setattr("trafilatura.extract", lambda *_, **__: {}[object()])
+    assert page(html().encode()) == page(html().encode())
+    assert page(html().encode()).problem == "page: KeyError"
+
+
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
@@ -79,6 +92,14 @@ def test_what_is_no_page_says_why(raw, reason, monkeypatch):
     monkeypatch.setattr(web, "_PAGE_BYTES", 99)
     found = page(raw, source_id="http://x")
     assert (found.text, found.problem.split(":")[0], found.source_id) == (None, reason, "http://x")
+
+
+def test_of_a_page_that_is_too_large_no_more_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(web, "_PAGE_BYTES", 99)
+    (tmp_path / "a.html").write_bytes(b"x" * 10_000)
+    assert len(read_beginning(str(tmp_path / "a.html"), 100)) == 100
+    (found,) = read_html(str(tmp_path / "a.html"), Fields())
+    assert found.problem == "too_large: more than 99 bytes of HTML"
 
 
 @given(st.binary(max_size=300) | st.text(max_size=100).map(lambda t: html(t).encode(errors="replace")))

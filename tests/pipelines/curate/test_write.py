@@ -104,8 +104,10 @@ def test_what_was_cut_is_signed_anew_and_what_was_emptied_is_dropped(tmp_path):
     place = places(0, 0, np.array([0, 2]))
     keys = [key for text in (notice, PROSE[2]) for key in paragraph_keys(text)]
     schema = pa.schema({"place": pa.int64(), "key": pa.binary(16)})
-    scatter(pa.table([place, fixed_bytes(keys, 16)], schema), np.zeros(2, np.int64), 1, str(tmp_path / "cuts"), 0)
-    counted = write_bundle(bundle, [], Cuts(str(tmp_path / "cuts"), 1), None, CONFIG, str(tmp_path))
+    cuts = pa.table([place, fixed_bytes(keys, 16)], schema)
+    for name, own in (("cuts", cuts.slice(0, 1)), ("sure", cuts.slice(1))):
+        scatter(own, np.zeros(1, np.int64), 1, str(tmp_path / name), 0)
+    counted = write_bundle(bundle, [], Cuts(str(tmp_path / "cuts"), 1, str(tmp_path / "sure")), None, CONFIG, str(tmp_path))
     kept, dropped = written(tmp_path)
     assert [row["text"] for row in kept] == [PROSE[0], PROSE[1]]
     assert [(row["reason"], row["excerpt"][:9]) for row in dropped] == [(EMPTIED, PROSE[2][:9])]
