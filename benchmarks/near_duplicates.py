@@ -3,7 +3,8 @@
 A variant is the document edited (words replaced, inserted, left out at random), truncated, wrapped (a header and a footer of other
 documents' words around it) or reordered (its sentences cut into blocks that change places); how far is drawn so that similarities
 spread over 0.5 to 1. The truth is the Jaccard similarity of the two sets of word 5-grams, counted here with plain Python sets; of the
-code that is measured only the normal form, which is part of the definition, is used. Members of a family have half of their words or less in common: all of them are to survive.
+code that is measured only the normal form, which is part of the definition, is used. Members of a family have half of their words or less
+in common: all of them are to survive.
 
 Promise: pairs and families are functions of the texts and the seed. Price: seconds for a thousand documents.
 """
