@@ -42,6 +42,20 @@ def test_canonical_is_words_and_single_spaces(text):
     assert "  " not in result
 
 
+@settings(deadline=None)
+@given(TEXT)
+def test_marks_are_looked_for_first_only_to_be_fast(text):
+    text = unicodedata.normalize("NFKC", text).lower()
+    if not normalize._MARK.search(text):
+        assert normalize._WORD.findall(text) == normalize._WORD_WITHOUT_MARKS.findall(text)
+
+
+def test_vowel_signs_part_words_that_differ_in_them_only():
+    assert canonical("किताब") != canonical("कतब")
+    assert canonical("كِتَاب (نص)") == "كِتَاب نص"
+    assert canonical("❤\ufe0f x") == "x", "a mark without a letter is no word"
+
+
 def test_canonical_ignores_case_layout_and_punctuation():
     assert canonical("The quick, brown\n\n fox!") == canonical("the  QUICK brown (fox)")
     assert canonical("ﬁne") == "fine"  # NFKC opens ligatures
