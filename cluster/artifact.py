@@ -219,7 +219,7 @@ def _refuse_foreign(output: str, stage: str) -> None:
     """ValueError if publishing to `output` would replace what this stage has not made, or cannot be done at all."""
     filesystem, path = resolve(output)
     info = filesystem.get_file_info(path)
-    if info.type in (arrow_fs.FileType.File, arrow_fs.FileType.Unknown):  # a device, a pipe: renamed away like any other
+    if info.type == arrow_fs.FileType.File:
         raise ValueError(f"{output}: is a file; choose another --output folder")
     if info.type == arrow_fs.FileType.Unknown:  # the swap would put a folder in the place of /dev/null
         raise ValueError(f"{output}: is a device, a pipe or a socket; choose another --output folder")
