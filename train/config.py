@@ -1,4 +1,4 @@
-"""Settings of the training verbs: pretrain, tune, evaluate, and the recipe that a plan hands to the loop.
+"""Settings of the training verbs: pretrain, tune, evaluate.
 
 Promise: plain frozen data, checked when it is made; a mistake is one `ValueError` line before any machine is asked for.
 """
@@ -9,66 +9,9 @@ import dataclasses
 from typing import Any, Literal
 
 from cluster.settings import settings
+from train.recipe import Precision, Recipe, at_least
 
-__all__ = ["EvaluateConfig", "PretrainConfig", "Recipe", "TuneConfig", "overridden"]
-
-Precision = Literal["auto", "bfloat16", "float32"]
-
-
-@settings
-class Recipe:
-    """How a loop trains: the `[train]` table of plan.toml, or what tune derives from its own settings."""
-
-    steps: int
-    """Optimizer steps of the whole run."""
-    global_batch: int
-    """Sequences per optimizer step, over all workers."""
-    micro_batch: int
-    """Sequences a worker passes through the model at once; the rest of its share is accumulated."""
-    sequence_length: int
-    """Tokens per sequence."""
-    learning_rate: float
-    """Peak learning rate."""
-    optimizer: Literal["adamw"] = "adamw"
-    """The optimizer."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay of matrices; norms and biases are never decayed."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate climbs from 0 to its peak."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Shape of the learning rate after warm-up; cosine ends at a tenth of the peak."""
-    clip: float = 1.0
-    """Largest norm of the gradient; a larger one is scaled down to it. 0 switches clipping off."""
-    zero_stage: int = 2
-    """What ZeRO shards over the workers: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters."""
-    precision: Precision = "auto"
-    """Arithmetic of the model; auto is bfloat16 where the processor has matrix units for it, else float32."""
-    num_workers: int = 2
-    """Workers that share each step."""
-    checkpoint_every: int = 100
-    """Steps between checkpoints."""
-    seed: int = 0
-    """Seed of the initial weights and of the order of the sequences."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "global_batch", "micro_batch", "sequence_length", "num_workers", "checkpoint_every"):
-            _at_least(getattr(self, name), 1, name)
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate: is {self.learning_rate}; must be above 0")
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise ValueError(f"zero_stage: is {self.zero_stage}; must be 0, 1, 2 or 3")
-        if self.warmup_steps < 0 or self.clip < 0 or self.weight_decay < 0:
-            raise ValueError("warmup_steps, clip, weight_decay: must not be negative")
-        if self.global_batch % (self.num_workers * self.micro_batch):
-            raise ValueError(
-                f"global_batch: {self.global_batch} sequences cannot be dealt evenly to {self.num_workers} workers in "
-                f"micro-batches of {self.micro_batch}; make it a multiple of {self.num_workers * self.micro_batch}"
-            )
-
-    @property
-    def micro_steps(self) -> int:
-        """Micro-batches a worker accumulates per step."""
-        return self.global_batch // (self.num_workers * self.micro_batch)
+__all__ = ["EvaluateConfig", "PretrainConfig", "TuneConfig", "overridden"]
 
 
 @settings
@@ -166,8 +109,8 @@ class TuneConfig:
         if not self.data:
             raise ValueError("data: is empty; give instruction jsonl files or a corpus folder")
         for name in ("rank", "global_batch", "micro_batch", "num_workers", "checkpoint_every"):
-            _at_least(getattr(self, name), 1, name)
-        _at_least(self.max_pairs, 2, "max_pairs")
+            at_least(getattr(self, name), 1, name)
+        at_least(self.max_pairs, 2, "max_pairs")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out: is {self.held_out}; must lie between 0 and 1")
         if not 0 <= self.dropout < 1:
@@ -175,7 +118,7 @@ class TuneConfig:
         if self.alpha <= 0 or self.epochs <= 0 or self.learning_rate <= 0:
             raise ValueError("alpha, epochs, learning_rate: must be above 0")
         if self.max_length is not None:
-            _at_least(self.max_length, 16, "max_length")
+            at_least(self.max_length, 16, "max_length")
 
 
 @settings
@@ -207,9 +150,9 @@ class EvaluateConfig:
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap: is {self.overlap}; must be at least 0 and below 1")
         if self.max_length is not None:
-            _at_least(self.max_length, 2, "max_length")
-        _at_least(self.batch_tokens, 1, "batch_tokens")
-        _at_least(self.max_bytes, 0, "max_bytes")
+            at_least(self.max_length, 2, "max_length")
+        at_least(self.batch_tokens, 1, "batch_tokens")
+        at_least(self.max_bytes, 0, "max_bytes")
 
 
 def overridden(table: dict[str, Any], config: PretrainConfig) -> dict[str, Any]:
@@ -227,8 +170,3 @@ def overridden(table: dict[str, Any], config: PretrainConfig) -> dict[str, Any]:
         share = max(1, merged["global_batch"] // given["num_workers"])
         merged["micro_batch"] = max(n for n in range(1, min(merged["micro_batch"], share) + 1) if share % n == 0)
     return merged
-
-
-def _at_least(value: int, least: int, name: str) -> None:
-    if value < least:
-        raise ValueError(f"{name}: is {value}; must be at least {least}")

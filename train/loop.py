@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from train.config import Recipe
 from train.corpus import Batch, Cursor, Source
 from train.loss import CausalLoss
+from train.recipe import Recipe
 from train.zero import ADAM_BETAS
 
 __all__ = ["PlainStepper", "Record", "State", "Stepper", "held_out_loss", "learning_rate_at", "parameter_groups", "run", "use_bfloat16"]

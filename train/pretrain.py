@@ -18,7 +18,8 @@ from cluster.figure import lines
 from cluster.runtime import attached
 from cluster.settings import parse
 from cluster.storage import copy_tree, digest_of, resolve
-from train.config import PretrainConfig, Recipe, overridden
+from train.config import PretrainConfig, overridden
+from train.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor

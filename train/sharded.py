@@ -18,10 +18,10 @@ import torch.distributed
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from train.config import Recipe
 from train.corpus import Batch
 from train.loop import parameter_groups, use_bfloat16
 from train.loss import CausalLoss, output_weight
+from train.recipe import Recipe
 from train.zero import deepspeed_config
 
 __all__ = ["ShardedStepper"]

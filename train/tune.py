@@ -20,9 +20,10 @@ from cluster.console import say
 from cluster.runtime import attached
 from cluster.settings import as_dict, parse
 from cluster.storage import absolute, content_digest, copy_tree, resolve
-from train.config import Recipe, TuneConfig
+from train.config import TuneConfig
 from train.model_folder import copy_tokenizer, is_quantised, load_model, open_model, write_model
 from train.pretrain import loss_curve
+from train.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor

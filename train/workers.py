@@ -21,7 +21,7 @@ from ray.experimental import internal_kv
 
 from cluster.console import progress, say
 from cluster.storage import resolve
-from train.config import Recipe
+from train.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from train.config import Recipe
+from train.recipe import Recipe
 
 __all__ = ["ADAM_BETAS", "deepspeed_config"]
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from cluster.settings import field_help, parse
-from train.config import EvaluateConfig, PretrainConfig, Recipe, TuneConfig, overridden
+from train.config import EvaluateConfig, PretrainConfig, TuneConfig, overridden
+from train.recipe import Recipe
 
 TABLE = {"steps": 100, "global_batch": 8, "micro_batch": 4, "sequence_length": 64, "learning_rate": 1e-3, "warmup_steps": 40}
 

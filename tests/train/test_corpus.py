@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.config import Recipe
 from train.corpus import IGNORED, Cursor, Sequences, pack
 from train.loop import State, run
 from train.loss import CausalLoss
+from train.recipe import Recipe
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.config import Recipe
 from train.corpus import Sequences
 from train.loop import PlainStepper, Record, State, held_out_loss, learning_rate_at, run
+from train.recipe import Recipe
 
 RECIPE = {"steps": 6, "global_batch": 8, "micro_batch": 4, "sequence_length": 32, "learning_rate": 1e-3, "num_workers": 1}
 

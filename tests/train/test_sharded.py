@@ -18,7 +18,7 @@ import torch, torch.distributed
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from train.checkpoint import newest, restore, save
-from train.config import Recipe
+from train.recipe import Recipe
 from train.corpus import Sequences
 from train.loop import State, held_out_loss, run
 from train.sharded import ShardedStepper
@@ -80,9 +80,9 @@ def plain(tiny_model_dir: Path, tokens_dir: Path) -> dict:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from train.config import Recipe
     from train.corpus import Sequences
     from train.loop import PlainStepper, State, held_out_loss, run
+    from train.recipe import Recipe
 
     recipe = Recipe(
         steps=6, global_batch=8, micro_batch=8, sequence_length=32, learning_rate=1e-3, clip=0.5, num_workers=1, precision="float32"

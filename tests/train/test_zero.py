@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from train.config import Recipe
+from train.recipe import Recipe
 from train.zero import deepspeed_config
 
 RECIPE = {"steps": 9, "global_batch": 12, "micro_batch": 3, "sequence_length": 64, "learning_rate": 1e-3}

@@ -12,12 +12,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from train.config import Recipe
 from train.plan.config import Budget
 from train.plan.laws import Interval, predict_loss
 from train.plan.machine import FAILURE_EVERY_S, Machine, checkpoint_seconds, start_seconds, step_seconds
 from train.plan.memory import Footprint, footprint
 from train.plan.shapes import ModelShape, candidate_shapes
+from train.recipe import Recipe
 
 __all__ = ["Candidate", "Data", "consider", "decide", "probe_shapes"]
 
