@@ -81,10 +81,18 @@ class Batch:
     """[B, L] int64, shifted: the next token of the same segment, or IGNORED."""
     position_ids: Tensor
     """[B, L] int64, from 0 in each segment; 0 at padding."""
+    reference: Tensor | None = None
+    """[B] float32, where preferences are learnt: Σ log p of each sequence's labels under the model before tuning."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
-        return Batch(self.input_ids.to(device), self.labels.to(device), self.position_ids.to(device))
+        return Batch(*(tensor.to(device) for tensor in self.tensors))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What an objective's forward takes, in its order."""
+        tensors = (self.input_ids, self.labels, self.position_ids)
+        return tensors if self.reference is None else (*tensors, self.reference)
 
     @property
     def num_labels(self) -> int:

@@ -16,32 +16,52 @@ from transformers import PreTrainedModel
 
 from train.corpus import IGNORED
 
-__all__ = ["CausalLoss", "chunked_nll", "token_nll"]
+__all__ = ["CausalLoss", "Objective", "chunked_nll", "objective_of", "token_nll"]
 
 _CHUNK_ELEMENTS = 1 << 24  # logits of one chunk: 64 MiB in float32
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # families that alter logits after the output layer
 
 
-class CausalLoss(nn.Module):
-    """A causal model as a module from a batch to its loss sum; what an optimizer or DeepSpeed wraps.
+class Objective(nn.Module):
+    """A model as a module from a batch's tensors to the sum of its losses; what an optimizer or DeepSpeed wraps.
 
-    B sequences of L tokens; `labels_BL` is already shifted: the target at a position is that position's label.
+    Its forward takes `Batch.tensors`. One that changes its parameters between steps (AdaLoRA's ranks) overrides `after_step`.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    z_loss: float = 0.0
+    """Weight of the squared log-normaliser in the gradient (train.recipe.Recipe.z_loss); an objective of its own kind may ignore it."""
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
+    def after_step(self) -> None:
+        """Called by every worker once the optimizer has made a step."""
+
+    def memory(self) -> dict[str, Tensor]:
+        """What it must remember from step to step beside its parameters: live float32 tensors by name, equal on every worker."""
+        return {}
+
+
+class CausalLoss(Objective):
+    """Next-token prediction: B sequences of L tokens; `labels_BL` is already shifted: the target at a position is that position's label."""
+
     def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor) -> Tensor:
-        """Σ −log p(label) over positions whose label is not IGNORED, as a scalar tensor."""
+        """Σ −log p(label) over positions whose label is not IGNORED, as a scalar tensor; its gradient has the z-loss in it."""
         weight = output_weight(self.model)
         if weight is None:
             logits_BLV = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
             kept = labels != IGNORED
-            return nn.functional.cross_entropy(_wide(logits_BLV[kept]), labels[kept], reduction="sum")
+            nll, _, normalizer = _of_logits(_wide(logits_BLV[kept]), labels[kept])
+            return nll.sum() + _gradient_only(self.z_loss * normalizer.square().sum())
         hidden_BLH = decoder(self.model)(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
         kept = labels != IGNORED
-        return chunked_nll(hidden_BLH[kept], weight, labels[kept])
+        return chunked_nll(hidden_BLH[kept], weight, labels[kept], self.z_loss)
+
+
+def objective_of(model: nn.Module) -> Objective:
+    """What to train: `model` itself if it brings its objective, else next-token prediction by it."""
+    return model if isinstance(model, Objective) else CausalLoss(model)
 
 
 def decoder(model: PreTrainedModel) -> nn.Module:
@@ -60,9 +80,13 @@ def output_weight(model: PreTrainedModel) -> Tensor | None:
     return head.weight
 
 
-def chunked_nll(hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor) -> Tensor:
-    """Σ −log softmax(hidden · weightᵀ)[label] over N positions; differentiable in hidden and weight."""
-    return _ChunkedNll.apply(hidden_NH, weight_VH.to(hidden_NH.dtype), labels_N)  # type: ignore[no-any-return,no-untyped-call]
+def chunked_nll(hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, z_loss: float = 0.0) -> Tensor:
+    """Σ −log softmax(hidden · weightᵀ)[label] over N positions; differentiable in hidden and weight.
+
+    The gradient is that of the sum plus `z_loss` · Σ log² Z, Z the softmax's normaliser (PaLM, arXiv 2204.02311); the value is the sum
+    alone, so that it can be compared with other runs'.
+    """
+    return _ChunkedNll.apply(hidden_NH, weight_VH.to(hidden_NH.dtype), labels_N, z_loss)  # type: ignore[no-any-return,no-untyped-call]
 
 
 @torch.no_grad()
@@ -84,7 +108,7 @@ def token_nll(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, l
 
 class _ChunkedNll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, z_loss: float) -> Tensor:
         size = _chunk_size(weight_VH)
         wide = torch.float64 if hidden_NH.dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=wide, device=hidden_NH.device)
@@ -97,6 +121,8 @@ class _ChunkedNll(torch.autograd.Function):
             if grad_hidden is None and grad_weight is None:
                 continue
             error = logits.sub_(normalizer[:, None]).exp_()  # softmax, in place of the logits
+            if z_loss:
+                error *= 1 + 2 * z_loss * normalizer[:, None]  # d(log² Z) = 2 log Z · softmax
             error[torch.arange(len(nll), device=error.device), labels_N[part]] -= 1
             narrow = error.to(hidden_NH.dtype)
             if grad_hidden is not None:
@@ -107,18 +133,26 @@ class _ChunkedNll(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
         grad_hidden, grad_weight = ctx.saved_tensors
         hidden = None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype)
         weight = None if grad_weight is None else grad_weight * scale.to(grad_weight.dtype)
-        return hidden, weight, None
+        return hidden, weight, None, None
 
 
 def _nll(hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(−log p per position, float32 logits, log-normaliser) of one chunk."""
-    logits_NV = _wide(hidden_NH @ weight_VH.T)
+    return _of_logits(_wide(hidden_NH @ weight_VH.T), labels_N)
+
+
+def _of_logits(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     normalizer_N = torch.logsumexp(logits_NV, dim=-1)
     return normalizer_N - logits_NV.gather(1, labels_N[:, None])[:, 0], logits_NV, normalizer_N
+
+
+def _gradient_only(penalty: Tensor) -> Tensor:
+    """Zero, with the gradient of `penalty`."""
+    return penalty - penalty.detach()
 
 
 def _wide(tensor: Tensor) -> Tensor:
