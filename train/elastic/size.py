@@ -108,8 +108,8 @@ class Attempt:
     reason: str
     lost: int = 0
     """Steps that were done and not committed, and had to be done again."""
-    nodes: tuple[str, ...] = ()
-    """The machines of its workers, by rank."""
+    name: str = ""
+    """The group's name, as in its checkpoints."""
 
 
 def fruitless(attempts: Sequence[Attempt]) -> int:
