@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from train.corpus import IGNORED
+from train.experts import balance_penalty, routes
+from train.segments import apart, honours_segments, positions_taken
 
 __all__ = ["CausalLoss", "Objective", "chunked_nll", "objective_of", "token_nll"]
 
@@ -44,19 +46,40 @@ class Objective(nn.Module):
 
 
 class CausalLoss(Objective):
-    """Next-token prediction: B sequences of L tokens; `labels_BL` is already shifted: the target at a position is that position's label."""
+    """Next-token prediction: B sequences of L tokens; `labels_BL` is already shifted: the target at a position is that position's label.
+
+    Documents packed into a sequence see neither each other nor each other's losses: a model that does not keep them apart gets each
+    as a sequence of its own (train/segments.py).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        below = decoder(model)
+        config = _base(model).config
+        self._packs = honours_segments(below, config.get_text_config().vocab_size)
+        self._balance = config.router_aux_loss_coef if routes(below, config) else 0.0
 
     def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor) -> Tensor:
-        """Σ −log p(label) over positions whose label is not IGNORED, as a scalar tensor; its gradient has the z-loss in it."""
-        weight = output_weight(self.model)
+        """Σ −log p(label) over positions whose label is not IGNORED, as a scalar tensor; its gradient has the z-loss in it, and that of
+        evenly used experts."""
+        if self._packs:
+            return self._of(input_ids, labels, position_ids)
+        return torch.stack([self._of(*part) for part in apart(input_ids, labels, position_ids)]).sum()
+
+    def _of(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor) -> Tensor:
+        weight, kept = output_weight(self.model), labels != IGNORED
+        positions = positions_taken(decoder(self.model), position_ids)
         if weight is None:
-            logits_BLV = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
-            kept = labels != IGNORED
+            logits_BLV = self.model(input_ids=input_ids, use_cache=False, **positions).logits
             nll, _, normalizer = _of_logits(_wide(logits_BLV[kept]), labels[kept])
             return nll.sum() + _gradient_only(self.z_loss * normalizer.square().sum())
-        hidden_BLH = decoder(self.model)(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-        kept = labels != IGNORED
-        return chunked_nll(hidden_BLH[kept], weight, labels[kept], self.z_loss)
+        asked = {"output_router_logits": True} if self._balance else {}
+        found = decoder(self.model)(input_ids=input_ids, use_cache=False, **positions, **asked)
+        nll = chunked_nll(found.last_hidden_state[kept], weight, labels[kept], self.z_loss)
+        if self._balance:
+            penalty = balance_penalty(found.router_logits, _base(self.model).config.num_experts_per_tok, labels)
+            return nll + _gradient_only(self._balance * penalty)
+        return nll
 
 
 def objective_of(model: nn.Module) -> Objective:
@@ -66,18 +89,21 @@ def objective_of(model: nn.Module) -> Objective:
 
 def decoder(model: PreTrainedModel) -> nn.Module:
     """The part of the model below its output layer (of the base model, when an adapter wraps it)."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.get_decoder()
+    return _base(model).get_decoder()
 
 
 def output_weight(model: PreTrainedModel) -> Tensor | None:
     """The output layer's matrix [V, H], or None where logits are more than hidden · matrixᵀ."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _base(model)
     head = base.get_output_embeddings()
     changed = any(getattr(base.config, name, None) not in (None, 1.0) for name in _LOGIT_CHANGES)
     if changed or type(head) is not nn.Linear or head.bias is not None:
         return None
     return head.weight
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def chunked_nll(hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, z_loss: float = 0.0) -> Tensor:

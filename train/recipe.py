@@ -11,7 +11,7 @@ from cluster.settings import settings
 
 __all__ = ["Precision", "Recipe", "at_least"]
 
-Precision = Literal["auto", "bfloat16", "float32"]
+Precision = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 @settings
@@ -28,20 +28,32 @@ class Recipe:
     """Tokens per sequence."""
     learning_rate: float
     """Peak learning rate."""
-    optimizer: Literal["adamw"] = "adamw"
-    """The optimizer."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw for everything, or muon for the hidden matrices and adamw for the rest; muon needs zero_stage 0, or one worker."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices; norms and biases are never decayed."""
     warmup_steps: int = 0
     """Steps over which the learning rate climbs from 0 to its peak."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Shape of the learning rate after warm-up; cosine ends at a tenth of the peak."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Shape of the learning rate after warm-up: cosine to a tenth of the peak; wsd stays at the peak, then falls to nearly 0; constant."""
+    decay_share: float = 0.2
+    """Share of the steps, at their end, over which wsd falls."""
     clip: float = 1.0
     """Largest norm of the gradient; a larger one is scaled down to it. 0 switches clipping off."""
+    z_loss: float = 0.0
+    """Weight of the squared log-normaliser that is added to what is minimised (not to the loss reported), e.g. 1e-4; 0: none."""
+    guard: float = 8.0
+    """Robust standard deviations above the recent losses from which a loss is a spike: the run goes back to its last good step and passes
+    over the data since. 0 switches the guard off, and saves its copy of weights and optimizer in host memory."""
     zero_stage: int = 2
     """What ZeRO shards over the workers: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What is kept in host memory and not on the GPU: optimizer (from zero_stage 1), or the parameters too (zero_stage 3)."""
+    gradient_checkpointing: bool = False
+    """Compute each layer again on the way back instead of keeping its activations: less memory, about a third more work."""
     precision: Precision = "auto"
-    """Arithmetic of the model; auto is bfloat16 where the processor has matrix units for it, else float32."""
+    """Arithmetic of the model; float16 (with loss scaling) needs a GPU; auto is bfloat16 where the processor has matrix units for it, else
+    float32."""
     num_workers: int = 2
     """Workers that share each step."""
     checkpoint_every: int = 100
@@ -56,8 +68,15 @@ class Recipe:
             raise ValueError(f"learning_rate: is {self.learning_rate}; must be above 0")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"zero_stage: is {self.zero_stage}; must be 0, 1, 2 or 3")
-        if self.warmup_steps < 0 or self.clip < 0 or self.weight_decay < 0:
-            raise ValueError("warmup_steps, clip, weight_decay: must not be negative")
+        for name in ("warmup_steps", "clip", "weight_decay", "z_loss", "guard"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: is {getattr(self, name)}; must not be negative")
+        if not 0 < self.decay_share <= 1:
+            raise ValueError(f"decay_share: is {self.decay_share}; must lie above 0 and at most at 1")
+        if self.optimizer == "muon" and self.zero_stage and self.num_workers > 1:
+            raise ValueError(f"optimizer: muon needs whole matrices on every worker; set zero_stage to 0 (it is {self.zero_stage})")
+        if self.offload != "none" and self.zero_stage < (least := {"optimizer": 1, "parameters": 3}[self.offload]):
+            raise ValueError(f"offload: {self.offload} needs zero_stage {least} or more, it is {self.zero_stage}")
         if self.global_batch % (self.num_workers * self.micro_batch):
             raise ValueError(
                 f"global_batch: {self.global_batch} sequences cannot be dealt evenly to {self.num_workers} workers in "

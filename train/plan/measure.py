@@ -16,7 +16,7 @@ import torch
 
 from train.architectures import make_config, make_model
 from train.corpus import Batch, Cursor, Sequences
-from train.loop import PlainStepper
+from train.plain import PlainStepper
 from train.plan.machine import Sample
 from train.plan.memory import Precision
 from train.plan.shapes import ModelShape

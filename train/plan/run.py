@@ -84,7 +84,7 @@ def _machine(config: PlanConfig, folder: Path, data: Data, budget: Budget) -> Ma
     import torch
 
     from train.corpus import Sequences
-    from train.loop import use_bfloat16
+    from train.optimize.arithmetic import use_bfloat16
     from train.plan.measure import measure, threads
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
