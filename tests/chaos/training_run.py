@@ -47,6 +47,8 @@ class Noted(Sequences):
     def batch(self, indices: np.ndarray) -> Any:
         context = ray.train.get_context()
         name = f"{context.get_experiment_name()}-{context.get_world_size()}-{context.get_world_rank()}"
+        if not (self.folder / name).exists():
+            (self.folder.parent / "nodes" / name).write_text(ray.get_runtime_context().get_node_id())
         with (self.folder / name).open("a") as file:
             file.write(" ".join(map(str, indices.tolist())) + "\n")
         return super().batch(indices)
@@ -133,17 +135,18 @@ class Events:
                 if over.wait(0.05):  # files tell nobody that they have grown
                     return
             before = group
-            self.happened.append({"kind": kind, "group": group, "steps": steps, "at_s": time.time()})
-            self._strike(kind)
+            victim = next(name for name, life in self._fleet.lives.items() if len(life) == 1)
+            node = self._fleet.nodes[victim].node_id
+            self.happened.append({"kind": kind, "group": group, "steps": steps, "node": node, "at_s": time.time()})
+            self._strike(kind, victim)
 
     def cancel(self) -> None:
         """No more ends of drained machines: the run is over."""
         for end in self._ends:
             end.cancel()
 
-    def _strike(self, kind: str) -> None:
+    def _strike(self, kind: str, victim: str) -> None:
         """come: a machine more; drain: one less, with notice; kill: without; swap: drain, and another comes."""
-        victim = next(name for name, life in self._fleet.lives.items() if len(life) == 1)
         if kind in ("drain", "swap"):
             drain(self._fleet.nodes[victim].node_id, "chaos", NOTICE_S)
             self._fleet.lives[victim].append(time.time() + NOTICE_S)
@@ -170,6 +173,11 @@ def consumed(notes: Path, attempts: Sequence[dict[str, Any]], global_batch: int)
     return taken, done
 
 
+def nodes_of(folder: Path, attempt: dict[str, Any]) -> list[str]:
+    """The machines that a group's workers were on."""
+    return [file.read_text() for file in sorted((folder / "nodes").glob(f"run-{attempt['name']}-*"))]
+
+
 def undisturbed(recipe: Recipe) -> list[float]:
     """The losses of one process of plain torch."""
     from train.loop import run
@@ -194,6 +202,7 @@ def main() -> None:
     torch.set_num_threads(1)
     notes = args.folder / "notes"
     notes.mkdir(parents=True)
+    (args.folder / "nodes").mkdir()
     recipe = recipe_of(args.steps, args.workers, args.stage, args.every)
     job = Job(
         label="chaos", recipe=recipe, folder=str(args.folder), build=build, source=partial(source, notes),
@@ -213,7 +222,7 @@ def main() -> None:
     cursor = Cursor(recipe.seed, recipe.global_batch, NUM_SEQUENCES)
     expected = np.concatenate([replace(cursor, step=step).indices() for step in range(recipe.steps)]).tolist()
     found = {
-        "attempts": [{**attempt, "done": number} for attempt, number in zip(attempts, done, strict=True)],
+        "attempts": [{**a, "done": number, "nodes": nodes_of(args.folder, a)} for a, number in zip(attempts, done, strict=True)],
         "events": events.happened,
         "same_data": taken == expected,
         "steps": [record.step for record in outcome.state.records],
