@@ -56,6 +56,13 @@ class Recipe:
     float32."""
     num_workers: int = 2
     """Workers that share each step."""
+    tensor: int = 1
+    """Workers that split each matrix among them (tensor parallelism); for the dense and sliding architectures, with zero_stage 0."""
+    pipeline: int = 1
+    """Workers that each hold some of the layers (pipeline parallelism); for the dense and sliding architectures, with zero_stage 0. Its
+    micro-batches fill the pipeline, so global_batch should be several times micro_batch."""
+    sequence: int = 1
+    """Workers that split each sequence among them (Ulysses' sequence parallelism), for long contexts; with any zero_stage."""
     checkpoint_every: int = 100
     """Steps between checkpoints."""
     seed: int = 0
@@ -77,16 +84,44 @@ class Recipe:
             raise ValueError(f"optimizer: muon needs whole matrices on every worker; set zero_stage to 0 (it is {self.zero_stage})")
         if self.offload != "none" and self.zero_stage < (least := {"optimizer": 1, "parameters": 3}[self.offload]):
             raise ValueError(f"offload: {self.offload} needs zero_stage {least} or more, it is {self.zero_stage}")
-        if self.global_batch % (self.num_workers * self.micro_batch):
+        self._check_layout()
+        if self.global_batch % (self.num_replicas * self.micro_batch):
             raise ValueError(
-                f"global_batch: {self.global_batch} sequences cannot be dealt evenly to {self.num_workers} workers in "
-                f"micro-batches of {self.micro_batch}; make it a multiple of {self.num_workers * self.micro_batch}"
+                f"global_batch: {self.global_batch} sequences cannot be dealt evenly to {self.num_replicas} "
+                f"{'workers' if self.workers_per_replica == 1 else 'groups of workers'} in micro-batches of {self.micro_batch}; "
+                f"make it a multiple of {self.num_replicas * self.micro_batch}"
             )
+
+    def _check_layout(self) -> None:
+        split = {name: getattr(self, name) for name in ("tensor", "pipeline", "sequence")}
+        for name, size in split.items():
+            at_least(size, 1, name)
+        used = [name for name, size in split.items() if size > 1]
+        if len(used) > 1:
+            raise ValueError(f"{used[1]}: cannot be combined with {used[0]} yet; set one of them to 1")
+        if used and self.num_workers % self.workers_per_replica:
+            raise ValueError(f"{used[0]}: {self.num_workers} workers do not make groups of {self.workers_per_replica}")
+        if self.sequence_length % self.sequence:
+            raise ValueError(f"sequence: {self.sequence} workers cannot split {self.sequence_length} tokens evenly")
+        if max(self.tensor, self.pipeline) > 1 and (self.zero_stage, self.offload, self.optimizer) != (0, "none", "adamw"):
+            raise ValueError(f"{used[0]}: needs zero_stage 0, offload none and optimizer adamw; it splits weights and their state already")
+        if self.pipeline > 1 and self.gradient_checkpointing:
+            raise ValueError("pipeline: cannot be combined with gradient_checkpointing yet; switch that off")
+
+    @property
+    def workers_per_replica(self) -> int:
+        """Workers that work on the same sequences together."""
+        return self.tensor * self.pipeline * self.sequence
+
+    @property
+    def num_replicas(self) -> int:
+        """Groups of workers that each take a share of the global batch."""
+        return self.num_workers // self.workers_per_replica
 
     @property
     def micro_steps(self) -> int:
         """Micro-batches a worker accumulates per step."""
-        return self.global_batch // (self.num_workers * self.micro_batch)
+        return self.global_batch // (self.num_replicas * self.micro_batch)
 
 
 def at_least(value: int, least: int, name: str) -> None:
