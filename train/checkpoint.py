@@ -59,12 +59,14 @@ class Saved:
 class Checkpoints:
     """One worker's hand in the checkpoints of a run."""
 
-    def __init__(self, uri: str, stepper: Saving, attempt: str) -> None:
-        """`attempt` names the group of workers, so that what an earlier one left unfinished is never taken for part of theirs."""
+    def __init__(self, uri: str, stepper: Saving, attempt: str, expected_s: float | None = None) -> None:
+        """`attempt` names the group of workers, so that what an earlier one left unfinished is never taken for part of theirs;
+        `expected_s` is what a checkpoint costs as far as is known before the first."""
         self._uri, self._stepper, self._attempt = uri.rstrip("/"), stepper, attempt
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._costs: deque[float] = deque(maxlen=_RECENT)
+        self._expected_s = expected_s
         self.last: State | None = None
         """What the last checkpoint begun holds."""
         self.blocked_s = 0.0
@@ -87,8 +89,8 @@ class Checkpoints:
 
     @property
     def cost_s(self) -> float | None:
-        """Seconds from the copy to the last byte, the longest of the last few checkpoints; None before the first is written."""
-        return max(self._costs, default=None)
+        """Seconds from the copy to the last byte, the longest of the last few checkpoints; before the first, what was expected."""
+        return max(self._costs, default=self._expected_s)
 
     def _wait(self) -> None:
         pending, self._pending = self._pending, None

@@ -65,6 +65,8 @@ class Orders:
     saved: Saved | None
     """The checkpoint that they go on from."""
     num_threads: int
+    save_s: float | None = None
+    """Seconds that a checkpoint will take, judging by earlier groups; None: nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ from ray.experimental import internal_kv
 from cluster.console import progress, say
 from train.elastic.size import worth_growing
 from train.elastic.worker import GROW, NAMESPACE, UP
-from train.job import Job
+from train.job import Ended, Job
 
-__all__ = ["Figures", "Group", "news_of", "watched"]
+__all__ = ["Figures", "Group", "counted", "news_of", "watched"]
 
 _POLL_S = 0.5
 _SLOW_START_S = 60.0
@@ -36,8 +36,26 @@ class Figures:
 
     step_s: dict[int, float] = field(default_factory=dict)
     """Median seconds of a step, by number of workers."""
+    save_s: dict[int, float] = field(default_factory=dict)
+    """Seconds of a checkpoint, by number of workers."""
     restart_s: float = 0.0
     """The longest time from one group's end (or the beginning) until the next was ready for its first step."""
+
+    def note(self, ended: Ended, num_workers: int) -> None:
+        """What a group has measured."""
+        self.step_s[num_workers] = ended.step_s
+        if ended.save_s is not None:
+            self.save_s[num_workers] = ended.save_s
+
+    def expected_save_s(self, num_workers: int) -> float | None:
+        """Seconds of a checkpoint of so many workers: as measured, or as measured with others, each of whom wrote so much less or more.
+
+        >>> Figures(save_s={2: 3.0, 3: 1.5}).expected_save_s(1)
+        6.0
+        """
+        if num_workers in self.save_s:
+            return self.save_s[num_workers]
+        return max((seconds * known / num_workers for known, seconds in self.save_s.items()), default=None)
 
 
 @dataclass(slots=True)
@@ -54,11 +72,12 @@ class Group:
     figures: Figures
     _seconds: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=32))
     _asked: bool = field(init=False, default=False)
+    _began: float = field(init=False, default_factory=time.time)
 
     def follow(self, stop: threading.Event) -> None:
         """Until `stop`: wait for the first step, then show each."""
         goes_on = f", going on after step {self.start}" if self.start else ""
-        say(f"{self.job.label}: starting {self.num_workers} workers{goes_on}")
+        say(f"{self.job.label}: starting {counted(self.num_workers)}{goes_on}")
         if not self._wait(stop):
             return
         seen, told = self.start, 0
@@ -85,7 +104,7 @@ class Group:
                 return False
             waited_s += _POLL_S
             if waited_s == _SLOW_START_S:
-                say(f"{self.job.label}: still waiting for {self.num_workers} workers; is the cluster busy?")
+                say(f"{self.job.label}: still waiting for {counted(self.num_workers)}; is the cluster busy?")
         return True
 
     def _consider_growth(self, left: int) -> None:
@@ -95,11 +114,16 @@ class Group:
         if (room := self.room()) <= self.num_workers:
             return
         paces = {**self.figures.step_s, self.num_workers: median(self._seconds)}
-        worth, reason = worth_growing(left, self.num_workers, room, paces, self.figures.restart_s)
+        worth, reason = worth_growing(left, self.num_workers, room, paces, self._restart_s())
         if worth or job.growth == "always":
             say(f"{job.label}: {reason}")
             internal_kv._internal_kv_put(self.key + GROW, b"1", overwrite=True, namespace=NAMESPACE)
             self._asked = True
+
+    def _restart_s(self) -> float:
+        """The longest start so far, this group's own included."""
+        up = news_of(self.key + UP)
+        return max(self.figures.restart_s, up["at_s"] - self._began if up else 0.0)
 
 
 @contextmanager
@@ -107,7 +131,7 @@ def watched(group: Group) -> Iterator[None]:
     """Follow the group in a thread while the block runs."""
     for key in (group.key, group.key + UP, group.key + GROW):
         internal_kv._internal_kv_del(key, namespace=NAMESPACE)
-    stop, began = threading.Event(), time.time()
+    stop = threading.Event()
     thread = threading.Thread(target=group.follow, args=(stop,), daemon=True)
     thread.start()
     try:
@@ -115,8 +139,12 @@ def watched(group: Group) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        if (up := news_of(group.key + UP)) is not None:
-            group.figures.restart_s = max(group.figures.restart_s, up["at_s"] - began)
+        group.figures.restart_s = group._restart_s()
+
+
+def counted(num_workers: int) -> str:
+    """A number of workers in words."""
+    return f"{num_workers} worker" if num_workers == 1 else f"{num_workers} workers"
 
 
 def news_of(key: bytes) -> dict[str, Any] | None:

@@ -58,7 +58,7 @@ def life_of_a_worker(config: dict[str, Any]) -> Ended:
         held_out = job.held_out() if job.held_out else None
         before = held_out_loss(stepper, held_out, recipe.micro_batch) if held_out else None
         state = restore(saved, stepper) if saved else State()
-        checkpoints = Checkpoints(f"{job.folder}/checkpoints", stepper, orders.attempt)
+        checkpoints = Checkpoints(f"{job.folder}/checkpoints", stepper, orders.attempt, orders.save_s)
         lookout = Lookout(watch, ear, checkpoints, stepper, device)
         source = job.source()
         meter = Meter.on(device, stepper.precision, recipe, flops) if stepper.rank == 0 else None
