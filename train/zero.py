@@ -31,7 +31,14 @@ def deepspeed_config(recipe: Recipe, arithmetic: str) -> dict[str, Any]:
         "optimizer": {
             "type": "AdamW",
             # torch's own AdamW: its fused CPU and CUDA kernels come with the wheel, DeepSpeed's would be compiled on first use
-            "params": {"lr": recipe.learning_rate, "betas": list(ADAM_BETAS), "eps": 1e-8, "weight_decay": 0.0, "torch_adam": True},
+            "params": {
+                "lr": recipe.learning_rate,
+                "betas": list(ADAM_BETAS),
+                "eps": 1e-8,
+                "weight_decay": 0.0,
+                "torch_adam": True,
+                "fused": True,
+            },
         },
         "bf16": {"enabled": arithmetic == "bfloat16"},
         "fp16": {"enabled": arithmetic == "float16"},  # with a loss scale that adapts

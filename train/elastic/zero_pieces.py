@@ -57,7 +57,7 @@ def _by_parameter(optimizer: Any, named: list[tuple[str, Any]]) -> list[Piece]:
         start = size * optimizer._get_param_partition_rank(parameter)
         count = min(size, parameter.ds_numel - start)
         if count > 0:
-            found.append(Piece(name, start, count, master, offset, inner.state[master], scalars_on=_scalars_on(inner)))
+            found.append(Piece(name, start, count, master, offset, inner.state[master], scalars_on=_scalars_on(inner, master)))
     return found
 
 
@@ -68,7 +68,9 @@ def _by_group(optimizer: Any, flat: list[torch.Tensor], named: list[tuple[str, A
         if (mapping := parameter._hp_mapping) is not None:
             master = flat[mapping.param_group_index]
             place, here = mapping.lp_fragment_address, mapping.hp_fragment_address
-            found.append(Piece(name, place.start, place.numel, master, here.start, inner.state[master], scalars_on=_scalars_on(inner)))
+            found.append(
+                Piece(name, place.start, place.numel, master, here.start, inner.state[master], scalars_on=_scalars_on(inner, master))
+            )
     return found
 
 
@@ -76,7 +78,9 @@ def _with_masters(optimizer: Any, named: list[tuple[str, Any]]) -> list[Piece]:
     """Stage 0 in bfloat16: a float32 master for each parameter, on every worker."""
     masters, inner = {id(parameter): master for parameter, master in _pairs(optimizer)}, optimizer.optimizer
     return [
-        Piece(name, 0, p.numel(), masters[id(p)], 0, inner.state[masters[id(p)]], shared=True, scalars_on=_scalars_on(inner))
+        Piece(
+            name, 0, p.numel(), masters[id(p)], 0, inner.state[masters[id(p)]], shared=True, scalars_on=_scalars_on(inner, masters[id(p)])
+        )
         for name, p in named
     ]
 
@@ -90,5 +94,8 @@ def _pairs(optimizer: Any) -> list[tuple[Any, torch.Tensor]]:
     return list(zip(chain(*optimizer.fp16_groups), chain(*optimizer.fp32_groups), strict=True))
 
 
-def _scalars_on(inner: Any) -> str | None:
-    return "cpu" if type(inner).__module__.startswith("torch.") else None
+def _scalars_on(inner: Any, master: torch.Tensor) -> str | None:
+    """Where the optimizer keeps its count of steps: torch's fused kernels beside the weights, its others on the processor."""
+    if not type(inner).__module__.startswith("torch."):
+        return None
+    return str(master.device) if any(group.get("fused") for group in inner.param_groups) else "cpu"

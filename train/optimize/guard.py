@@ -18,7 +18,7 @@ from typing import Protocol
 from train.recipe import Recipe
 from train.state import Record, State
 
-__all__ = ["Guard", "Remembering", "spike"]
+__all__ = ["Diverged", "Guard", "Remembering", "spike"]
 
 EVERY = 20
 WINDOW = 64  # recent losses that a new one is compared with
@@ -26,6 +26,10 @@ FEWEST = 12  # below so many, only a loss that is no number is a spike: early lo
 SMALLEST = 0.01  # deviation that is assumed at least, as a share of the median: a smooth curve has nearly none of its own
 TRIES = 3  # roll-backs to one step before the run is given up
 _TO_SIGMA = 1.4826  # median absolute deviation -> standard deviation of a normal distribution
+
+
+class Diverged(ValueError):
+    """A run whose losses nothing can come of: doing the same again would not help."""
 
 
 class Remembering(Protocol):
@@ -70,11 +74,11 @@ class Guard:
     def judge(self, state: State, loss: float) -> str | None:
         """Why the loss of the step after `state` is a spike, or None; call it before the step's update.
 
-        Raises ValueError when the guard is off and the loss is no number: nothing can come of such a run.
+        Raises Diverged when the guard is off and the loss is no number: nothing can come of such a run.
         """
         if not self._deviations:
             if not math.isfinite(loss):
-                raise ValueError(f"loss {loss} at step {state.step + 1}; lower the learning rate, or set guard to undo such steps")
+                raise Diverged(f"loss {loss} at step {state.step + 1}; lower the learning rate, or set guard to undo such steps")
             return None
         reason = spike([record.loss for record in state.records[-WINDOW:]], loss, self._deviations)
         if reason is None and state.step >= self._good + EVERY:
@@ -85,11 +89,11 @@ class Guard:
     def undo(self, state: State, spiked: Record, reason: str) -> State:
         """Go back to the last good step, past the data since; `state` is the one before the step that spiked.
 
-        Raises ValueError when that has not helped several times.
+        Raises Diverged when that has not helped several times.
         """
         self._tries += 1
         if self._tries > TRIES:
-            raise ValueError(
+            raise Diverged(
                 f"{reason} at step {spiked.step}, after going back to step {self._good} {TRIES} times; "
                 "lower the learning rate, lengthen the warm-up or look at the data of the skipped windows"
             )

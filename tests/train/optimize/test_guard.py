@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.optimize.guard import EVERY, FEWEST, TRIES, Guard, spike
+from train.optimize.guard import EVERY, FEWEST, TRIES, Diverged, Guard, spike
 from train.recipe import Recipe
 from train.state import Record, State
 
@@ -67,7 +67,7 @@ def test_the_run_goes_back_to_its_last_good_step_and_past_the_data_since():
 
 
 def test_a_run_that_spikes_again_and_again_is_given_up_in_one_line():
-    with pytest.raises(ValueError, match=f"after going back to step 0 {TRIES} times; lower the learning rate"):
+    with pytest.raises(Diverged, match=f"after going back to step 0 {TRIES} times; lower the learning rate"):
         lived([3.0] * 15 + [math.nan] * (TRIES + 1))
     state, _ = lived(([3.0] * (EVERY + 1) + [9.0]) * 6)  # spikes far apart are each forgiven
     assert len(state.skips) == 6
@@ -79,5 +79,5 @@ def test_without_a_guard_a_loss_that_is_no_number_ends_the_run():
     off = dataclasses.replace(RECIPE, guard=0.0)
     state, notes = lived([3.0] * 15 + [50.0], off)
     assert (state.step, notes.kept) == (16, -1)
-    with pytest.raises(ValueError, match="loss nan at step 2; lower the learning rate"):
+    with pytest.raises(Diverged, match="loss nan at step 2; lower the learning rate"):
         lived([3.0, math.nan], off)
