@@ -30,6 +30,9 @@ class Stepper(Protocol):
 
     rank: int
     world_size: int
+    replica: int
+    """Which copy of the model this worker holds a part of, and with it which share of the data it takes."""
+    num_replicas: int
 
     def step(
         self, batches: Sequence[Batch], num_labels: int, learning_rate: float, judge: Callable[[float], None] = lambda _: None
@@ -40,7 +43,7 @@ class Stepper(Protocol):
         """
 
     def nll(self, batch: Batch) -> float:
-        """Σ −log p over this worker's batch, without an update."""
+        """Σ −log p over this replica's batch, without an update."""
 
     def total(self, value: float) -> float:
         """The sum of every worker's `value`; all must call it."""
@@ -92,8 +95,8 @@ def one_step(
     stepper: Stepper, source: Source, recipe: Recipe, state: State, cursor: Cursor, guard: Guard, before: float
 ) -> tuple[Record, str | None]:
     """The step after `state`, and why it is a spike if it is one; `before` is when the step before it ended."""
-    torch.manual_seed(hash((recipe.seed, cursor.step, stepper.rank)) & 0x7FFFFFFF)  # dropout is the step's, not the process's
-    mine = cursor.share(stepper.rank, stepper.world_size)
+    torch.manual_seed(hash((recipe.seed, cursor.step, stepper.replica)) & 0x7FFFFFFF)  # dropout is the step's, not the process's
+    mine = cursor.share(stepper.replica, stepper.num_replicas)
     num_labels = source.num_labels(cursor.indices())
     batches = [source.batch(part) for part in np.split(mine, len(mine) // recipe.micro_batch)]
     rate, reasons = learning_rate_at(recipe, state.step), list[str | None]()
@@ -103,6 +106,6 @@ def one_step(
 
 def held_out_loss(stepper: Stepper, source: Source, micro_batch: int) -> float:
     """Mean −log p per target token over all of `source`, its sequences dealt to the workers in turn."""
-    mine = np.arange(stepper.rank, len(source), stepper.world_size)
+    mine = np.arange(stepper.replica, len(source), stepper.num_replicas)
     nll = sum(stepper.nll(source.batch(mine[i : i + micro_batch])) for i in range(0, len(mine), micro_batch))
     return stepper.total(nll) / max(1.0, stepper.total(source.num_labels(mine)) if len(mine) else stepper.total(0.0))

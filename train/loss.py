@@ -56,13 +56,13 @@ class CausalLoss(Objective):
         super().__init__(model)
         below = decoder(model)
         config = _base(model).config
-        self._packs = honours_segments(below, config.get_text_config().vocab_size)
+        self.keeps_apart = honours_segments(below, config.get_text_config().vocab_size)
         self._balance = config.router_aux_loss_coef if routes(below, config) else 0.0
 
     def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor) -> Tensor:
         """Σ −log p(label) over positions whose label is not IGNORED, as a scalar tensor; its gradient has the z-loss in it, and that of
         evenly used experts."""
-        if self._packs:
+        if self.keeps_apart:
             return self._of(input_ids, labels, position_ids)
         return torch.stack([self._of(*part) for part in apart(input_ids, labels, position_ids)]).sum()
 

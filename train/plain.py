@@ -33,6 +33,7 @@ class PlainStepper:
         self._device = device or torch.device("cpu")
         self._group = recipe.num_workers > 1 and torch.distributed.is_initialized()
         self.rank, self.world_size = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if self._group else (0, 1)
+        self.replica, self.num_replicas = self.rank // recipe.workers_per_replica, self.world_size // recipe.workers_per_replica
         self.precision = arithmetic_of_all(self._device, recipe.precision)
         self._recipe = recipe
         self._loss = prepared(model.float().to(self._device), recipe)
@@ -72,6 +73,7 @@ class PlainStepper:
 
     def remember(self) -> None:
         """See Stepper."""
+        self._good = None  # one copy at a time
         self._good = Held(snapshot(self.pieces()))
 
     def go_back(self) -> None:

@@ -27,7 +27,7 @@ from train.optimize.prepare import prepared
 from train.recipe import Recipe
 from train.zero import deepspeed_config
 
-__all__ = ["ShardedStepper"]
+__all__ = ["ShardedStepper", "quiet_deepspeed"]
 
 
 class ShardedStepper:
@@ -35,9 +35,10 @@ class ShardedStepper:
 
     def __init__(self, model: PreTrainedModel, recipe: Recipe, device: torch.device | None = None) -> None:
         self._device = device or torch.device("cpu")
-        deepspeed = _quiet_deepspeed(self._device)
+        deepspeed = quiet_deepspeed(self._device)
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         assert self.world_size == recipe.num_workers, f"{self.world_size} workers for a recipe of {recipe.num_workers}"
+        self.replica, self.num_replicas = self.rank // recipe.workers_per_replica, recipe.num_replicas
         self._micro_steps, self._stage = recipe.micro_steps, recipe.zero_stage
         self.precision = arithmetic_of_all(self._device, recipe.precision)
         self._good: Held | None = None
@@ -89,6 +90,7 @@ class ShardedStepper:
 
     def remember(self) -> None:
         """See Stepper."""
+        self._good = None  # one copy at a time
         self._good = Held(snapshot(self.pieces()))
 
     def go_back(self) -> None:
@@ -136,7 +138,7 @@ def _norm(engine: Any) -> float:
     return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
 
-def _quiet_deepspeed(device: torch.device) -> Any:
+def quiet_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed for `device`, without its chatter and without compiling operators that training does not use."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import nn
 
 from train.loss import Objective, objective_of
+from train.parallel.sequence import SequenceLoss
 from train.recipe import Recipe
 
 __all__ = ["prepared"]
@@ -18,7 +19,7 @@ def prepared(model: nn.Module, recipe: Recipe) -> Objective:
 
     Raises ValueError where the recipe asks for what the model cannot do.
     """
-    objective = objective_of(model)
+    objective = _objective(model, recipe)
     objective.z_loss = recipe.z_loss
     if recipe.gradient_checkpointing:
         inner = objective.model
@@ -26,3 +27,11 @@ def prepared(model: nn.Module, recipe: Recipe) -> Objective:
             raise ValueError(f"gradient_checkpointing: {type(inner).__name__} does not support it; switch it off")
         inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return objective
+
+
+def _objective(model: nn.Module, recipe: Recipe) -> Objective:
+    if recipe.sequence == 1:
+        return objective_of(model)
+    if isinstance(model, Objective) or hasattr(model, "get_base_model"):
+        raise ValueError("sequence: is for whole models and next-token prediction; set it to 1 to tune with adapters or preferences")
+    return SequenceLoss(model, recipe.sequence)
