@@ -23,9 +23,10 @@ from cluster.storage import resolve
 from train.checkpoint import Saved, newest
 from train.elastic.machines import machines, silent
 from train.elastic.size import Attempt, Crew, crew_of, fruitless, sized
-from train.elastic.watch import Figures, Group, news_of, watched
+from train.elastic.watch import Figures, Group, counted, news_of, watched
 from train.elastic.worker import life_of_a_worker
 from train.job import Ended, Job, Orders, Outcome
+from train.optimize.guard import Diverged
 
 __all__ = ["Job", "Outcome", "train_on_workers"]
 
@@ -82,11 +83,12 @@ class _Run:
         start = saved.state.step if saved else 0
         orders = Orders(
             job=self.job,
-            recipe=sized(self.job.recipe, crew.num_workers),
+            recipe=sized(self.job.recipe, crew.num_workers, self.job.recipe.workers_per_replica),
             key=self.key,
             attempt=f"{time.time_ns() // 1_000_000:012x}",
             saved=saved,
             num_threads=max(1, int(crew.cpus)),
+            save_s=self.figures.expected_save_s(crew.num_workers),
         )
         group = Group(self.job, self.key, crew.num_workers, start, lambda: self._room_for(crew), self.figures)
         ended: Ended | None = None
@@ -94,7 +96,7 @@ class _Run:
             with watched(group):
                 ended = _trainer(orders, crew).fit().return_value
             assert ended is not None
-            self.figures.step_s[crew.num_workers] = ended.step_s
+            self.figures.note(ended, crew.num_workers)
             self._note(Attempt(crew.num_workers, start, ended.step, ended.why, ended.reason, name=orders.attempt))
         except TrainingFailedError as error:
             self._broken_off(crew, orders, error)
@@ -109,10 +111,11 @@ class _Run:
         start = orders.saved.state.step if orders.saved else 0
         lost = max(0, int(news["step"]) - end) if news else 0
         self.gone = silent(crew.node_ids)
-        why = "lost" if self.gone or crew.node_ids & {*self.watch.nodes} else "failed"
-        if isinstance(cause, ValueError) and news is None:
+        drained = crew.node_ids & {*self.watch.nodes}
+        why, reason = ("lost", _gone(self.gone | drained)) if self.gone | drained else ("failed", str(cause).split("\n")[0])
+        if isinstance(cause, Diverged) or (isinstance(cause, ValueError) and news is None):
             raise cause from error
-        self._note(Attempt(crew.num_workers, start, end, why, str(cause).split("\n")[0], lost, orders.attempt))
+        self._note(Attempt(crew.num_workers, start, end, why, reason, lost, orders.attempt))
         if 0 <= self.job.max_failures < fruitless(self.attempts):
             raise cause from error
 
@@ -139,7 +142,13 @@ class _Run:
     def _crew(self) -> Crew | None:
         recipe = self.job.recipe
         there = machines(self.watch, self.gone)
-        return crew_of(there, wanted=recipe.num_workers, least=self.job.min_workers, global_batch=recipe.global_batch)
+        return crew_of(
+            there,
+            wanted=recipe.num_workers,
+            least=self.job.min_workers,
+            global_batch=recipe.global_batch,
+            group=recipe.workers_per_replica,
+        )
 
     def _room_for(self, crew: Crew) -> int:
         """How many workers there is room for now."""
@@ -150,7 +159,7 @@ class _Run:
         self.attempts.append(attempt)
         if attempt.why != "finished":
             again = f", {attempt.lost} steps to be done again" if attempt.lost else ""
-            say(f"{self.job.label}: {attempt.num_workers} workers {attempt.why} at step {attempt.end}{again}: {attempt.reason}")
+            say(f"{self.job.label}: {counted(attempt.num_workers)} {attempt.why} at step {attempt.end}{again}: {attempt.reason}")
 
 
 def _trainer(orders: Orders, crew: Crew) -> Any:
@@ -178,6 +187,11 @@ def _trainer(orders: Orders, crew: Crew) -> Any:
     )
 
 
+def _gone(node_ids: frozenset[str]) -> str:
+    machines = f"machine {next(iter(node_ids))[:8]} is" if len(node_ids) == 1 else f"{len(node_ids)} machines are"
+    return f"{machines} gone"
+
+
 def _found_no_room(error: Exception) -> bool:
     """Whether the group never began, because others use the machines: that is no failure, and it is tried again."""
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -191,6 +205,6 @@ def _cause(job: Job, error: Exception) -> Exception:
     for rank, failure in sorted(failures.items()):
         cause = getattr(failure, "cause", None) or failure.__cause__ or failure
         if isinstance(cause, ValueError) and "\n" not in str(cause):
-            return ValueError(str(cause))
+            return type(cause)(str(cause)) if isinstance(cause, Diverged) else ValueError(str(cause))
         return RuntimeError(f"{job.label}: worker {rank} failed: {failure}")
     return RuntimeError(f"{job.label}: {error}")
