@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from train.loss import Objective
 from train.progress.energy import Joules, energy_counter
 from train.recipe import Recipe
 from train.state import Record
@@ -107,6 +108,7 @@ def model_flops_per_token(model: nn.Module, sequence_length: int) -> float:
 
     A frozen weight takes 4 (no gradient of its own); of experts only the share that a token visits is counted.
     """
+    model = model.model if isinstance(model, Objective) else model
     config: Any = model.config
     total = 0.0
     for name, module in model.named_modules():
