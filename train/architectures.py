@@ -92,7 +92,8 @@ def _alibi(shape: ModelShape, tokens: SpecialTokens) -> PretrainedConfig:
     common = _common(shape, tokens)
     names = {"d_model": "hidden_size", "n_layers": "num_hidden_layers"}
     common |= {name: common.pop(usual) for name, usual in names.items()}
-    return MptConfig(**common, n_heads=shape.num_heads, max_seq_len=shape.max_length, no_bias=True)
+    lengths = {"max_seq_len": shape.max_length, "max_position_embeddings": shape.max_length}  # the second is where others look for it
+    return MptConfig(**common, **lengths, n_heads=shape.num_heads, no_bias=True)
 
 
 def _moe(shape: ModelShape, tokens: SpecialTokens) -> PretrainedConfig:

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from train.architectures import RECIPES, SpecialTokens, make_config, make_model
+from train.model_folder import write_model
 from train.plan.shapes import Architecture, ModelShape, candidate_shapes, shape_of_width
 
 SMALL = shape_of_width(64, vocab_size=300, max_length=64)
@@ -115,10 +116,12 @@ def test_special_tokens_come_from_the_tokenizer(tiny_model_dir):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_saved_model_loads_with_transformers_and_generates_as_the_whole_text_says(architecture, tmp_path):
+def test_an_exported_model_loads_with_transformers_and_generates_as_the_whole_text_says(architecture, tmp_path, tiny_model_dir):
     model = make_model(make_config(small(architecture))).eval()
-    model.save_pretrained(tmp_path)
+    write_model(model, tmp_path, dtype=torch.float32, tokenizer=tiny_model_dir)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert isinstance(loaded, CLASSES[architecture])
+    assert architecture == "ssm" or loaded.config.max_position_embeddings == 64
     tokens = torch.arange(10)[None]
     with torch.no_grad():
         assert torch.allclose(model(tokens).logits, loaded(tokens).logits, atol=1e-5)

@@ -34,7 +34,6 @@ RECIPE: dict[str, Any] = {
 }  # fmt: skip
 LAYOUTS: dict[str, dict[str, Any]] = {
     "sequence": {"sequence": 2, "zero_stage": 0},
-    "sequence-zero2": {"sequence": 2, "zero_stage": 2},
     "sequence-zero3": {"sequence": 2, "zero_stage": 3},
     "pipeline": {"pipeline": 2, "zero_stage": 0},
     "tensor": {"tensor": 2, "zero_stage": 0},  # last, since DeepSpeed remembers its groups for the rest of a process
