@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from train.architectures import make_config, make_model
 from train.plan.shapes import ModelShape
-from train.progress.energy import rapl_counter
 from train.progress.meter import Meter, model_flops_per_token, peak_flops
 from train.recipe import Recipe
 from train.state import Record
@@ -48,18 +45,3 @@ def test_frozen_weights_cost_no_gradient_of_their_own():
 
 def test_a_processors_peak_is_measured():
     assert 1e9 < peak_flops(CPU, "float32") < 1e14
-
-
-def test_counters_of_the_processors_wrap_around(tmp_path: Path):
-    assert rapl_counter(tmp_path) is None
-    for zone, value in (("intel-rapl:0", 900_000_000), ("intel-rapl:1", 100), ("intel-rapl:0:0", 7)):
-        (tmp_path / zone).mkdir()
-        (tmp_path / zone / "energy_uj").write_text(f"{value}\n")
-        (tmp_path / zone / "max_energy_range_uj").write_text("999999999\n")
-    joules = rapl_counter(tmp_path)
-    assert joules is not None
-    assert joules() == 0
-    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100000000")
-    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("50000100")
-    assert joules() == pytest.approx(200 + 50)
-    assert joules() == pytest.approx(250)
