@@ -74,14 +74,14 @@ VERBS: dict[str, Verb] = {
     "pretrain": Verb("train.config:PretrainConfig", "train.pretrain:pretrain",
                      "a plan -> a trained model (Ray Train, DeepSpeed ZeRO; resumes)", "plan",
                      "sterna pretrain runs/plan --output runs/base"),
-    "tune": Verb("train.config:TuneConfig", "train.tune:tune",
-                 "a model and instructions -> a tuned model (LoRA)", "model",
+    "tune": Verb("train.tuning.config:TuneConfig", "train.tune:tune",
+                 "a model and conversations, or preferences -> a tuned model, or an adapter", "model",
                  "sterna tune runs/base --data runs/corpus --output runs/tuned"),
     "compress": Verb("train.compress.config:CompressConfig", "train.compress.compress:compress",
                      "a model -> a smaller one, judged by diverging tokens", "model",
                      "sterna compress runs/tuned --tokens runs/tokens --output runs/int8"),
     "evaluate": Verb("train.config:EvaluateConfig", "train.evaluate:evaluate",
-                     "models and held-out text -> bits per byte", "models",
+                     "models, held-out text and questions -> bits per byte, accuracy", "models",
                      "sterna evaluate runs/base runs/tuned runs/int8 --data runs/tokens --output runs/evaluation"),
     "serve": Verb("serve.config:ServeConfig", "serve.app:serve",
                   "a model -> an OpenAI API on Ray Serve, until Ctrl-C", "model",
@@ -258,7 +258,7 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], 
     elif positional:
         parser.add_argument(field.name, nargs="*" if many else "?", default=None, help=text)
         parser.add_argument(flag, nargs="+" if many else None, dest=_SPELT_OUT, metavar="TEXT", help=f"{field.name}, spelt out")
-    elif hint is bool:
+    elif hint is bool or set(typing.get_args(hint)) == {bool, type(None)}:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
     else:
         parser.add_argument(

@@ -28,10 +28,12 @@ from pipelines.curate.quality import judge
 from pipelines.curate.resample import best_within, blocks, cover, gumbel, log_ratios, parts_of, uniform
 from pipelines.vocabulary import Vocabulary, train_tokenizer
 from train.architectures import make_config, make_model
-from train.config import Recipe
 from train.corpus import Sequences
-from train.loop import PlainStepper, State, held_out_loss, run
+from train.loop import held_out_loss, run
+from train.plain import PlainStepper
 from train.plan.shapes import ModelShape
+from train.recipe import Recipe
+from train.state import State
 
 __all__ = ["WAYS", "Pool", "build_pool", "losses"]
 

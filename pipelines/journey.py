@@ -49,7 +49,7 @@ STEPS = (
     Step("tokenize", "pipelines.config:TokenizeConfig", "pipelines.tokens:tokenize", "tokens", {"corpus": "corpus"}),
     Step("plan", "train.plan.config:PlanConfig", "train.plan.run:plan_run", "plan", {"tokens": "tokens"}),
     Step("pretrain", "train.config:PretrainConfig", "train.pretrain:pretrain", "base", {"plan": "plan", "tokens": "tokens"}),
-    Step("tune", "train.config:TuneConfig", "train.tune:tune", "tuned", {"model": "base", "data": ("corpus",)}),
+    Step("tune", "train.tuning.config:TuneConfig", "train.tune:tune", "tuned", {"model": "base", "data": ("corpus",)}),
     Step("compress", "train.compress.config:CompressConfig", "train.compress.compress:compress", "int8",
          {"model": "tuned", "tokens": "tokens"}),
     Step("evaluate", "train.config:EvaluateConfig", "train.evaluate:evaluate", "evaluation",

@@ -1,4 +1,4 @@
-"""Settings of the training verbs: pretrain, tune, evaluate, and the recipe that a plan hands to the loop.
+"""Settings of the training verbs pretrain and evaluate (tune has its own in train/tuning/).
 
 Promise: plain frozen data, checked when it is made; a mistake is one `ValueError` line before any machine is asked for.
 """
@@ -6,69 +6,13 @@ Promise: plain frozen data, checked when it is made; a mistake is one `ValueErro
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 from cluster.settings import settings
+from train.recipe import Precision, Recipe, at_least
 
-__all__ = ["EvaluateConfig", "PretrainConfig", "Recipe", "TuneConfig", "overridden"]
-
-Precision = Literal["auto", "bfloat16", "float32"]
-
-
-@settings
-class Recipe:
-    """How a loop trains: the `[train]` table of plan.toml, or what tune derives from its own settings."""
-
-    steps: int
-    """Optimizer steps of the whole run."""
-    global_batch: int
-    """Sequences per optimizer step, over all workers."""
-    micro_batch: int
-    """Sequences a worker passes through the model at once; the rest of its share is accumulated."""
-    sequence_length: int
-    """Tokens per sequence."""
-    learning_rate: float
-    """Peak learning rate."""
-    optimizer: Literal["adamw"] = "adamw"
-    """The optimizer."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay of matrices; norms and biases are never decayed."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate climbs from 0 to its peak."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Shape of the learning rate after warm-up; cosine ends at a tenth of the peak."""
-    clip: float = 1.0
-    """Largest norm of the gradient; a larger one is scaled down to it. 0 switches clipping off."""
-    zero_stage: int = 2
-    """What ZeRO shards over the workers: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters."""
-    precision: Precision = "auto"
-    """Arithmetic of the model; auto is bfloat16 where the processor has matrix units for it, else float32."""
-    num_workers: int = 2
-    """Workers that share each step."""
-    checkpoint_every: int = 100
-    """Steps between checkpoints."""
-    seed: int = 0
-    """Seed of the initial weights and of the order of the sequences."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "global_batch", "micro_batch", "sequence_length", "num_workers", "checkpoint_every"):
-            _at_least(getattr(self, name), 1, name)
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate: is {self.learning_rate}; must be above 0")
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise ValueError(f"zero_stage: is {self.zero_stage}; must be 0, 1, 2 or 3")
-        if self.warmup_steps < 0 or self.clip < 0 or self.weight_decay < 0:
-            raise ValueError("warmup_steps, clip, weight_decay: must not be negative")
-        if self.global_batch % (self.num_workers * self.micro_batch):
-            raise ValueError(
-                f"global_batch: {self.global_batch} sequences cannot be dealt evenly to {self.num_workers} workers in "
-                f"micro-batches of {self.micro_batch}; make it a multiple of {self.num_workers * self.micro_batch}"
-            )
-
-    @property
-    def micro_steps(self) -> int:
-        """Micro-batches a worker accumulates per step."""
-        return self.global_batch // (self.num_workers * self.micro_batch)
+__all__ = ["EvaluateConfig", "PretrainConfig", "overridden"]
 
 
 @settings
@@ -81,16 +25,38 @@ class PretrainConfig:
     """Folder to write the model to."""
     tokens: str | None = None
     """Tokens folder (from `sterna tokenize`); by default the one that the plan names."""
+    mix: tuple[str, ...] = ()
+    """Further tokens folders of the same tokenizer, each as FOLDER=SHARE of the sequences that are taken; `tokens` has the rest."""
+    model: str | None = None
+    """Go on training this model folder (from pretrain, or any Hugging Face folder of a causal model) instead of making the plan's model."""
     steps: int | None = None
     """Optimizer steps, instead of the plan's; the learning-rate schedule is fitted to them."""
     num_workers: int | None = None
     """Training workers, instead of the plan's."""
     zero_stage: int | None = None
     """ZeRO stage 0 to 3, instead of the plan's."""
+    tensor: int | None = None
+    """Workers that split each matrix among them, instead of the plan's; with zero_stage 0."""
+    pipeline: int | None = None
+    """Workers that each hold some of the layers, instead of the plan's; with zero_stage 0."""
+    sequence: int | None = None
+    """Workers that split each sequence among them, instead of the plan's."""
     precision: Precision | None = None
-    """auto, bfloat16 or float32, instead of the plan's."""
+    """auto, bfloat16, float16 (on GPUs) or float32, instead of the plan's."""
+    offload: Literal["none", "optimizer", "parameters"] | None = None
+    """What is kept in host memory and not on the GPU, instead of the plan's."""
+    gradient_checkpointing: bool | None = None
+    """Compute each layer again on the way back instead of keeping its activations."""
+    optimizer: Literal["adamw", "muon"] | None = None
+    """adamw or muon, instead of the plan's."""
     learning_rate: float | None = None
     """Peak learning rate, instead of the plan's."""
+    schedule: Literal["cosine", "wsd", "constant"] | None = None
+    """cosine, wsd or constant after warm-up, instead of the plan's."""
+    z_loss: float | None = None
+    """Weight of the squared log-normaliser in what is minimised, instead of the plan's."""
+    guard: float | None = None
+    """Robust deviations from which a loss is a spike that is undone, instead of the plan's; 0 switches the guard off."""
     micro_batch: int | None = None
     """Sequences per forward pass of a worker, instead of the plan's."""
     checkpoint_every: int | None = None
@@ -99,93 +65,30 @@ class PretrainConfig:
     """Seed of the weights and of the data order, instead of the plan's."""
     save_precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the exported weights."""
+    min_workers: int = 1
+    """Workers that it goes on with at the least when machines leave; with room for fewer it waits."""
+    growth: Literal["worth", "always", "never"] = "worth"
+    """Whether to stop and go on with more workers, up to num_workers, when machines come: where that saves time, always, or never."""
     max_failures: int = 3
-    """Worker failures after which the run goes on from its newest checkpoint; -1 is without limit."""
+    """Failures in a row, with no new checkpoint between them and no machine lost, after which the run gives up; -1 is without limit."""
 
     def __post_init__(self) -> None:
         if self.max_failures < -1:
             raise ValueError("max_failures: must be -1 (no limit) or more")
-
-
-@settings
-class TuneConfig:
-    """`sterna tune`: LoRA on instruction data, losses on completions only."""
-
-    model: str
-    """Model folder: from pretrain, or any Hugging Face folder of a causal model with its tokenizer."""
-    data: tuple[str, ...]
-    """Instruction jsonl files (each line has `messages`), or corpus folders (from `sterna curate`), whose functions become pairs."""
-    output: str
-    """Folder to write the tuned model (or the adapter) to."""
-    method: Literal["lora"] = "lora"
-    """How the model is tuned."""
-    rank: int = 16
-    """Rank of the LoRA update of each matrix."""
-    alpha: float = 32.0
-    """Scale of the update: it is multiplied by alpha / rank."""
-    dropout: float = 0.0
-    """Dropout on the input of the update."""
-    targets: tuple[str, ...] = ()
-    """Names of the modules to adapt; by default every linear layer but the output layer."""
-    merge: bool = True
-    """Fold the update into the weights and write a whole model; otherwise write the adapter alone."""
-    steps: int | None = None
-    """Optimizer steps; by default as many as `epochs` needs."""
-    epochs: float = 1.0
-    """Passes over the pairs, when steps is not given."""
-    max_steps: int | None = None
-    """Upper bound on the steps that epochs asks for."""
-    global_batch: int = 16
-    """Sequences per step over all workers; pairs are packed into sequences."""
-    micro_batch: int = 8
-    """Sequences per forward pass of a worker."""
-    max_length: int | None = None
-    """Tokens per sequence; by default the model's context, at most 512. Longer pairs are set aside and counted."""
-    max_pairs: int = 20_000
-    """Pairs used at most, chosen by hash."""
-    held_out: float = 0.05
-    """Share of the pairs kept out of training to measure the loss before and after."""
-    learning_rate: float = 1e-3
-    """Peak learning rate."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay of the update."""
-    num_workers: int = 2
-    """Training workers."""
-    zero_stage: int = 2
-    """ZeRO stage 0 to 3."""
-    precision: Precision = "auto"
-    """Arithmetic of the model: auto, bfloat16 or float32."""
-    checkpoint_every: int = 50
-    """Steps between checkpoints."""
-    seed: int = 0
-    """Seed of the update's first weights and of the data order."""
-    max_failures: int = 3
-    """Worker failures after which the run goes on from its newest checkpoint; -1 is without limit."""
-
-    def __post_init__(self) -> None:
-        if not self.data:
-            raise ValueError("data: is empty; give instruction jsonl files or a corpus folder")
-        for name in ("rank", "global_batch", "micro_batch", "num_workers", "checkpoint_every"):
-            _at_least(getattr(self, name), 1, name)
-        _at_least(self.max_pairs, 2, "max_pairs")
-        if not 0 < self.held_out < 1:
-            raise ValueError(f"held_out: is {self.held_out}; must lie between 0 and 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: is {self.dropout}; must be at least 0 and below 1")
-        if self.alpha <= 0 or self.epochs <= 0 or self.learning_rate <= 0:
-            raise ValueError("alpha, epochs, learning_rate: must be above 0")
-        if self.max_length is not None:
-            _at_least(self.max_length, 16, "max_length")
+        at_least(self.min_workers, 1, "min_workers")
 
 
 @settings
 class EvaluateConfig:
-    """`sterna evaluate`: bits per byte of models on text they were not trained on."""
+    """`sterna evaluate`: bits per byte of models on text they were not trained on, and how often they prefer the right answer."""
 
     models: tuple[str, ...]
-    """Model folders to compare, each optionally as name=FOLDER."""
-    data: tuple[str, ...]
+    """Model folders to compare, each optionally as name=FOLDER; FOLDER+ADAPTER is a model with an adapter that `sterna tune` wrote."""
+    data: tuple[str, ...] = ()
     """Tokens folder (its held_out.parquet), or parquet, jsonl (`text`), txt or md files."""
+    tasks: tuple[str, ...] = ()
+    """Jsonl files of multiple-choice questions, each optionally as name=FILE: `prompt`, `choices` and the right one's index in `answer`;
+    or pairs of answers: `chosen` and `rejected`."""
     output: str
     """Folder to write the results to."""
     max_length: int | None = None
@@ -202,14 +105,14 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.models:
             raise ValueError("models: is empty; give at least one model folder")
-        if not self.data:
-            raise ValueError("data: is empty; give a tokens folder or text files")
+        if not self.data and not self.tasks:
+            raise ValueError("data: is empty; give a tokens folder or text files, or --tasks with multiple-choice questions")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap: is {self.overlap}; must be at least 0 and below 1")
         if self.max_length is not None:
-            _at_least(self.max_length, 2, "max_length")
-        _at_least(self.batch_tokens, 1, "batch_tokens")
-        _at_least(self.max_bytes, 0, "max_bytes")
+            at_least(self.max_length, 2, "max_length")
+        at_least(self.batch_tokens, 1, "batch_tokens")
+        at_least(self.max_bytes, 0, "max_bytes")
 
 
 def overridden(table: dict[str, Any], config: PretrainConfig) -> dict[str, Any]:
@@ -224,11 +127,7 @@ def overridden(table: dict[str, Any], config: PretrainConfig) -> dict[str, Any]:
     if "steps" in given and "warmup_steps" in merged:
         merged["warmup_steps"] = min(merged["warmup_steps"], given["steps"] // 10)
     if "num_workers" in given and "micro_batch" not in given and "micro_batch" in merged:
-        share = max(1, merged["global_batch"] // given["num_workers"])
+        group = math.prod(merged.get(name, 1) for name in ("tensor", "pipeline", "sequence"))
+        share = max(1, merged["global_batch"] * max(1, group) // given["num_workers"])
         merged["micro_batch"] = max(n for n in range(1, min(merged["micro_batch"], share) + 1) if share % n == 0)
     return merged
-
-
-def _at_least(value: int, least: int, name: str) -> None:
-    if value < least:
-        raise ValueError(f"{name}: is {value}; must be at least {least}")

@@ -1,4 +1,4 @@
-"""Conversations -> packed sequences whose only targets are the assistant's tokens.
+"""Conversations, or pairs of them -> sequences whose only targets are the assistant's tokens.
 
 Promise: the prompt is tokenised apart from the answer, exactly as a server tokenises it before it generates, so training
 sees the boundary that inference has; every conversation that cannot be used is counted with its reason.
@@ -8,10 +8,11 @@ Price: two template renderings per answer. Source: the tokenizer's own chat temp
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 import pyarrow.parquet as pq
 import xxhash
 from pyarrow import fs as arrow_fs
@@ -19,18 +20,20 @@ from pyarrow import fs as arrow_fs
 from cluster.artifact import open_artifact
 from cluster.storage import resolve
 from train.corpus import Sequences, pack
-from train.instructions import Message, pairs_from_code, parse_conversation
+from train.instructions import Message, pairs_from_code
 
-__all__ = ["Conversations", "encode", "from_corpus", "from_jsonl", "split"]
+__all__ = ["Found", "encode", "encode_pairs", "from_corpus", "from_jsonl", "split"]
+
+T = TypeVar("T")
 
 _CHARS_PER_PAIR = 4_000  # of code read for each pair wanted: documented functions are about that far apart
 
 
 @dataclass(slots=True)
-class Conversations:
-    """Conversations and, by reason, how many inputs gave none."""
+class Found(Generic[T]):
+    """Conversations, or pairs of them, and, by reason, how many inputs gave none."""
 
-    found: list[list[Message]] = field(default_factory=list)
+    found: list[T] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
 
 
@@ -42,25 +45,25 @@ class Encoded:
     supervised: list[bool]
 
 
-def from_jsonl(uri: str) -> Conversations:
-    """Every conversation of a jsonl file, bad lines counted by reason.
+def from_jsonl(uri: str, parse: Callable[[str], T], wanted: str) -> Found[T]:
+    """What `parse` makes of each line of a jsonl file; the lines it refuses are counted by its reason.
 
-    Raises ValueError when the file is missing, or when none of its lines is a conversation.
+    Raises ValueError, saying what is `wanted`, when the file is missing or none of its lines is of use.
     """
     filesystem, path = resolve(uri)
     if filesystem.get_file_info(path).type != arrow_fs.FileType.File:
-        raise ValueError(f"{uri}: no such file; give a jsonl file with `messages`, or a corpus folder from `sterna curate`")
-    result = Conversations()
+        raise ValueError(f"{uri}: no such file; give a jsonl file with {wanted}")
+    result: Found[T] = Found()
     with filesystem.open_input_stream(path, compression="detect") as stream:
         for line in stream.readall().decode("utf-8", errors="replace").split("\n"):  # JSON may hold other separators
             if not line.strip():
                 continue
             try:
-                result.found.append(parse_conversation(line))
+                result.found.append(parse(line))
             except ValueError as reason:
                 result.dropped[str(reason)] += 1
     if not result.found:
-        raise ValueError(f"{uri}: no line is a conversation ({_told(result.dropped)}); each needs `messages` with an assistant's answer")
+        raise ValueError(f"{uri}: no line can be used ({_told(result.dropped)}); each needs {wanted}")
     return result
 
 
@@ -68,10 +71,11 @@ def _told(dropped: Counter[str]) -> str:
     return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items()) or "the file is empty"
 
 
-def from_corpus(uri: str, max_pairs: int) -> Conversations:
+def from_corpus(uri: str, max_pairs: int) -> Found[list[Message]]:
     """About `max_pairs` pairs from the Python documents of a corpus, documents taken in the order of their ids (which are hashes)."""
     open_artifact(uri, made_by="curate")
-    result, chars = Conversations(), 0
+    result: Found[list[Message]] = Found()
+    chars = 0
     chosen: set[str] = set()
     for id_, num_chars in sorted(_python_documents(uri, ["id", "num_chars"])):
         if chars > max_pairs * _CHARS_PER_PAIR:
@@ -86,8 +90,8 @@ def from_corpus(uri: str, max_pairs: int) -> Conversations:
     return result
 
 
-def split(conversations: Sequence[list[Message]], max_pairs: int, held_out: float) -> tuple[list[list[Message]], list[list[Message]]]:
-    """(training, held-out) conversations: duplicates removed, at most `max_pairs`, both by hash of their text.
+def split(conversations: Sequence[T], max_pairs: int, held_out: float) -> tuple[list[T], list[T]]:
+    """(training, held-out) conversations, or pairs: duplicates removed, at most `max_pairs`, both by hash of their text.
 
     Raises ValueError when fewer than two different conversations are there.
     """
@@ -105,16 +109,52 @@ def encode(conversations: Iterable[list[Message]], tokenizer: Any, length: int) 
     encoded, dropped = [], Counter[str]()
     for conversation in conversations:
         one = _encode(conversation, tokenizer)
-        if one is None:
-            dropped["template"] += 1
-        elif len(one.tokens) > length:
-            dropped["too_long"] += 1
+        if reason := _unfit(one, length):
+            dropped[reason] += 1
         else:
             encoded.append(one)
     if not encoded:
         return None, dropped
-    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    return pack([e.tokens for e in encoded], [e.supervised for e in encoded], length, padding), dropped
+    return pack([e.tokens for e in encoded], [e.supervised for e in encoded], length, _padding(tokenizer)), dropped
+
+
+def encode_pairs(
+    pairs: Iterable[tuple[list[Message], list[Message]]], tokenizer: Any, length: int
+) -> tuple[Sequences | None, Counter[str]]:
+    """(rows chosen, rejected, chosen, rejected, … or None if no pair fits, reasons of what was set aside)."""
+    rows, dropped = [], Counter[str]()
+    for pair in pairs:
+        both = [_encode(conversation, tokenizer) for conversation in pair]
+        if reason := next(filter(None, (_unfit(one, length) for one in both)), None):
+            dropped[reason] += 1
+        else:
+            rows += both
+    if not rows:
+        return None, dropped
+    return _one_a_row([e.tokens for e in rows], [e.supervised for e in rows], length, _padding(tokenizer)), dropped
+
+
+def _unfit(one: Encoded | None, length: int) -> str | None:
+    """Why a conversation cannot be used, if it cannot."""
+    if one is None:
+        return "template"
+    return "too_long" if len(one.tokens) > length else None
+
+
+def _padding(tokenizer: Any) -> int:
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+
+
+def _one_a_row(documents: Sequence[list[int]], supervised: Sequence[list[bool]], length: int, padding: int) -> Sequences:
+    """Each document in a sequence of its own, as wide as the longest, at most `length`."""
+    width = max(map(len, documents))
+    assert width <= length
+    tokens = np.full((len(documents), width), padding, dtype=np.uint32)
+    segments = np.zeros((len(documents), width), dtype=np.uint16)
+    masks = np.zeros((len(documents), width), dtype=bool)
+    for row, (document, mask) in enumerate(zip(documents, supervised, strict=True)):
+        tokens[row, : len(document)], segments[row, : len(document)], masks[row, : len(document)] = document, 1, mask
+    return Sequences([tokens], [segments], [masks])
 
 
 def _encode(conversation: list[Message], tokenizer: Any) -> Encoded | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from train.mixture import Mixture, epoch_order
 
 __all__ = ["IGNORED", "Batch", "Cursor", "Sequences", "Source", "pack"]
 
@@ -35,6 +36,8 @@ class Cursor:
     step: int = 0
     index: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
     """The sequences in the order of the first epoch, if they have one of their own; later epochs are drawn from the seed."""
+    mixture: Mixture | None = field(default=None, compare=False, repr=False)
+    """Where the sequences come from several sources: the proportions, and each source's own order."""
 
     def __post_init__(self) -> None:
         assert self.global_batch > 0
@@ -46,13 +49,15 @@ class Cursor:
         """The sequences of this step's global batch, in order; a batch may straddle two epochs."""
         start = self.step * self.global_batch
         places = np.arange(start, start + self.global_batch)
+        if self.mixture is not None:
+            return self.mixture.at(places, self.seed)
         epochs, offsets = np.divmod(places, self.num_sequences)
         return np.concatenate([self._epoch(int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
 
     def _epoch(self, epoch: int) -> NDArray[np.int64]:
         if epoch == 0 and self.index is not None:
             return self.index
-        return _epoch_order(self.seed, epoch, self.num_sequences)
+        return epoch_order(self.seed, epoch, self.num_sequences)
 
     def share(self, rank: int, world_size: int) -> NDArray[np.int64]:
         """The contiguous part of `indices()` that worker `rank` of `world_size` takes; all parts are equally long."""
@@ -63,11 +68,6 @@ class Cursor:
     def next(self) -> Cursor:
         """The cursor one step on."""
         return replace(self, step=self.step + 1)
-
-
-@lru_cache(maxsize=2)
-def _epoch_order(seed: int, epoch: int, num_sequences: int) -> NDArray[np.int64]:
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +81,18 @@ class Batch:
     """[B, L] int64, shifted: the next token of the same segment, or IGNORED."""
     position_ids: Tensor
     """[B, L] int64, from 0 in each segment; 0 at padding."""
+    reference: Tensor | None = None
+    """[B] float32, where preferences are learnt: Σ log p of each sequence's labels under the model before tuning."""
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device."""
-        return Batch(self.input_ids.to(device), self.labels.to(device), self.position_ids.to(device))
+        return Batch(*(tensor.to(device) for tensor in self.tensors))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What an objective's forward takes, in its order."""
+        tensors = (self.input_ids, self.labels, self.position_ids)
+        return tensors if self.reference is None else (*tensors, self.reference)
 
     @property
     def num_labels(self) -> int:
@@ -96,6 +104,8 @@ class Source(Protocol):
 
     index: NDArray[np.int64] | None
     """The order in which the first epoch takes them; None: one drawn from the seed."""
+    mixture: Mixture | None
+    """The proportions in which they are taken from several sources; None: there is one source."""
 
     def __len__(self) -> int: ...
 
@@ -120,6 +130,7 @@ class Sequences:
         assert tokens
         assert len(tokens) == len(segments)
         self.index = index
+        self.mixture: Mixture | None = None
         self._tokens, self._segments, self._supervised = list(tokens), list(segments), None if supervised is None else list(supervised)
         self._starts = np.cumsum([0, *(len(shard) for shard in tokens)])
 
@@ -140,6 +151,24 @@ class Sequences:
         masks = [_beside(path, "supervised") for path in found]
         supervised = [np.load(p, mmap_mode="r") for p in masks] if masks[0].exists() else None
         return cls(tokens, segments, supervised, _open_index(folder / "index.npy", sum(map(len, tokens))))
+
+    @classmethod
+    def mixed(cls, sources: Sequence[Sequences], weights: Sequence[float]) -> Sequences:
+        """Several sources as one, taken from in proportion to `weights`, each in its own order.
+
+        Raises ValueError when their sequences are not equally long, or the weights cannot be kept.
+        """
+        if len({source.sequence_length for source in sources}) > 1:
+            raise ValueError(f"tokens: sequences of {sorted({s.sequence_length for s in sources})} tokens; tokenize to one length")
+        masks = [source._supervised for source in sources]
+        assert len({mask is None for mask in masks}) == 1
+        made = cls(
+            [shard for source in sources for shard in source._tokens],
+            [shard for source in sources for shard in source._segments],
+            None if masks[0] is None else [shard for mask in masks if mask is not None for shard in mask],
+        )
+        made.mixture = Mixture(tuple(map(len, sources)), tuple(weights), tuple(source.index for source in sources))
+        return made
 
     def save(self, folder: Path) -> None:
         """Write the shards where `open` finds them."""

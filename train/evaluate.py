@@ -1,19 +1,17 @@
-"""`sterna evaluate`: bits per byte of models on text that none of them was trained on.
+"""`sterna evaluate`: how models do on what none of them was trained on: bits per byte of text, and multiple-choice questions.
 
-Promise: Σ −log₂ p over every token of the text, divided by its UTF-8 bytes, so that models with different tokenizers
-compare; each document starts from the model's own beginning-of-text token, and one longer than the window is judged in
-overlapping windows, each token once, with at least the overlap as its context. Price: a forward pass per window.
-Source: bits per byte as in the Pile (arXiv 2101.00027); strided windows as in transformers' perplexity guide.
+Promise: Σ −log₂ p over every token of the text, divided by its UTF-8 bytes, so that models with different tokenizers compare; each
+document starts from the model's own beginning-of-text token (train/likelihood.py), each question is answered by likelihood
+(train/questions.py). Price: a forward pass per window and per choice. Source: bits per byte as in the Pile (arXiv 2101.00027).
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 import xxhash
@@ -25,196 +23,164 @@ from cluster.runtime import attached, num_cpus_available
 from cluster.storage import absolute, content_digest
 from train.config import EvaluateConfig
 from train.held_out import Document, read_documents
-from train.model_folder import load_model, open_model
+from train.likelihood import Score, judge
+from train.model_folder import load_model, open_adapter, open_model
+from train.questions import Answered, Question, accuracy, answer_all, read_questions
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel
-
-__all__ = ["Score", "evaluate", "judge", "windows"]
+__all__ = ["evaluate"]
 
 _STAGE = "evaluate"
 _DEFAULT_LENGTH = 1024
+_Marks = tuple[list[Score], list[Answered]]
+"""What a model made of some documents and questions, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """Likelihood of some text under a model."""
+class _Exam:
+    """All that the models are judged on."""
 
-    nats: float = 0.0
-    """Σ −ln p."""
-    num_tokens: int = 0
-    num_bytes: int = 0
+    documents: list[Document]
+    questions: list[tuple[str, Question]]
+    """(task, question)"""
+    counts: dict[str, float]
 
-    def __add__(self, other: Score) -> Score:
-        return Score(self.nats + other.nats, self.num_tokens + other.num_tokens, self.num_bytes + other.num_bytes)
-
-    @property
-    def bits_per_byte(self) -> float:
-        return self.nats / math.log(2) / self.num_bytes
-
-    @property
-    def loss(self) -> float:
-        """Nats per token."""
-        return self.nats / self.num_tokens
+    def parts(self, number: int) -> list[tuple[list[Document], list[tuple[str, Question]]]]:
+        """At most `number` parts of about equal size."""
+        number = max(1, min(number, max(len(self.documents), len(self.questions))))
+        slices = _slices(self.documents, number)
+        slices += [[] for _ in range(number - len(slices))]
+        return [(part, self.questions[i::number]) for i, part in enumerate(slices)]
 
 
 def evaluate(config: EvaluateConfig) -> Artifact:
-    """Judge the models on the text and write the table to `config.output`."""
+    """Judge the models and write the tables to `config.output`."""
     models = _named(config.models)
-    digests = {f"model.{name}": open_model(uri)[1] for name, uri in models.items()}
+    tasks = _files_by_name(config.tasks)
+    digests = {f"model.{name}": _model_digest(uri) for name, uri in models.items()}
     inputs = digests | {f"data.{i}": _data_digest(uri) for i, uri in enumerate(config.data)}
+    inputs |= {f"task.{name}": content_digest(uri) for name, uri in tasks.items()}
     if done := finished(config.output, stage=_STAGE, inputs=inputs, config=config):
         say(f"{config.output}: already done")
         return done
-    documents, unreadable = read_documents(config.data)
-    chosen = _bounded(documents, config.max_bytes)
+    exam = _read(config, tasks)
     with publish(config.output, stage=_STAGE, inputs=inputs, config=config) as draft:
         with attached():
-            scores = _judge_all(models, digests, chosen, config, draft)
-        _describe(draft, scores, len(documents), len(chosen), unreadable)
-        (draft.dir / "scores.json").write_text(json.dumps({m: {k: asdict(s) for k, s in v.items()} for m, v in scores.items()}, indent=1))
+            marks = _judge_all(models, digests, exam, config, draft)
+        _describe(draft, marks, exam)
     return open_artifact(config.output, made_by=_STAGE)
 
 
-def judge(
-    model: PreTrainedModel, tokenizer: Any, texts: Sequence[str], *, max_length: int, overlap: float, batch_tokens: int
-) -> list[Score]:
-    """The score of each text. A tokenizer without a first token has the model guess it uniformly over its vocabulary."""
-    import torch
-
-    from train.loss import token_nll
-
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    nats = [0.0 if first is not None or not ids else math.log(len(tokenizer)) for ids in encoded]
-    pieces = []
-    for index, ids in enumerate(encoded):
-        tokens = ids if first is None else [first, *ids]
-        pieces += [(index, tokens[start:end], scored_from - start) for start, scored_from, end in windows(len(tokens), max_length, overlap)]
-    for batch in _batches(pieces, batch_tokens):
-        input_ids, labels = _padded([(tokens, scored_from) for _, tokens, scored_from in batch])
-        positions = torch.arange(input_ids.shape[1], device=model.device).expand_as(input_ids)
-        found = token_nll(model, input_ids.to(model.device), positions, labels.to(model.device)).sum(dim=1, dtype=torch.float64)
-        for (index, _, _), value in zip(batch, found.tolist(), strict=True):
-            nats[index] += value
-    return [Score(n, len(ids), len(text.encode("utf-8"))) for n, ids, text in zip(nats, encoded, texts, strict=True)]
+def _read(config: EvaluateConfig, tasks: dict[str, str]) -> _Exam:
+    documents, unreadable = read_documents(config.data)
+    chosen = _bounded(documents, config.max_bytes)
+    counts: dict[str, float] = {"documents": len(documents), "documents_judged": len(chosen), "unreadable": unreadable}
+    questions = []
+    for name, uri in tasks.items():
+        found, unusable = read_questions(uri)
+        questions += [(name, question) for question in found]
+        counts |= {f"questions.{name}": len(found), f"unusable.{name}": unusable}
+    return _Exam(chosen, questions, counts)
 
 
-def windows(num_tokens: int, max_length: int, overlap: float) -> Iterator[tuple[int, int, int]]:
-    """(start, first position judged, end) of each window over a document whose token 0 is given; every later token is judged once.
-
-    >>> list(windows(10, max_length=4, overlap=0.5))
-    [(0, 1, 5), (2, 5, 7), (4, 7, 9), (5, 9, 10)]
-    """
-    judged = 1
-    fresh = max(1, max_length - round(overlap * max_length))
-    while judged < num_tokens:
-        end = min(num_tokens, max_length + 1 if judged == 1 else judged + fresh)
-        yield max(0, end - max_length - 1), judged, end
-        judged = end
-
-
-def _batches(pieces: list[tuple[int, list[int], int]], batch_tokens: int) -> Iterator[list[tuple[int, list[int], int]]]:
-    """Windows of about equal length together, at most `batch_tokens` tokens with padding."""
-    batch: list[tuple[int, list[int], int]] = []
-    for piece in sorted(pieces, key=lambda p: (-len(p[1]), p[0])):
-        if batch and (len(batch) + 1) * len(batch[0][1]) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(piece)
-    if batch:
-        yield batch
-
-
-def _padded(rows: list[tuple[list[int], int]]) -> tuple[Tensor, Tensor]:
-    """(input ids, labels) of windows, padded on the right, where causal attention does not see it."""
-    import torch
-
-    from train.corpus import IGNORED
-
-    width = max(len(tokens) for tokens, _ in rows) - 1
-    inputs = torch.zeros((len(rows), width), dtype=torch.long)
-    labels = torch.full((len(rows), width), IGNORED, dtype=torch.long)
-    for row, (tokens, scored_from) in enumerate(rows):
-        inputs[row, : len(tokens) - 1] = torch.tensor(tokens[:-1])
-        labels[row, scored_from - 1 : len(tokens) - 1] = torch.tensor(tokens[scored_from:])
-    return inputs, labels
-
-
-def _judge_all(
-    models: dict[str, str], digests: dict[str, str], documents: list[Document], config: EvaluateConfig, draft: Draft
-) -> dict[str, dict[str, Score]]:
-    """Model -> kind -> score, by one Ray task per model and slice of the documents; finished slices are kept over interruptions."""
+def _judge_all(models: dict[str, str], digests: dict[str, str], exam: _Exam, config: EvaluateConfig, draft: Draft) -> dict[str, _Marks]:
+    """Model -> its marks, by one Ray task per model and part of the exam; finished parts are kept over interruptions."""
     draft.scratch.append("parts")
-    parts = draft.dir / "parts"
-    parts.mkdir(exist_ok=True)
-    slices = _slices(documents, num_cpus_available())
-    texts = [ray.put([document.text for document in part]) for part in slices]
-    task = ray.remote(_judge_slice).options(num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU", 0) else 0, max_retries=-1)
+    folder = draft.dir / "parts"
+    folder.mkdir(exist_ok=True)
+    parts = exam.parts(num_cpus_available())
+    shared = [ray.put(([d.text for d in documents], [q for _, q in questions])) for documents, questions in parts]
+    task = ray.remote(_judge_part).options(num_cpus=1, num_gpus=1 if ray.cluster_resources().get("GPU", 0) else 0, max_retries=-1)
     waiting, found = {}, {}
     for name, uri in models.items():
-        for number, text in enumerate(texts):
-            place = parts / f"{digests[f'model.{name}']}-{number}-of-{len(slices)}.json"
+        for number, part in enumerate(shared):
+            place = folder / f"{digests[f'model.{name}']}-{number}-of-{len(parts)}.json"
             if place.exists():
-                found[name, number] = [Score(**score) for score in json.loads(place.read_text())]
+                found[name, number] = _from_json(place.read_text())
             else:
-                waiting[task.remote(uri, text, config)] = (name, number, place)
+                waiting[task.remote(uri, part, config)] = (name, number, place)
     with progress("evaluate", len(waiting), "parts") as advance:
         while waiting:
             (ready,), _ = ray.wait(list(waiting), num_returns=1)
             name, number, place = waiting.pop(ready)
             found[name, number] = _result(ready)
-            place.write_text(json.dumps([asdict(score) for score in found[name, number]]))
+            place.write_text(json.dumps([[asdict(mark) for mark in marks] for marks in found[name, number]]))
             advance(1, name)
-    return {name: _by_kind(slices, [found[name, number] for number in range(len(slices))]) for name in models}
+    return {name: _in_order(exam, parts, [found[name, number] for number in range(len(parts))]) for name in models}
 
 
-def _result(ready: ray.ObjectRef) -> list[Score]:
-    """A task's scores; a mistake that only the task could see is the user's all the same."""
+def _from_json(text: str) -> _Marks:
+    scores, answers = json.loads(text)
+    return [Score(**score) for score in scores], [Answered(tuple(a["nats"]), tuple(a["num_bytes"]), a["answer"]) for a in answers]
+
+
+def _in_order(exam: _Exam, parts: list[Any], marks: list[_Marks]) -> _Marks:
+    """The parts' marks, in the exam's order."""
+    by_document = {
+        id(d): score for (documents, _), (scores, _) in zip(parts, marks, strict=True) for d, score in zip(documents, scores, strict=True)
+    }
+    by_question = {
+        id(q): a for (_, asked), (_, answers) in zip(parts, marks, strict=True) for (_, q), a in zip(asked, answers, strict=True)
+    }
+    return [by_document[id(d)] for d in exam.documents], [by_question[id(q)] for _, q in exam.questions]
+
+
+def _result(ready: ray.ObjectRef) -> _Marks:
+    """A task's marks; a mistake that only the task could see is the user's all the same."""
     try:
         return ray.get(ready)
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, ValueError) else error from None
 
 
-def _judge_slice(uri: str, texts: list[str], config: EvaluateConfig) -> list[Score]:
+def _judge_part(uri: str, part: tuple[list[str], list[Question]], config: EvaluateConfig) -> _Marks:
     import torch
     from transformers import AutoTokenizer
 
-    from train.loop import use_bfloat16
+    from train.optimize.arithmetic import use_bfloat16
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
-    path, _ = open_model(uri)
+    base, adapter = _split(uri)
+    path, _ = open_model(base)
     dtype = torch.bfloat16 if use_bfloat16(config.precision, device) else torch.float32
-    model = load_model(path, dtype).to(device).eval()
+    model: Any = load_model(path, dtype)
     context = getattr(model.config, "max_position_embeddings", None) or _DEFAULT_LENGTH
-    length = min(context, config.max_length or _DEFAULT_LENGTH)
+    if adapter:
+        from train.tuning.folder import with_adapter
+
+        model = with_adapter(model, open_adapter(adapter)[0])
+        context -= getattr(model, "num_virtual_tokens", 0)
+    model = model.to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
-    return judge(model, tokenizer, texts, max_length=length, overlap=config.overlap, batch_tokens=config.batch_tokens)
+    limits = {"max_length": min(context, config.max_length or _DEFAULT_LENGTH), "batch_tokens": config.batch_tokens}
+    texts, questions = part
+    return judge(model, tokenizer, texts, overlap=config.overlap, **limits), answer_all(model, tokenizer, questions, **limits)
 
 
-def _by_kind(slices: list[list[Document]], scores: list[list[Score]]) -> dict[str, Score]:
+def _describe(draft: Draft, marks: dict[str, _Marks], exam: _Exam) -> None:
+    draft.counts = dict(exam.counts)
+    headlines = []
+    if exam.documents:
+        headlines.append(_describe_text(draft, {name: _by_kind(exam, scores) for name, (scores, _) in marks.items()}))
+    if exam.questions:
+        headlines.append(_describe_tasks(draft, {name: answers for name, (_, answers) in marks.items()}, exam))
+    draft.headline = "; ".join(headlines)
+
+
+def _by_kind(exam: _Exam, scores: list[Score]) -> dict[str, Score]:
     total: dict[str, Score] = {"all": Score()}
-    for part, judged in zip(slices, scores, strict=True):
-        for document, score in zip(part, judged, strict=True):
-            total["all"] += score
-            total[document.kind] = total.get(document.kind, Score()) + score
+    for document, score in zip(exam.documents, scores, strict=True):
+        total["all"] += score
+        total[document.kind] = total.get(document.kind, Score()) + score
     return total
 
 
-def _describe(draft: Draft, scores: dict[str, dict[str, Score]], num_documents: int, num_judged: int, unreadable: int) -> None:
+def _describe_text(draft: Draft, scores: dict[str, dict[str, Score]]) -> str:
     kinds = ["all", *sorted({kind for by_kind in scores.values() for kind in by_kind} - {"all"})]
     values = {name: {kind: by_kind[kind].bits_per_byte for kind in kinds} for name, by_kind in scores.items()}
     any_model = next(iter(scores.values()))
-    draft.counts = {
-        "documents": num_documents,
-        "documents_judged": num_judged,
-        "unreadable": unreadable,
-        "bytes": any_model["all"].num_bytes,
-    }
-    draft.metrics = {
+    draft.counts["bytes"] = any_model["all"].num_bytes
+    draft.metrics |= {
         "bits_per_byte": {name: by_kind["all"] for name, by_kind in values.items()},
         "by_kind": values,
         "loss": {name: by_kind["all"].loss for name, by_kind in scores.items()},
@@ -223,11 +189,32 @@ def _describe(draft: Draft, scores: dict[str, dict[str, Score]], num_documents: 
         [name, *(f"{values[name][kind]:.3f}" for kind in kinds), f"{by_kind['all'].loss:.3f}", f"{by_kind['all'].num_tokens:,}"]
         for name, by_kind in scores.items()
     ]
-    draft.figures = {
+    draft.figures |= {
         "bits_per_byte": bars("Held-out text", "bits per byte", values),
         "table": table("Bits per byte", ["model", *kinds, "nats per token", "tokens"], rows),
     }
-    draft.headline = "bits per byte: " + ", ".join(f"{name} {by_kind['all']:.3f}" for name, by_kind in values.items())
+    scores_json = {m: {k: asdict(s) for k, s in v.items()} for m, v in scores.items()}
+    (draft.dir / "scores.json").write_text(json.dumps(scores_json, indent=1))
+    return "bits per byte: " + ", ".join(f"{name} {by_kind['all']:.3f}" for name, by_kind in values.items())
+
+
+def _describe_tasks(draft: Draft, answers: dict[str, list[Answered]], exam: _Exam) -> str:
+    names = list(dict.fromkeys(name for name, _ in exam.questions))
+    found = {
+        model: {task: accuracy([a for a, (name, _) in zip(given, exam.questions, strict=True) if name == task]) for task in names}
+        for model, given in answers.items()
+    }
+    draft.metrics["accuracy"] = {model: {task: asdict(one) for task, one in by_task.items()} for model, by_task in found.items()}
+    rows = [
+        [model, task, f"{one.num_questions:,}", f"{one.share:.3f} ± {one.error:.3f}", f"{one.per_byte:.3f}"]
+        for model, by_task in found.items()
+        for task, one in by_task.items()
+    ]
+    draft.figures |= {
+        "accuracy": bars("Multiple choice", "share right", {m: {t: one.share for t, one in v.items()} for m, v in found.items()}),
+        "questions": table("Multiple choice", ["model", "task", "questions", "accuracy", "per byte"], rows),
+    }
+    return "; ".join(f"{task}: " + ", ".join(f"{model} {by[task].share:.0%}" for model, by in found.items()) for task in names)
 
 
 def _named(models: Sequence[str]) -> dict[str, str]:
@@ -236,11 +223,36 @@ def _named(models: Sequence[str]) -> dict[str, str]:
     for entry in models:
         name, separator, uri = entry.partition("=")
         if not separator or "/" in name:
-            name, uri = Path(entry.rstrip("/")).name, entry
+            name, uri = Path(entry.rpartition("+")[2].rstrip("/")).name, entry
         if name in found:
             raise ValueError(f"models: two are called {name!r}; give them as name=FOLDER")
-        found[name] = absolute(uri)
+        found[name] = "+".join(map(absolute, uri.split("+", 1)))
     return found
+
+
+def _files_by_name(entries: Sequence[str]) -> dict[str, str]:
+    """Name -> file, from FILE or name=FILE."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        name, separator, uri = entry.partition("=")
+        if not separator or "/" in name:
+            name, uri = Path(entry).name.removesuffix(".jsonl"), entry
+        if name in found:
+            raise ValueError(f"tasks: two are called {name!r}; give them as name=FILE")
+        found[name] = uri
+    return found
+
+
+def _split(uri: str) -> tuple[str, str]:
+    """(model, adapter or nothing) of MODEL or MODEL+ADAPTER."""
+    base, _, adapter = uri.partition("+")
+    return base, adapter
+
+
+def _model_digest(uri: str) -> str:
+    base, adapter = _split(uri)
+    digest = open_model(base)[1]
+    return f"{digest}-{open_adapter(adapter)[1]}" if adapter else digest
 
 
 def _bounded(documents: list[Document], max_bytes: int) -> list[Document]:

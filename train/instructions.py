@@ -13,8 +13,9 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["REQUEST", "Message", "pairs_from_code", "parse_conversation"]
+__all__ = ["REQUEST", "Message", "pairs_from_code", "parse_conversation", "parse_messages"]
 
 REQUEST = "Write the body of this function."
 _MAX_REQUEST_CHARS = 1_500
@@ -67,7 +68,11 @@ def parse_conversation(line: str) -> list[Message]:
         data = json.loads(line)
     except ValueError:
         raise ValueError("not_json") from None
-    messages = data.get("messages") if isinstance(data, dict) else None
+    return parse_messages(data.get("messages") if isinstance(data, dict) else None)
+
+
+def parse_messages(messages: Any) -> list[Message]:
+    """A conversation's messages, with nothing but role and content; ValueError as `parse_conversation`."""
     if not isinstance(messages, list) or not messages:
         raise ValueError("no_messages")
     for message in messages:

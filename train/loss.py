@@ -15,44 +15,86 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from train.corpus import IGNORED
+from train.experts import balance_penalty, routes
+from train.segments import apart, honours_segments, positions_taken
 
-__all__ = ["CausalLoss", "chunked_nll", "token_nll"]
+__all__ = ["CausalLoss", "Objective", "chunked_nll", "objective_of", "token_nll"]
 
 _CHUNK_ELEMENTS = 1 << 24  # logits of one chunk: 64 MiB in float32
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # families that alter logits after the output layer
 
 
-class CausalLoss(nn.Module):
-    """A causal model as a module from a batch to its loss sum; what an optimizer or DeepSpeed wraps.
+class Objective(nn.Module):
+    """A model as a module from a batch's tensors to the sum of its losses; what an optimizer or DeepSpeed wraps.
 
-    B sequences of L tokens; `labels_BL` is already shifted: the target at a position is that position's label.
+    Its forward takes `Batch.tensors`. One that changes its parameters between steps (AdaLoRA's ranks) overrides `after_step`.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    z_loss: float = 0.0
+    """Weight of the squared log-normaliser in the gradient (train.recipe.Recipe.z_loss); an objective of its own kind may ignore it."""
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
+    def after_step(self) -> None:
+        """Called by every worker once the optimizer has made a step."""
+
+    def memory(self) -> dict[str, Tensor]:
+        """What it must remember from step to step beside its parameters: live float32 tensors by name, equal on every worker."""
+        return {}
+
+
+class CausalLoss(Objective):
+    """Next-token prediction: B sequences of L tokens; `labels_BL` is already shifted: the target at a position is that position's label.
+
+    Documents packed into a sequence see neither each other nor each other's losses: a model that does not keep them apart gets each
+    as a sequence of its own (train/segments.py).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        below = decoder(model)
+        config = _base(model).config
+        self.keeps_apart = honours_segments(below, config.get_text_config().vocab_size)
+        self._balance = config.router_aux_loss_coef if routes(below, config) else 0.0
+
     def forward(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor) -> Tensor:
-        """Σ −log p(label) over positions whose label is not IGNORED, as a scalar tensor."""
-        weight = output_weight(self.model)
+        """Σ −log p(label) over positions whose label is not IGNORED, as a scalar tensor; its gradient has the z-loss in it, and that of
+        evenly used experts."""
+        if self.keeps_apart:
+            return self._of(input_ids, labels, position_ids)
+        return torch.stack([self._of(*part) for part in apart(input_ids, labels, position_ids)]).sum()
+
+    def _of(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor) -> Tensor:
+        weight, kept = output_weight(self.model), labels != IGNORED
+        positions = positions_taken(decoder(self.model), position_ids)
         if weight is None:
-            logits_BLV = self.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
-            kept = labels != IGNORED
-            return nn.functional.cross_entropy(_wide(logits_BLV[kept]), labels[kept], reduction="sum")
-        hidden_BLH = decoder(self.model)(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-        kept = labels != IGNORED
-        return chunked_nll(hidden_BLH[kept], weight, labels[kept])
+            logits_BLV = self.model(input_ids=input_ids, use_cache=False, **positions).logits
+            nll, _, normalizer = _of_logits(_wide(logits_BLV[kept]), labels[kept])
+            return nll.sum() + _gradient_only(self.z_loss * normalizer.square().sum())
+        asked = {"output_router_logits": True} if self._balance else {}
+        found = decoder(self.model)(input_ids=input_ids, use_cache=False, **positions, **asked)
+        nll = chunked_nll(found.last_hidden_state[kept], weight, labels[kept], self.z_loss)
+        if self._balance:
+            penalty = balance_penalty(found.router_logits, _base(self.model).config.num_experts_per_tok, labels)
+            return nll + _gradient_only(self._balance * penalty)
+        return nll
+
+
+def objective_of(model: nn.Module) -> Objective:
+    """What to train: `model` itself if it brings its objective, else next-token prediction by it."""
+    return model if isinstance(model, Objective) else CausalLoss(model)
 
 
 def decoder(model: PreTrainedModel) -> nn.Module:
     """The part of the model below its output layer (of the base model, when an adapter wraps it)."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.get_decoder()
+    return _base(model).get_decoder()
 
 
 def output_weight(model: PreTrainedModel) -> Tensor | None:
     """The output layer's matrix [V, H], or None where logits are more than hidden · matrixᵀ."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = _base(model)
     head = base.get_output_embeddings()
     changed = any(getattr(base.config, name, None) not in (None, 1.0) for name in _LOGIT_CHANGES)
     if changed or type(head) is not nn.Linear or head.bias is not None:
@@ -60,9 +102,17 @@ def output_weight(model: PreTrainedModel) -> Tensor | None:
     return head.weight
 
 
-def chunked_nll(hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor) -> Tensor:
-    """Σ −log softmax(hidden · weightᵀ)[label] over N positions; differentiable in hidden and weight."""
-    return _ChunkedNll.apply(hidden_NH, weight_VH.to(hidden_NH.dtype), labels_N)  # type: ignore[no-any-return,no-untyped-call]
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def chunked_nll(hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, z_loss: float = 0.0) -> Tensor:
+    """Σ −log softmax(hidden · weightᵀ)[label] over N positions; differentiable in hidden and weight.
+
+    The gradient is that of the sum plus `z_loss` · Σ log² Z, Z the softmax's normaliser (PaLM, arXiv 2204.02311); the value is the sum
+    alone, so that it can be compared with other runs'.
+    """
+    return _ChunkedNll.apply(hidden_NH, weight_VH.to(hidden_NH.dtype), labels_N, z_loss)  # type: ignore[no-any-return,no-untyped-call]
 
 
 @torch.no_grad()
@@ -84,7 +134,7 @@ def token_nll(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, l
 
 class _ChunkedNll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, z_loss: float) -> Tensor:
         size = _chunk_size(weight_VH)
         wide = torch.float64 if hidden_NH.dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=wide, device=hidden_NH.device)
@@ -97,6 +147,8 @@ class _ChunkedNll(torch.autograd.Function):
             if grad_hidden is None and grad_weight is None:
                 continue
             error = logits.sub_(normalizer[:, None]).exp_()  # softmax, in place of the logits
+            if z_loss:
+                error *= 1 + 2 * z_loss * normalizer[:, None]  # d(log² Z) = 2 log Z · softmax
             error[torch.arange(len(nll), device=error.device), labels_N[part]] -= 1
             narrow = error.to(hidden_NH.dtype)
             if grad_hidden is not None:
@@ -107,18 +159,26 @@ class _ChunkedNll(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
         grad_hidden, grad_weight = ctx.saved_tensors
         hidden = None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype)
         weight = None if grad_weight is None else grad_weight * scale.to(grad_weight.dtype)
-        return hidden, weight, None
+        return hidden, weight, None, None
 
 
 def _nll(hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(−log p per position, float32 logits, log-normaliser) of one chunk."""
-    logits_NV = _wide(hidden_NH @ weight_VH.T)
+    return _of_logits(_wide(hidden_NH @ weight_VH.T), labels_N)
+
+
+def _of_logits(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     normalizer_N = torch.logsumexp(logits_NV, dim=-1)
     return normalizer_N - logits_NV.gather(1, labels_N[:, None])[:, 0], logits_NV, normalizer_N
+
+
+def _gradient_only(penalty: Tensor) -> Tensor:
+    """Zero, with the gradient of `penalty`."""
+    return penalty - penalty.detach()
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Weights = dict[str, "torch.Tensor"]
 
-__all__ = ["MODEL_STAGES", "copy_tokenizer", "is_quantised", "load_model", "open_model", "write_model"]
+__all__ = ["MODEL_STAGES", "copy_tokenizer", "is_quantised", "load_model", "open_adapter", "open_model", "write_model"]
 
 MODEL_STAGES = ("pretrain", "tune", "compress")
 _TOKENIZER_FILES = (
@@ -44,14 +44,25 @@ def open_model(uri: str) -> tuple[Path, str]:
         raise ValueError(f"{uri}: no such model folder; give one from `sterna {' or '.join(MODEL_STAGES)}`, or a Hugging Face folder")
     if "adapter_config.json" in names and "config.json" not in names:
         raise ValueError(f"{uri}: is an adapter without its model; run `sterna tune` with --merge, or give the base model")
-    if "manifest.json" in names:
-        artifact = open_artifact(uri, made_by=MODEL_STAGES)
-        path, digest = artifact.local(), artifact.digest
-    else:
-        digest = content_digest(uri)
-        path = downloaded(uri, digest) if "://" in uri else Path(resolve(uri)[1])
+    path, digest = _opened(uri, names, MODEL_STAGES)
     _check(uri, names, path)
     return path, digest
+
+
+def open_adapter(uri: str) -> tuple[Path, str]:
+    """A local path of the adapter folder at `uri`, and the digest of its contents; ValueError where there is none."""
+    names = _names(uri)
+    if "adapter_config.json" not in names:
+        raise ValueError(f"{uri}: no adapter (adapter_config.json); `sterna tune --no-merge` makes one, or peft's save_pretrained")
+    return _opened(uri, names, ("tune",))
+
+
+def _opened(uri: str, names: set[str], stages: tuple[str, ...]) -> tuple[Path, str]:
+    if "manifest.json" in names:
+        artifact = open_artifact(uri, made_by=stages)
+        return artifact.local(), artifact.digest
+    digest = content_digest(uri)
+    return downloaded(uri, digest) if "://" in uri else Path(resolve(uri)[1]), digest
 
 
 def is_quantised(folder: Path) -> bool:

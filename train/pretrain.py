@@ -1,4 +1,4 @@
-"""`sterna pretrain`: a model from a plan, trained with ZeRO on Ray Train's workers.
+"""`sterna pretrain`: a model from a plan, or one that is there already, trained with ZeRO on Ray Train's workers.
 
 Promise: the model, steps and data that plan.toml says (or what the command line says instead); an interrupted run goes on
 from its newest checkpoint; the result is a Hugging Face folder that AutoModelForCausalLM loads. Price: the checkpoints.
@@ -7,60 +7,69 @@ from its newest checkpoint; the result is a Hugging Face folder that AutoModelFo
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
 from cluster.console import say
-from cluster.figure import lines
 from cluster.runtime import attached
 from cluster.settings import parse
-from cluster.storage import copy_tree, digest_of, resolve
-from train.config import PretrainConfig, Recipe, overridden
+from cluster.storage import absolute, copy_tree, digest_of, resolve
+from train.config import PretrainConfig, overridden
+from train.continuation import check_base, continued
+from train.progress.figures import training_figures
+from train.recipe import Recipe
+from train.sources import Shares, open_shares, sequences_of
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from train.corpus import Sequences
     from train.workers import Outcome
 
-__all__ = ["loss_curve", "pretrain"]
+__all__ = ["pretrain"]
 
 _STAGE = "pretrain"
-_POINTS = 400  # of a curve in the manifest
 
 
 def pretrain(config: PretrainConfig) -> Artifact:
-    """Train the plan's model and write it to `config.output`."""
-    plan, plan_digest = _read_plan(config.plan)
+    """Train the plan's model, or go on with another, and write it to `config.output`."""
+    plan, plan_digest = _read_plan(config.plan, model=config.model)
     recipe = parse(Recipe, overridden(plan["train"], config), where=f"{config.plan} [train]")
     tokens = _tokens(config, plan)
-    _check_fit(plan, recipe, tokens)
+    shares = open_shares(tokens, config.mix)
     inputs = {"plan": plan_digest, "tokens": tokens.digest}
+    inputs |= {f"mix.{number}": part.digest for number, (part, _) in enumerate(shares[1:])}
+    if "from" in plan["model"]:
+        inputs["model"] = check_base(plan["model"]["from"], recipe, tokens)
+    else:
+        _check_fit(plan, recipe, tokens)
     if done := finished(config.output, stage=_STAGE, inputs=inputs, config=config):
         say(f"{config.output}: already done")
         return done
     with publish(config.output, stage=_STAGE, inputs=inputs, config=config) as draft:
-        outcome = _train(config, plan, recipe, tokens, draft)
+        outcome = _train(config, plan, recipe, shares, draft)
         _describe(draft, plan, recipe, tokens, outcome)
     return open_artifact(config.output, made_by=_STAGE)
 
 
-def _train(config: PretrainConfig, plan: dict[str, Any], recipe: Recipe, tokens: Artifact, draft: Draft) -> Outcome:
+def _train(config: PretrainConfig, plan: dict[str, Any], recipe: Recipe, shares: Shares, draft: Draft) -> Outcome:
     from train.workers import Job, train_on_workers
 
+    tokens = shares[0][0]
     draft.scratch += ["ray", "checkpoints"]
+    base = plan["model"].get("from")
     job = Job(
         label="pretrain",
         recipe=recipe,
         folder=draft.uri,
-        build=partial(_build, plan["model"], tokens, recipe.seed),
-        source=partial(_source, tokens),
-        export=partial(_export, draft.uri, tokens, config.save_precision),
+        build=partial(continued, base) if base else partial(_build, plan["model"], tokens, recipe.seed),
+        source=partial(sequences_of, shares),
+        export=partial(_export, draft.uri, tokens, base, config.save_precision),
         max_failures=config.max_failures,
+        min_workers=config.min_workers,
+        growth=config.growth,
     )
     with attached():
         return train_on_workers(job)
@@ -75,21 +84,16 @@ def _build(table: dict[str, Any], tokens: Artifact, seed: int) -> PreTrainedMode
     return make_model(make_config(table, SpecialTokens.of(tokenizer)), seed=seed)
 
 
-def _source(tokens: Artifact) -> Sequences:
-    from train.corpus import Sequences
-
-    return Sequences.open(tokens.local())
-
-
-def _export(uri: str, tokens: Artifact, precision: str, model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+def _export(uri: str, tokens: Artifact, base: str | None, precision: str, model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
     import tempfile
 
     import torch
 
-    from train.model_folder import write_model
+    from train.model_folder import open_model, write_model
 
+    tokenizer = open_model(base)[0] if base else tokens.local() / "tokenizer"  # a base may bring a chat template along
     with tempfile.TemporaryDirectory(prefix="sterna-export-") as scratch:
-        write_model(model, Path(scratch), dtype=getattr(torch, precision), tokenizer=tokens.local() / "tokenizer", state=weights)
+        write_model(model, Path(scratch), dtype=getattr(torch, precision), tokenizer=tokenizer, state=weights)
         copy_tree(scratch, uri)
 
 
@@ -113,24 +117,22 @@ def _describe(draft: Draft, plan: dict[str, Any], recipe: Recipe, tokens: Artifa
         "zero_stage": recipe.zero_stage,
         "num_workers": recipe.num_workers,
         "resumed_at": outcome.resumed_at,
+        "groups": len(outcome.attempts),
+        "steps_done_again": sum(attempt.lost for attempt in outcome.attempts),
+        "spikes_undone": len(state.skips),
     }
-    steps = [r.step for r in state.records]
-    flat = {"predicted": ([steps[0], steps[-1]], [predicted, predicted])} if predicted is not None else {}
-    draft.figures = {"loss": loss_curve("Pretraining loss", steps, [r.loss for r in state.records], flat)}
+    last = [state.records[0].step, state.records[-1].step]
+    flat = {"predicted": (last, [predicted, predicted])} if predicted is not None else {}
+    draft.figures = training_figures("Pretraining loss", state, flat)
     expected = f" (predicted {predicted:.2f})" if predicted is not None else ""
     draft.headline = f"loss {loss:.2f} after {state.step:,} steps{expected}, {rate:,.0f} tokens/s"
 
 
-def loss_curve(title: str, steps: Sequence[int], losses: Sequence[float], extra: dict[str, Any]) -> dict[str, Any]:
-    """A figure of the loss by step, thinned to a few hundred points (each the mean of what it stands for)."""
-    size = -(-len(steps) // _POINTS)
-    groups = [slice(i, i + size) for i in range(0, len(steps), size)]
-    curve = ([steps[g][-1] for g in groups], [sum(losses[g]) / len(losses[g]) for g in groups])
-    return lines(title, "step", "nats per token", {"loss": curve, **extra})
+def _read_plan(uri: str, model: str | None = None) -> tuple[dict[str, Any], str]:
+    """(the tables of plan.toml, a digest), from a plan folder or from a file; `model` is to be gone on with instead of the plan's.
 
-
-def _read_plan(uri: str) -> tuple[dict[str, Any], str]:
-    """(the tables of plan.toml, a digest), from a plan folder or from a file."""
+    Its [model] table is then, or is in the file, no more than `from`, the model's folder; what was predicted for the plan's own is gone.
+    """
     if uri.endswith(".toml"):
         filesystem, path = resolve(uri)
         try:
@@ -146,9 +148,13 @@ def _read_plan(uri: str) -> tuple[dict[str, Any], str]:
         plan = tomllib.loads(raw.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{uri}: not TOML ({error}); write it again with `sterna plan run`") from None
+    if model:
+        plan = {**plan, "model": {"from": model}, "predicted": {}}
     for name in ("model", "train"):
         if not isinstance(plan.get(name), dict):
             raise ValueError(f"{uri}: has no [{name}] table; `sterna plan run` writes one")
+    if base := plan["model"].get("from"):
+        plan["model"]["from"] = absolute(str(base))  # workers stand elsewhere
     return plan, digest
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,15 +17,17 @@ import torch.distributed
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from train.config import Recipe
 from train.corpus import Batch
-from train.loop import parameter_groups, use_bfloat16
-from train.loss import CausalLoss, output_weight
+from train.elastic.pieces import Held, Piece, load, snapshot
+from train.elastic.zero_pieces import publish_masters, zero_pieces
+from train.loss import output_weight
+from train.optimize.arithmetic import arithmetic_of_all
+from train.optimize.parameters import parameter_groups
+from train.optimize.prepare import prepared
+from train.recipe import Recipe
 from train.zero import deepspeed_config
 
-__all__ = ["ShardedStepper"]
-
-_TAG = "zero"  # the folder of DeepSpeed's files inside a checkpoint
+__all__ = ["ShardedStepper", "quiet_deepspeed"]
 
 
 class ShardedStepper:
@@ -34,23 +35,26 @@ class ShardedStepper:
 
     def __init__(self, model: PreTrainedModel, recipe: Recipe, device: torch.device | None = None) -> None:
         self._device = device or torch.device("cpu")
-        deepspeed = _quiet_deepspeed(self._device)
+        deepspeed = quiet_deepspeed(self._device)
         self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         assert self.world_size == recipe.num_workers, f"{self.world_size} workers for a recipe of {recipe.num_workers}"
+        self.replica, self.num_replicas = self.rank // recipe.workers_per_replica, recipe.num_replicas
         self._micro_steps, self._stage = recipe.micro_steps, recipe.zero_stage
-        bfloat16 = _all_use_bfloat16(recipe.precision, self._device)
-        self.precision = "bfloat16" if bfloat16 else "float32"
-        loss = CausalLoss(model)
-        weight = output_weight(model)
+        self.precision = arithmetic_of_all(self._device, recipe.precision)
+        self._good: Held | None = None
+        loss = prepared(model, recipe)
+        weight = output_weight(loss.model)
         self._engine, *_ = deepspeed.initialize(
             model=loss,
             model_parameters=parameter_groups(loss, recipe.weight_decay),
-            config=deepspeed_config(recipe, bfloat16=bfloat16),
+            config=deepspeed_config(recipe, self.precision),
         )
         if recipe.zero_stage == 3 and weight is not None:
             deepspeed.zero.register_external_parameter(loss, weight)  # used outside its own layer's forward
 
-    def step(self, batches: Sequence[Batch], num_labels: int, learning_rate: float) -> tuple[float, float]:
+    def step(
+        self, batches: Sequence[Batch], num_labels: int, learning_rate: float, judge: Callable[[float], None] = lambda _: None
+    ) -> tuple[float, float]:
         """See Stepper."""
         assert len(batches) == self._micro_steps
         engine = self._engine
@@ -60,13 +64,17 @@ class ShardedStepper:
         # DeepSpeed divides by the micro-steps and averages over the workers; both are undone here, so that each target weighs the same
         scale = self.world_size * self._micro_steps / num_labels
         total = 0.0
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
             nll = self._forward(batch)
             engine.backward(nll * scale)
-            norm = _norm(engine) if self._stage == 0 else 0.0  # stage 0 in float32 keeps no norm of its own
-            engine.step()
             total += float(nll.detach())
-        return self.total(total) / num_labels, float(engine.get_global_grad_norm() or norm)
+            if number == self._micro_steps:
+                loss = self.total(total) / num_labels
+                judge(loss)
+                norm = _norm(engine) if self._stage == 0 else 0.0  # stage 0 in float32 keeps no norm of its own
+            engine.step()
+        engine.module.after_step()
+        return loss, float(engine.get_global_grad_norm() or norm)
 
     def nll(self, batch: Batch) -> float:
         """See Stepper."""
@@ -80,17 +88,33 @@ class ShardedStepper:
         torch.distributed.all_reduce(tensor)
         return float(tensor)
 
+    def remember(self) -> None:
+        """See Stepper."""
+        self._good = None  # one copy at a time
+        self._good = Held(snapshot(self.pieces()))
+
+    def go_back(self) -> None:
+        """See Stepper."""
+        assert self._good is not None
+        pieces = self.pieces()
+        for piece in pieces:  # what has come since, such as the optimizer's state before the first step, was zero then
+            for value in piece.state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+        load(pieces, self._good)
+        self.publish()
+
+    def publish(self) -> None:
+        """Take over what was loaded into the pieces; all workers must call it."""
+        publish_masters(self._engine)
+
+    def pieces(self) -> list[Piece]:
+        """What a checkpoint holds: the stretches of trained parameters and optimizer state that this worker keeps."""
+        return zero_pieces(self._engine, lambda name: name.removeprefix("model."))
+
     def barrier(self) -> None:
         """Wait for every worker."""
         torch.distributed.barrier()
-
-    def save(self, folder: Path) -> None:
-        """Write this worker's part of weights and optimizer state into `folder`; all workers must call it."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=True)
-
-    def load(self, folder: Path) -> None:
-        """Read back what all workers of an equally large group saved."""
-        self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False, load_lr_scheduler_states=False)
 
     def weights(self) -> dict[str, Tensor]:
         """Every trained parameter, whole and in float32, by its name in the model; all workers must call it, rank 0 gets them."""
@@ -106,14 +130,7 @@ class ShardedStepper:
 
     def _forward(self, batch: Batch) -> Tensor:
         batch = batch.to(self._device)
-        return self._engine(batch.input_ids, batch.labels, batch.position_ids)
-
-
-def _all_use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether every worker's machine would: they may differ, the arithmetic may not."""
-    vote = torch.tensor(int(use_bfloat16(precision, device)), device=device)
-    torch.distributed.all_reduce(vote, op=torch.distributed.ReduceOp.MIN)
-    return bool(vote)
+        return self._engine(*batch.tensors)
 
 
 def _norm(engine: Any) -> float:
@@ -121,7 +138,7 @@ def _norm(engine: Any) -> float:
     return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
 
-def _quiet_deepspeed(device: torch.device) -> Any:
+def quiet_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed for `device`, without its chatter and without compiling operators that training does not use."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"

@@ -1,73 +1,42 @@
-"""One training job on Ray Train: the loop on N workers, with progress on the driver and restarts from checkpoints.
+"""One training job on Ray Train: groups of workers, one after the other, for as long as machines come and go.
 
-Promise: a job is restarted from its newest whole checkpoint when a worker fails, and when the same verb is run again
-after an interruption. Price: two processes beside the workers' (Ray's controller and the driver). What a job trains is
-three picklable callables, so pretrain and tune, and later ways of tuning, share this file and the loop.
+Promise: a group that learns that one of its machines is going leaves with its last step committed, and the next goes on with what is
+left; one that is broken off goes on from the newest whole checkpoint; when machines come, the job grows where that pays. It ends when
+all steps are done, when a user's mistake shows, or when groups fail again and again by themselves without getting on. The same verb run
+again goes on where it stopped.
+Price: a group's start (processes, imports, reading the checkpoint), each time; two processes beside the workers' (Ray's controller and
+the driver). Each group is a run of Ray Train's with a fixed size, none of whose restarts is used: its controller would take a group that
+left early for finished, charge a drain to the failures, and count doomed machines as good (docs/decisions/0011-groups-of-workers.md).
 """
 
 from __future__ import annotations
 
-import json
 import os
-import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
-import ray
-from ray.experimental import internal_kv
-
-from cluster.console import progress, say
+from cluster.console import say
+from cluster.preemption import DrainWatch
 from cluster.storage import resolve
-from train.config import Recipe
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel
-
-    from train.corpus import Sequences
-    from train.loop import State
+from train.checkpoint import Saved, newest
+from train.elastic.machines import machines, silent
+from train.elastic.size import Attempt, Crew, crew_of, fruitless, sized
+from train.elastic.watch import Figures, Group, counted, news_of, watched
+from train.elastic.worker import life_of_a_worker
+from train.job import Ended, Job, Orders, Outcome
+from train.optimize.guard import Diverged
 
 __all__ = ["Job", "Outcome", "train_on_workers"]
 
-_POLL_S = 0.5
-_SLOW_START_S = 60.0
-_NAMESPACE = b"sterna-train"
-_CONTROLLER = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5"}  # how soon Ray's controller sees that the workers are done, or dead
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """What the workers do. The callables run on every worker and must be picklable (module-level functions, partials)."""
-
-    label: str
-    """What the progress bar is called."""
-    recipe: Recipe
-    folder: str
-    """Folder, local or s3://, that all workers can write: its `checkpoints` and Ray Train's own records (`ray`) go there."""
-    build: Callable[[], PreTrainedModel]
-    """The model at step 0, equal on every worker."""
-    source: Callable[[], Sequences]
-    """What to train on."""
-    export: Callable[[PreTrainedModel, dict[str, Tensor]], None]
-    """Writes the result from the whole weights; runs on worker 0."""
-    held_out: Callable[[], Sequences] | None = None
-    """What to measure the loss on before and after."""
-    max_failures: int = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a finished job knows of itself."""
-
-    state: State
-    precision: str
-    resumed_at: int
-    """The step of the checkpoint that the last start went on from; 0 for an undisturbed run."""
-    loss_before: float | None = None
-    loss_after: float | None = None
+_LOOK_S = 1.0
+_WAITING_S = 60.0  # between two words about waiting
+_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon Ray's controller sees that the workers are done, or dead
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # then we look again at which machines there are
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # drains are our affair
+}
 
 
 def train_on_workers(job: Job) -> Outcome:
@@ -75,140 +44,167 @@ def train_on_workers(job: Job) -> Outcome:
 
     Raises ValueError for what only the workers could see to be a user's mistake, RuntimeError when they failed too often.
     """
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    with DrainWatch(announcements=True) as watch:
+        return _Run(job, watch).to_the_end()
+
+
+@dataclass(slots=True)
+class _Run:
+    """The driver's view of a job."""
+
+    job: Job
+    watch: DrainWatch
+    key: bytes = field(default_factory=lambda: uuid.uuid4().hex.encode())
+    attempts: list[Attempt] = field(default_factory=list)
+    gone: frozenset[str] = frozenset()
+    """Machines whose daemon does not answer, whatever Ray says of them."""
+    figures: Figures = field(default_factory=Figures)
+    asked_for: int = 0
+    """Workers that the cluster's autoscaler is asked to have room for."""
+
+    def to_the_end(self) -> Outcome:
+        """Group after group."""
+        try:
+            while True:
+                crew, saved = self._wait_for_crew(), newest(f"{self.job.folder}/checkpoints")
+                ended = self._attempt(crew, saved)
+                if ended is not None and ended.state is not None:
+                    start = saved.state.step if saved else 0
+                    return Outcome(ended.state, ended.precision, start, ended.loss_before, ended.loss_after, tuple(self.attempts))
+        finally:
+            self._ask_for(0)
+
+    def _attempt(self, crew: Crew, saved: Saved | None) -> Ended | None:
+        """One group of workers, to its end; None if it was broken off."""
+        from ray.train import TrainingFailedError
+
+        start = saved.state.step if saved else 0
+        orders = Orders(
+            job=self.job,
+            recipe=sized(self.job.recipe, crew.num_workers, self.job.recipe.workers_per_replica),
+            key=self.key,
+            attempt=f"{time.time_ns() // 1_000_000:012x}",
+            saved=saved,
+            num_threads=max(1, int(crew.cpus)),
+            save_s=self.figures.expected_save_s(crew.num_workers),
+        )
+        group = Group(self.job, self.key, crew.num_workers, start, lambda: self._room_for(crew), self.figures)
+        ended: Ended | None = None
+        try:
+            with watched(group):
+                ended = _trainer(orders, crew).fit().return_value
+            assert ended is not None
+            self.figures.note(ended, crew.num_workers)
+            self._note(Attempt(crew.num_workers, start, ended.step, ended.why, ended.reason, name=orders.attempt))
+        except TrainingFailedError as error:
+            self._broken_off(crew, orders, error)
+        return ended
+
+    def _broken_off(self, crew: Crew, orders: Orders, error: Exception) -> None:
+        """Note a group's failure. Raises when it is a user's mistake, or one too many."""
+        if _found_no_room(error):
+            return
+        news, saved = news_of(self.key), newest(f"{self.job.folder}/checkpoints")
+        cause, end = _cause(self.job, error), saved.state.step if saved else 0
+        start = orders.saved.state.step if orders.saved else 0
+        lost = max(0, int(news["step"]) - end) if news else 0
+        self.gone = silent(crew.node_ids)
+        drained = crew.node_ids & {*self.watch.nodes}
+        why, reason = ("lost", _gone(self.gone | drained)) if self.gone | drained else ("failed", str(cause).split("\n")[0])
+        if isinstance(cause, Diverged) or (isinstance(cause, ValueError) and news is None):
+            raise cause from error
+        self._note(Attempt(crew.num_workers, start, end, why, reason, lost, orders.attempt))
+        if 0 <= self.job.max_failures < fruitless(self.attempts):
+            raise cause from error
+
+    def _wait_for_crew(self) -> Crew:
+        """The workers of the next group, as soon as there are machines for them."""
+        told, wanted = -_WAITING_S, self.job.recipe.num_workers
+        while (crew := self._crew()) is None:
+            if time.monotonic() - told > _WAITING_S:
+                told = time.monotonic()
+                say(f"{self.job.label}: waiting for machines for at least {self.job.min_workers} of {wanted} workers")
+            self._ask_for(wanted)
+            time.sleep(_LOOK_S)  # Ray has no event for a machine that comes
+        self._ask_for(wanted if crew.num_workers < wanted else 0)
+        return crew
+
+    def _ask_for(self, num_workers: int) -> None:
+        """Tell the cluster's autoscaler, if it has one, how many workers there should be room for."""
+        from ray.autoscaler.sdk import request_resources
+
+        if num_workers != self.asked_for:
+            request_resources(bundles=[{"CPU": 1.0}] * num_workers)
+            self.asked_for = num_workers
+
+    def _crew(self) -> Crew | None:
+        recipe = self.job.recipe
+        there = machines(self.watch, self.gone)
+        return crew_of(
+            there,
+            wanted=recipe.num_workers,
+            least=self.job.min_workers,
+            global_batch=recipe.global_batch,
+            group=recipe.workers_per_replica,
+        )
+
+    def _room_for(self, crew: Crew) -> int:
+        """How many workers there is room for now."""
+        possible = self._crew()
+        return possible.num_workers if possible else crew.num_workers
+
+    def _note(self, attempt: Attempt) -> None:
+        self.attempts.append(attempt)
+        if attempt.why != "finished":
+            again = f", {attempt.lost} steps to be done again" if attempt.lost else ""
+            say(f"{self.job.label}: {counted(attempt.num_workers)} {attempt.why} at step {attempt.end}{again}: {attempt.reason}")
+
+
+def _trainer(orders: Orders, crew: Crew) -> Any:
+    """Ray Train's run of one group."""
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    for name, value in _CONTROLLER.items():
-        os.environ.setdefault(name, value)
-    cpus, use_gpu = _share_of_cluster(job.recipe.num_workers)
-    filesystem, place = resolve(f"{job.folder}/ray")
-    key = uuid.uuid4().hex.encode()
-    trainer = TorchTrainer(
-        _on_worker,
-        train_loop_config={"job": job, "key": key, "num_threads": max(1, int(cpus))},
-        scaling_config=ScalingConfig(num_workers=job.recipe.num_workers, resources_per_worker={"CPU": cpus}, use_gpu=use_gpu),
+    filesystem, place = resolve(f"{orders.job.folder}/ray")
+    return TorchTrainer(
+        life_of_a_worker,
+        train_loop_config={"orders": orders},
+        scaling_config=ScalingConfig(
+            num_workers=crew.num_workers,
+            resources_per_worker={"CPU": crew.cpus},
+            use_gpu=crew.use_gpu,
+            label_selector={"ray.io/node-id": f"!in({','.join(crew.left_out)})"} if crew.left_out else None,
+        ),
         run_config=RunConfig(
-            name=f"run-{key.decode()}",
+            name=f"run-{orders.attempt}",
             storage_path=place,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=job.max_failures),
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    with _watched(job, key):
-        try:
-            return trainer.fit().return_value
-        except TrainingFailedError as error:
-            raise _first_failure(job, error) from error
-        finally:
-            internal_kv._internal_kv_del(key, namespace=_NAMESPACE)
 
 
-def _on_worker(config: dict[str, Any]) -> Outcome:
-    """The life of one worker; its return value counts on rank 0."""
-    import ray.train
-    import torch
-
-    from train.checkpoint import newest, restore, save
-    from train.loop import State, held_out_loss, run
-    from train.sharded import ShardedStepper
-
-    job: Job = config["job"]
-    recipe, checkpoints = job.recipe, f"{job.folder}/checkpoints"
-    torch.set_num_threads(config["num_threads"])
-    device = ray.train.torch.get_device()
-    saved = newest(checkpoints)
-    if saved:
-        recipe = replace(recipe, precision=saved.precision)
-    model = job.build()
-    stepper = ShardedStepper(model, recipe, device)
-    held_out = job.held_out() if job.held_out else None
-    before = held_out_loss(stepper, held_out, recipe.micro_batch) if held_out else None
-    state = restore(saved, stepper) if saved else State()
-
-    def checkpoint(now: State) -> None:
-        save(checkpoints, stepper, now)
-        ray.train.report({"step": now.step, "loss": now.records[-1].loss})
-
-    done = run(stepper, job.source(), recipe, state=state, report=_reporter(config["key"], stepper.rank), checkpoint=checkpoint)
-    after = held_out_loss(stepper, held_out, recipe.micro_batch) if held_out else None
-    weights = stepper.weights()
-    if stepper.rank == 0:
-        job.export(model, weights)
-    stepper.barrier()
-    return Outcome(done, stepper.precision, state.step, before, after)
+def _gone(node_ids: frozenset[str]) -> str:
+    machines = f"machine {next(iter(node_ids))[:8]} is" if len(node_ids) == 1 else f"{len(node_ids)} machines are"
+    return f"{machines} gone"
 
 
-def _reporter(key: bytes, rank: int) -> Callable[..., None]:
-    """Tells the driver of each step through the cluster's key-value store; only worker 0 speaks."""
+def _found_no_room(error: Exception) -> bool:
+    """Whether the group never began, because others use the machines: that is no failure, and it is tried again."""
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
-    def report(record: Any) -> None:
-        if rank == 0:
-            news = {"step": record.step, "loss": record.loss, "rate": record.tokens / max(record.seconds, 1e-9)}
-            internal_kv._internal_kv_put(key, json.dumps(news).encode(), overwrite=True, namespace=_NAMESPACE)
-
-    return report
+    return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
 
 
-@contextmanager
-def _watched(job: Job, key: bytes) -> Iterator[None]:
-    """Show the job's progress while the block runs."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_watch, args=(job, key, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _watch(job: Job, key: bytes, stop: threading.Event) -> None:
-    say(f"{job.label}: starting {job.recipe.num_workers} workers")
-    waited_s = 0.0
-    while (news := _news(key)) is None:
-        if stop.wait(_POLL_S):
-            return
-        waited_s += _POLL_S
-        if waited_s == _SLOW_START_S:
-            say(f"{job.label}: still waiting for {job.recipe.num_workers} workers; is the cluster busy?")
-    seen = news["step"] - 1  # a resumed run's bar starts where the run does
-    with progress(job.label, job.recipe.steps - seen, "steps") as advance:
-        while True:
-            last = stop.wait(_POLL_S)
-            news = _news(key) or news
-            if news["step"] > seen:
-                advance(news["step"] - seen, f"loss {news['loss']:.3f}  {news['rate']:,.0f} tokens/s")
-                seen = news["step"]
-            if last:
-                return
-
-
-def _news(key: bytes) -> dict[str, Any] | None:
-    raw = internal_kv._internal_kv_get(key, namespace=_NAMESPACE)
-    return json.loads(raw) if raw else None
-
-
-def _share_of_cluster(num_workers: int) -> tuple[float, bool]:
-    """(CPUs for each worker, whether each gets a GPU): the smallest machine's CPUs over the workers that it may have to hold,
-    on machines with GPUs where there are enough for all: one worker a GPU."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-    if not nodes:
-        return 1.0, False  # a cluster that scales up from nothing
-    with_gpu = [node for node in nodes if node.get("GPU", 0) > 0]
-    if sum(node["GPU"] for node in with_gpu) >= num_workers:
-        most = max(1, min(int(node["GPU"]) for node in with_gpu))
-        return float(max(1, int(min(node["CPU"] for node in with_gpu) / most))), True
-    on_one = -(-num_workers // len(nodes))
-    share = min(node["CPU"] for node in nodes) / on_one
-    return (float(int(share)) if share >= 1 else share), False
-
-
-def _first_failure(job: Job, error: Exception) -> Exception:
+def _cause(job: Job, error: Exception) -> Exception:
+    """What the first worker to fail failed of: a ValueError in one line, or a RuntimeError that says which worker."""
     failures = getattr(error, "worker_failures", {})
     for rank, failure in sorted(failures.items()):
         cause = getattr(failure, "cause", None) or failure.__cause__ or failure
         if isinstance(cause, ValueError) and "\n" not in str(cause):
-            return ValueError(str(cause))
+            return type(cause)(str(cause)) if isinstance(cause, Diverged) else ValueError(str(cause))
         return RuntimeError(f"{job.label}: worker {rank} failed: {failure}")
     return RuntimeError(f"{job.label}: {error}")

@@ -77,7 +77,7 @@ def read_adapter(folder: Path, known: dict[str, Place]) -> tuple[list[Update], b
     except Exception as error:  # safetensors raises a bare exception type of its own
         raise ValueError(f"adapter: {folder} cannot be read ({error}); save the adapter again") from None
     if (reason := _refusal(config)) is not None:
-        raise ValueError(f"adapter: {folder} {reason}; merge it into the model (peft's merge_and_unload) and serve that")
+        raise ValueError(f"adapter: {folder} {reason}; {_advice(config)}")
     digest = blake2b(digest_size=16)
     for file in files:
         digest.update(file.read_bytes())
@@ -99,6 +99,13 @@ def _refusal(config: dict[str, Any]) -> str | None:
     if reason is None and config.get("bias", "none") != "none":
         reason = f"trains biases (bias={config['bias']})"
     return reason
+
+
+def _advice(config: dict[str, Any]) -> str:
+    """What to do with an adapter that is refused: those that add something to the architecture cannot be folded into its weights."""
+    if config.get("peft_type") in ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "BOTTLENECK"):
+        return "tune the model with lora, rslora or adalora instead, or with a method that gives a whole model"
+    return "merge it into the model (`sterna tune` does, or peft's merge_and_unload) and serve that"
 
 
 def _updates(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], known: dict[str, Place]) -> list[Update]:

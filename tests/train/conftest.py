@@ -80,10 +80,12 @@ def plan_file(tmp_path: Path, tokens_dir: Path) -> Path:
 def plain_losses(plan_file: Path, tokens_dir: Path) -> list[float]:
     """What one process of plain torch makes of the plan: the loss of each step."""
     from cluster.artifact import open_artifact
-    from train.config import Recipe
     from train.corpus import Sequences
-    from train.loop import PlainStepper, State, run
+    from train.loop import run
+    from train.plain import PlainStepper
     from train.pretrain import _build, _read_plan
+    from train.recipe import Recipe
+    from train.state import State
 
     plan, _ = _read_plan(str(plan_file))
     recipe = Recipe(**{k: v for k, v in plan["train"].items() if k != "tokens"} | {"num_workers": 1})

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 
 from cluster.settings import field_help, parse
-from train.config import EvaluateConfig, PretrainConfig, Recipe, TuneConfig, overridden
+from train.config import EvaluateConfig, PretrainConfig, overridden
+from train.recipe import Recipe
+from train.tuning.config import TuneConfig
 
 TABLE = {"steps": 100, "global_batch": 8, "micro_batch": 4, "sequence_length": 64, "learning_rate": 1e-3, "warmup_steps": 40}
 
@@ -35,6 +37,7 @@ def test_a_plan_that_cannot_be_carried_out_is_one_line(change, message):
         (EvaluateConfig, {"models": [], "data": ["d"], "output": "o"}, "models: is empty"),
         (EvaluateConfig, {"models": ["m"], "data": ["d"], "output": "o", "overlap": 1.0}, "overlap"),
         (PretrainConfig, {"plan": "p", "output": "o", "max_failures": -2}, "max_failures"),
+        (PretrainConfig, {"plan": "p", "output": "o", "min_workers": 0}, "min_workers: is 0"),
     ],
 )
 def test_settings_refuse_nonsense(cls, data, message):
@@ -53,3 +56,9 @@ def test_overrides_replace_the_plan_and_keep_it_consistent():
     assert (recipe.steps, recipe.warmup_steps, recipe.num_workers, recipe.micro_batch) == (50, 5, 4, 2)
     assert recipe.micro_steps == 1
     assert parse(Recipe, overridden(TABLE, PretrainConfig(plan="p", output="o")), where="test") == Recipe(**TABLE)
+
+
+def test_muon_on_one_worker_needs_no_stage_of_its_own():
+    config = PretrainConfig(plan="p", output="o", num_workers=1, optimizer="muon", guard=0.0, gradient_checkpointing=True)
+    recipe = parse(Recipe, overridden(TABLE, config), where="test")
+    assert (recipe.optimizer, recipe.zero_stage, recipe.guard, recipe.gradient_checkpointing) == ("muon", 2, 0.0, True)

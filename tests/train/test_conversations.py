@@ -13,6 +13,7 @@ from cluster.artifact import publish
 from train.config import EvaluateConfig
 from train.conversations import encode, from_corpus, from_jsonl, split
 from train.corpus import IGNORED
+from train.instructions import parse_conversation
 
 
 def conversation(number: int) -> list[dict[str, str]]:
@@ -46,14 +47,14 @@ def test_what_does_not_fit_is_counted(tiny_model_dir: Path):
 def test_bad_lines_of_a_jsonl_file_are_set_aside(tmp_path: Path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join([json.dumps({"messages": conversation(1)}), "{", "", '{"messages": 3}']))
-    read = from_jsonl(str(path))
+    read = from_jsonl(str(path), parse_conversation, "messages")
     assert read.found == [conversation(1)]
     assert read.dropped == {"not_json": 1, "no_messages": 1}
     path.write_text("nothing\n")
-    with pytest.raises(ValueError, match="no line is a conversation"):
-        from_jsonl(str(path))
+    with pytest.raises(ValueError, match=r"no line can be used .*needs messages"):
+        from_jsonl(str(path), parse_conversation, "messages")
     with pytest.raises(ValueError, match="no such file"):
-        from_jsonl(str(tmp_path / "absent.jsonl"))
+        from_jsonl(str(tmp_path / "absent.jsonl"), parse_conversation, "messages")
 
 
 def test_the_split_is_a_function_of_the_pairs_alone():

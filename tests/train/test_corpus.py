@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.config import Recipe
 from train.corpus import IGNORED, Cursor, Sequences, pack
-from train.loop import State, run
+from train.loop import run
 from train.loss import CausalLoss
+from train.recipe import Recipe
+from train.state import State
 
 
 @settings(max_examples=60, deadline=None)
@@ -122,9 +123,13 @@ class Listener:
         self.rank, self.world_size = rank, world_size
         self.given: list[list[int]] = []
 
-    def step(self, batches, num_labels, learning_rate):
+    def step(self, batches, num_labels, learning_rate, judge):
         self.given.append([number for batch in batches for number in batch.input_ids[:, 0].tolist()])
+        judge(1.0)
         return 1.0, 1.0
+
+    def remember(self):
+        pass
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,63 +1,14 @@
 from __future__ import annotations
 
-import math
+import json
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from train.config import EvaluateConfig
-from train.evaluate import Score, _bounded, _slices, evaluate, judge, windows
+from train.evaluate import _bounded, _slices, evaluate
 from train.held_out import Document, read_documents
-
-
-@given(num_tokens=st.integers(1, 300), max_length=st.integers(2, 40), overlap=st.floats(0, 0.99))
-def test_windows_judge_every_token_once_within_their_length(num_tokens, max_length, overlap):
-    judged = []
-    for start, first, end in windows(num_tokens, max_length, overlap):
-        assert 0 <= start < first < end <= num_tokens
-        assert end - start - 1 <= max_length
-        judged += range(first, end)
-    assert judged == list(range(1, num_tokens))
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model_dir: Path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    return AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval(), AutoTokenizer.from_pretrained(tiny_model_dir)
-
-
-def test_scores_equal_the_plain_sum_whatever_the_batching(model):
-    texts = ["def add(a, b):\n    return a + b\n", "Ünïcode 🐦 and a tab\t", "x", "The tern flies. " * 9]
-    settings = {"max_length": 512, "overlap": 0.5}
-    scores = judge(*model, texts, **settings, batch_tokens=4096)
-    one_by_one = judge(*model, texts, **settings, batch_tokens=1)
-    for text, score, alone in zip(texts, scores, one_by_one, strict=True):
-        ids = torch.tensor([[0, *model[1].encode(text)]])
-        with torch.no_grad():
-            plain = torch.nn.functional.cross_entropy(model[0](ids).logits[0, :-1].double(), ids[0, 1:], reduction="sum")
-        assert score.nats == pytest.approx(float(plain), rel=1e-5)
-        assert alone.nats == pytest.approx(score.nats, rel=1e-5)
-        assert score.num_bytes == len(text.encode())
-        assert score.bits_per_byte == pytest.approx(float(plain) / math.log(2) / len(text.encode()), rel=1e-5)
-
-
-def test_long_documents_are_judged_in_windows_and_a_model_without_first_token_guesses_it(model):
-    text = "The tern flies from pole to pole. " * 30
-    (score,) = judge(*model, [text], max_length=32, overlap=0.5, batch_tokens=512)
-    assert score.num_tokens == len(model[1].encode(text)) > 64
-    assert 0 < score.loss < 3 * math.log(400)
-    special = model[1].bos_token, model[1].eos_token
-    try:
-        model[1].bos_token = model[1].eos_token = None
-        (guessed,) = judge(*model, ["x"], max_length=32, overlap=0.5, batch_tokens=512)
-    finally:
-        model[1].bos_token, model[1].eos_token = special
-    assert guessed.nats == pytest.approx(math.log(len(model[1])))
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -75,6 +26,36 @@ def test_models_are_compared_on_held_out_text(tmp_path: Path, tiny_model_dir: Pa
     assert made.manifest.headline == f"bits per byte: random {values['random']['all']:.3f}, tiny-code {values['tiny-code']['all']:.3f}"
     assert {f["kind"] for f in made.manifest.figures.values()} == {"bars", "table"}
     assert evaluate(config).digest == made.digest
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_questions_and_an_adapter_beside_its_model(tmp_path: Path, models_dir: Path, tokens_dir: Path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from train.tuning.config import TuneConfig
+    from train.tuning.methods import METHODS, attach
+
+    base = models_dir / "tiny-code"
+    config = TuneConfig(model=str(base), data=("d",), output="o", method="prompt", virtual_tokens=4)
+    tuned = attach(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config, 1)
+    METHODS["prompt"].write(tuned, tmp_path / "prompted")
+    lines = [
+        {"prompt": f"for {name} in range({n}):\n    print(", "choices": [name, "while"], "answer": 0}
+        for n in range(3)
+        for name in ("i", "index")
+    ]
+    (tmp_path / "python.jsonl").write_text("\n".join([*map(json.dumps, lines), "{"]))
+    made = evaluate(EvaluateConfig(
+        models=(f"plain={base}", f"{base}+{tmp_path / 'prompted'}"), data=(str(tokens_dir),), tasks=(str(tmp_path / "python.jsonl"),),
+        output=str(tmp_path / "out"),
+    ))  # fmt: skip
+    found = made.manifest.metrics["accuracy"]
+    assert set(found) == {"plain", "prompted"} == set(made.manifest.metrics["bits_per_byte"])
+    assert found["plain"]["python"]["share"] == 1.0
+    assert (made.manifest.counts["questions.python"], made.manifest.counts["unusable.python"]) == (6, 1)
+    assert "python: plain 100%, prompted" in made.manifest.headline
+    assert {"accuracy", "questions", "table"} <= set(made.manifest.figures)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -97,11 +78,6 @@ def test_slices_and_bounds_keep_documents_whole():
     assert _bounded(documents, 0) == documents
 
 
-def test_scores_add_up():
-    assert Score(math.log(2) * 8, 2, 4) + Score(0.0, 0, 0) == Score(math.log(2) * 8, 2, 4)
-    assert Score(math.log(2) * 8, 2, 4).bits_per_byte == pytest.approx(2.0)
-
-
 def test_data_mistakes_are_named(tmp_path: Path, tiny_model_dir: Path):
     def run(*data: str, models: tuple[str, ...] = (str(tiny_model_dir),)) -> None:
         evaluate(EvaluateConfig(models=models, data=data, output=str(tmp_path / "out")))
@@ -118,4 +94,10 @@ def test_data_mistakes_are_named(tmp_path: Path, tiny_model_dir: Path):
         run(str(tmp_path))
     with pytest.raises(ValueError, match="two are called 'm'"):
         run(str(tmp_path / "good.jsonl"), models=("m=a", "m=b"))
+    with pytest.raises(ValueError, match="no adapter"):
+        run(str(tmp_path / "good.jsonl"), models=(f"{tiny_model_dir}+{tmp_path}",))
+    questions = tmp_path / "bad.jsonl"
+    questions.write_text('{"prompt": "p"}\n{')
+    with pytest.raises(ValueError, match=r"no line can be used \(1 no choices, 1 not json\)"):
+        evaluate(EvaluateConfig(models=(str(tiny_model_dir),), tasks=(str(questions),), output=str(tmp_path / "out")))
     assert read_documents([str(tmp_path / "good.jsonl")]) == ([Document("hello", "text")], 2)

@@ -17,10 +17,11 @@ from pathlib import Path
 import torch, torch.distributed
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
-from train.checkpoint import newest, restore, save
-from train.config import Recipe
+from train.checkpoint import Checkpoints, newest, restore
+from train.recipe import Recipe
 from train.corpus import Sequences
-from train.loop import State, held_out_loss, run
+from train.loop import held_out_loss, run
+from train.state import State
 from train.sharded import ShardedStepper
 
 model_dir, tokens_dir, scratch, out = map(Path, sys.argv[1:5])
@@ -39,16 +40,24 @@ for kind, precision, stage in [
         return ShardedStepper(get_peft_model(model, lora) if kind == "lora" else model, recipe)
     stepper, place = fresh(), str(scratch / f"{kind}-{precision}-{stage}")
     before = held_out_loss(stepper, source, 4)
-    state = run(stepper, source, recipe, state=State(), checkpoint=lambda s: save(place, stepper, s) if s.step == 3 else None)
+    checkpoints = Checkpoints(place, stepper, "0")
+    state = run(stepper, source, recipe, state=State(), checkpoint=lambda s: checkpoints.save(s) if s.step == 3 else None)
+    checkpoints.settle()
+    stepper.barrier()
     weights = stepper.weights()
     resumed = fresh()
     again = run(resumed, source, recipe, state=restore(newest(place), resumed))
+    crossed = again
+    if kind == "full" and precision == "float32":
+        crossed = fresh()
+        crossed = run(crossed, source, recipe, state=restore(newest(str(scratch / "full-float32-0")), crossed))
     if stepper.rank == 0:
         found[f"{kind}-{precision}-{stage}"] = {
             "before": before,
             "losses": [r.loss for r in state.records],
             "norms": [r.gradient_norm for r in state.records],
             "resumed": [r.loss for r in again.records],
+            "crossed": [r.loss for r in crossed.records],
             "norm_of_weights": {name: float(w.double().norm()) for name, w in weights.items()},
         }
 if torch.distributed.get_rank() == 0:
@@ -57,8 +66,12 @@ if torch.distributed.get_rank() == 0:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tokens_dir: Path) -> dict:
-    folder = tmp_path_factory.mktemp("zero")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("zero")
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path, tiny_model_dir: Path, tokens_dir: Path) -> dict:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -80,9 +93,11 @@ def plain(tiny_model_dir: Path, tokens_dir: Path) -> dict:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from train.config import Recipe
     from train.corpus import Sequences
-    from train.loop import PlainStepper, State, held_out_loss, run
+    from train.loop import held_out_loss, run
+    from train.plain import PlainStepper
+    from train.recipe import Recipe
+    from train.state import State
 
     recipe = Recipe(
         steps=6, global_batch=8, micro_batch=8, sequence_length=32, learning_rate=1e-3, clip=0.5, num_workers=1, precision="float32"
@@ -98,6 +113,32 @@ def plain(tiny_model_dir: Path, tokens_dir: Path) -> dict:
         "norms": [r.gradient_norm for r in state.records],
         "weights": norms,
     }
+
+
+@pytest.fixture(scope="module")
+def resumed_alone(runs: dict, folder: Path, tiny_model_dir: Path, tokens_dir: Path) -> dict:
+    """Each run's losses when one process of plain torch goes on from what two workers saved."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from train.checkpoint import newest, restore
+    from train.corpus import Sequences
+    from train.loop import run
+    from train.plain import PlainStepper
+    from train.recipe import Recipe
+
+    found = {}
+    for kind in (*(f"full-float32-{stage}" for stage in range(4)), "full-bfloat16-2"):
+        recipe = Recipe(
+            steps=6, global_batch=8, micro_batch=8, sequence_length=32, learning_rate=1e-3, clip=0.5, num_workers=1,
+            precision=kind.split("-")[1],
+        )  # fmt: skip
+        stepper = PlainStepper(AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32), recipe)
+        saved = newest(str(folder / kind))
+        assert saved is not None
+        again = run(stepper, Sequences.open(tokens_dir), recipe, state=restore(saved, stepper))
+        found[kind] = [r.loss for r in again.records]
+    return found
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -123,3 +164,13 @@ def test_lora_trains_only_its_own_weights(runs: dict):
 @pytest.mark.parametrize("run", [*(f"full-float32-{stage}" for stage in range(4)), "full-bfloat16-2", "lora-float32-2"])
 def test_a_restored_run_continues_the_curve(runs: dict, run: str):
     assert runs[run]["resumed"] == pytest.approx(runs[run]["losses"], rel=1e-6)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_checkpoint_of_whole_parameters_is_read_by_every_stage(runs: dict, stage: int):
+    assert runs[f"full-float32-{stage}"]["crossed"] == pytest.approx(runs["full-float32-0"]["losses"], rel=1e-6)
+
+
+@pytest.mark.parametrize("run", [*(f"full-float32-{stage}" for stage in range(4)), "full-bfloat16-2"])
+def test_one_process_goes_on_from_what_two_workers_saved(runs: dict, resumed_alone: dict, run: str):
+    assert resumed_alone[run] == pytest.approx(runs[run]["losses"], rel=2e-3 if "bfloat16" in run else 1e-6)

@@ -12,9 +12,9 @@ import ray.train
 import torch
 
 from cluster.artifact import open_artifact
-from train.config import Recipe
 from train.corpus import Sequences
 from train.pretrain import _build, _read_plan
+from train.recipe import Recipe
 from train.workers import Job, train_on_workers
 
 

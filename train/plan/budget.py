@@ -12,12 +12,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from train.config import Recipe
 from train.plan.config import Budget
 from train.plan.laws import Interval, predict_loss
 from train.plan.machine import FAILURE_EVERY_S, Machine, checkpoint_seconds, start_seconds, step_seconds
 from train.plan.memory import Footprint, footprint
-from train.plan.shapes import ModelShape, candidate_shapes
+from train.plan.shapes import Architecture, ModelShape, candidate_shapes
+from train.recipe import Recipe
 
 __all__ = ["Candidate", "Data", "consider", "decide", "probe_shapes"]
 
@@ -70,7 +70,13 @@ class Candidate:
 
 
 def decide(
-    data: Data, budget: Budget, machine: Machine, *, max_parameters: int | None = None, seed: int = 0
+    data: Data,
+    budget: Budget,
+    machine: Machine,
+    *,
+    max_parameters: int | None = None,
+    seed: int = 0,
+    architecture: Architecture = "dense",
 ) -> tuple[Candidate, list[Candidate]]:
     """The best candidate, and all that were possible, smallest first.
 
@@ -78,7 +84,7 @@ def decide(
     """
     if data.num_sequences < machine.num_workers:
         raise ValueError(f"tokens: {data.num_sequences} sequences are too few for {machine.num_workers} workers; tokenize more text")
-    shapes = _shapes(data, max_parameters)
+    shapes = _shapes(data, max_parameters, architecture)
     _refuse_tight_memory(shapes[0], data, machine)
     found = [
         c for c in consider(shapes, data, budget, machine, seed) if c.memory.total <= machine.memory_bytes and c.recipe.steps >= MIN_STEPS
@@ -102,11 +108,13 @@ def consider(shapes: Iterable[ModelShape], data: Data, budget: Budget, machine: 
     return found
 
 
-def probe_shapes(data: Data, budget: Budget, num_workers: int, *, max_parameters: int | None = None) -> list[ModelShape]:
+def probe_shapes(
+    data: Data, budget: Budget, num_workers: int, *, max_parameters: int | None = None, architecture: Architecture = "dense"
+) -> list[ModelShape]:
     """The two shapes whose speed is worth measuring: those around the choice that a guessed speed would make."""
     guess = 1e11  # FLOP/s of a worker
     flops = budget.flops or guess * num_workers * (budget.seconds or 0.0)
-    shapes = _shapes(data, max_parameters)
+    shapes = _shapes(data, max_parameters, architecture)
     shapes = [shape for shape in shapes if shape.num_parameters < 60e6] or shapes[:1]  # larger ones would not be measured in seconds
 
     def loss(shape: ModelShape) -> float:
@@ -116,11 +124,12 @@ def probe_shapes(data: Data, budget: Budget, num_workers: int, *, max_parameters
     return [shapes[i] for i in sorted({max(0, best - 1), min(len(shapes) - 1, best + 2)})]
 
 
-def _shapes(data: Data, max_parameters: int | None) -> list[ModelShape]:
+def _shapes(data: Data, max_parameters: int | None, architecture: Architecture) -> list[ModelShape]:
     """The candidates; ValueError if the limit leaves none."""
-    shapes = list(candidate_shapes(vocab_size=data.vocab_size, max_length=data.sequence_length, max_parameters=max_parameters))
+    size, length = data.vocab_size, data.sequence_length
+    shapes = list(candidate_shapes(vocab_size=size, max_length=length, max_parameters=max_parameters, architecture=architecture))
     if not shapes:
-        smallest = next(candidate_shapes(vocab_size=data.vocab_size, max_length=data.sequence_length)).num_parameters
+        smallest = next(candidate_shapes(vocab_size=size, max_length=length, architecture=architecture)).num_parameters
         raise ValueError(
             f"max_parameters: with a vocabulary of {data.vocab_size} the smallest model has {smallest:,} parameters; allow that many"
         )
@@ -153,8 +162,9 @@ def _candidate(shape: ModelShape, data: Data, budget: Budget, machine: Machine, 
 
 
 def _loss(shape: ModelShape, tokens: float, data: Data) -> Interval:
+    """The dense law, for every architecture; of experts it counts those that a token visits, which is less than they are worth."""
     return predict_loss(
-        parameters=shape.num_parameters,
+        parameters=shape.num_active_parameters,
         tokens=tokens,
         unique=data.num_tokens,
         vocab_size=data.vocab_size,

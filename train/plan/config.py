@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cluster.settings import settings
+from train.plan.shapes import Architecture
 
 __all__ = ["Budget", "FitConfig", "PlanConfig"]
 
@@ -60,6 +61,8 @@ class PlanConfig:
     """Folder to write plan.toml to."""
     budget: str
     """What may be spent on training: hours=… or minutes=… of wall time on these machines, start-up included, or flops=…."""
+    architecture: Architecture = "dense"
+    """What kind of model: dense, sliding, alibi, moe, ssm, hybrid or linear (train/plan/shapes.py says what each is)."""
     num_workers: int = 2
     """Training workers that share each step."""
     memory_bytes: int | None = None

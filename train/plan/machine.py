@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from train.config import Recipe
 from train.plan.memory import Precision
 from train.plan.shapes import ModelShape
+from train.recipe import Recipe
 
 __all__ = ["FAILURE_EVERY_S", "Machine", "Sample", "Throughput", "checkpoint_seconds", "start_seconds", "step_seconds"]
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from train.architectures import make_config, make_model
-from train.config import Recipe
 from train.corpus import Batch, Cursor, Sequences
-from train.loop import PlainStepper
+from train.plain import PlainStepper
 from train.plan.machine import Sample
 from train.plan.memory import Precision
 from train.plan.shapes import ModelShape
+from train.recipe import Recipe
 
 __all__ = ["measure", "threads"]
 

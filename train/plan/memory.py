@@ -1,7 +1,8 @@
 """Bytes per worker of a training step: weights, gradients, optimizer, activations, logits, by ZeRO stage.
 
 Promise: every term is a product you can check by hand; the activation terms are what autograd really saves for this repository's
-dense recipe (tests compare them with saved-tensor hooks), not a rule of thumb. Price: none. Source: ZeRO (Rajbhandari et al. 2020)
+recipes (tests compare them with saved-tensor hooks), not a rule of thumb; of a recurrent layer, whose chunked scan is not ours, they are
+fitted to what it saves. Price: none. Source: ZeRO (Rajbhandari et al. 2020)
 for who holds what at which stage; DeepSpeed's mixed precision for the float32 master weights; the runtime term is measured.
 """
 
@@ -64,7 +65,7 @@ def footprint(
     width = 2 if precision == "bfloat16" else 4
     parameters, tokens = shape.num_parameters, micro_batch * sequence_length
     share = {stage: 1 / num_workers if zero_stage >= stage else 1.0 for stage in (1, 2, 3)}
-    activations = tokens * (shape.num_layers * layer_activation_bytes(shape, precision) + shape.hidden_size * (width + 4))
+    activations = tokens * (shape.num_layers * layer_activation_bytes(shape, precision, sequence_length) + shape.hidden_size * (width + 4))
     chunk = min(tokens * shape.vocab_size, max(LOGIT_ELEMENTS, shape.vocab_size))
     logits = chunk * (2 * width + 4.0) + 4.0 * shape.vocab_size * shape.hidden_size
     return Footprint(
@@ -79,13 +80,45 @@ def footprint(
     )
 
 
-def layer_activation_bytes(shape: ModelShape, precision: Precision) -> float:
-    """Bytes that one layer saves per token for the way back (fused attention: no score matrix).
+def layer_activation_bytes(shape: ModelShape, precision: Precision, sequence_length: int) -> float:
+    """Bytes that a layer saves per token for the way back, on average over the layers.
 
-    Feed-forward: gate, up, SiLU(gate) and their product. Attention: query and output, key and value. Residual stream: both norms'
-    inputs in float32, their normalised values and their outputs.
+    Feed-forward: gate, up, SiLU(gate) and their product. Attention: query and output, key and value; fused, so without a score matrix.
+    Residual stream: both norms' inputs in float32, their normalised values and their outputs.
     """
     width = 2 if precision == "bfloat16" else 4
-    feed_forward = 4 * width * shape.intermediate_size
-    attention = 2 * width * shape.head_dim * (shape.num_heads + shape.num_kv_heads)
-    return feed_forward + attention + (4 * width + 2 * 4) * shape.hidden_size
+    if shape.architecture == "alibi":
+        return _alibi_bytes(shape, width, sequence_length)
+    mixers = [
+        _attention_bytes(shape, width, sequence_length) if shape.attends(i) else _recurrent_bytes(shape) for i in range(shape.num_layers)
+    ]
+    mixer = sum(mixers) / shape.num_layers
+    if shape.architecture == "ssm":
+        return mixer
+    return mixer + _feed_forward_bytes(shape, width) + (4 * width + 2 * 4) * shape.hidden_size
+
+
+def _attention_bytes(shape: ModelShape, width: int, sequence_length: int) -> float:
+    plain = 2.0 * width * shape.head_dim * (shape.num_heads + shape.num_kv_heads)
+    if not 0 < shape.window < sequence_length:
+        return plain
+    # a mask: keys and values are repeated for the query heads, and every layer has the mask as numbers
+    return plain + 2.0 * width * shape.head_dim * (shape.num_heads - shape.num_kv_heads) + width * sequence_length
+
+
+def _feed_forward_bytes(shape: ModelShape, width: int) -> float:
+    one = 4.0 * width * shape.intermediate_size
+    # an expert's tokens are gathered before it, and weighted after it
+    return one if shape.architecture != "moe" else shape.experts_per_token * (one + 2.0 * width * shape.hidden_size)
+
+
+def _alibi_bytes(shape: ModelShape, width: int, sequence_length: int) -> float:
+    """MPT: its attention is written out, so its scores are saved (their softmax in float32); norms' inputs are of the model's type."""
+    scores = shape.num_heads * sequence_length * (4 if width == 4 else 6)
+    return width * (2.0 * shape.intermediate_size + 8.0 * shape.hidden_size) + scores
+
+
+def _recurrent_bytes(shape: ModelShape) -> float:
+    """Of the scans in transformers' own torch, which compute in float32 whatever the model's type, in chunks of 64 tokens."""
+    per_value, per_head = (110, 1600) if shape.architecture == "linear" else (72, 2300)
+    return float(per_value * shape.state_heads * shape.state_head_dim + per_head * shape.state_heads)

@@ -42,7 +42,8 @@ def plan_run(config: PlanConfig) -> Artifact:
     data, budget = _data(tokens), Budget.parse(config.budget)
     with publish(config.output, stage=_STAGE, inputs=inputs, config=config) as draft:
         machine = _machine(config, tokens.local(), data, budget)
-        best, candidates = decide(data, budget, machine, max_parameters=config.max_parameters, seed=config.seed)
+        limits = {"max_parameters": config.max_parameters, "architecture": config.architecture}
+        best, candidates = decide(data, budget, machine, seed=config.seed, **limits)
         (draft.dir / "plan.toml").write_text(tomli_w.dumps(_document(config, best, machine)), encoding="utf-8")
         _describe(draft, best, candidates, machine, data, budget)
     return open_artifact(config.output, made_by=_STAGE)
@@ -84,7 +85,7 @@ def _machine(config: PlanConfig, folder: Path, data: Data, budget: Budget) -> Ma
     import torch
 
     from train.corpus import Sequences
-    from train.loop import use_bfloat16
+    from train.optimize.arithmetic import use_bfloat16
     from train.plan.measure import measure, threads
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -92,7 +93,8 @@ def _machine(config: PlanConfig, folder: Path, data: Data, budget: Budget) -> Ma
     sequences = Sequences.open(folder)
     samples = []
     with threads(_threads_per_worker(config.num_workers)):
-        for shape in probe_shapes(data, budget, config.num_workers, max_parameters=config.max_parameters):
+        limits = {"max_parameters": config.max_parameters, "architecture": config.architecture}
+        for shape in probe_shapes(data, budget, config.num_workers, **limits):
             samples.append(measure(shape, sequences, precision=precision, device=device))
             sample = samples[-1]
             say(f"measured {_millions(shape.num_parameters)} parameters: {1 / sample.seconds_per_token:,.0f} tokens/s a worker")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from train.plan import config as config_module
 from train.plan.budget import Data, decide, probe_shapes
 from train.plan.config import Budget, PlanConfig
 from train.plan.machine import Machine, Sample, Throughput
-from train.plan.shapes import shape_of_width
+from train.plan.shapes import Architecture, shape_of_width
 
 TEXT = {"bytes_per_token": 3.5, "zstd_bits_per_byte": 1.5}
 DATA = Data(num_sequences=10_000, sequence_length=512, vocab_size=8192, **TEXT, padding_share=0.01)
@@ -65,6 +66,15 @@ def test_a_larger_budget_gives_a_lower_loss_and_a_larger_model():
     assert losses == sorted(losses, reverse=True)
     assert sizes == sorted(sizes)
     assert sizes[-1] > sizes[0]
+
+
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_every_architecture_can_be_planned(architecture):
+    best, candidates = decide(DATA, Budget(flops=1e15), machine(), architecture=architecture)
+    assert {candidate.shape.architecture for candidate in candidates} == {architecture}
+    assert best.memory.total <= 8 * 2**30
+    probes = probe_shapes(DATA, Budget(flops=1e15), 2, architecture=architecture)
+    assert {shape.architecture for shape in probes} == {architecture}
 
 
 def test_the_best_is_the_best_of_the_candidates():

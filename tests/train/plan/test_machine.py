@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from train.config import Recipe
 from train.plan.machine import Machine, Sample, Throughput, checkpoint_seconds, start_seconds, step_seconds
 from train.plan.shapes import shape_of_width
+from train.recipe import Recipe
 
 SMALL, LARGE = (shape_of_width(width, vocab_size=8192, max_length=512) for width in (96, 256))
 RECIPE = Recipe(steps=10, global_batch=16, micro_batch=4, sequence_length=512, learning_rate=1e-3)

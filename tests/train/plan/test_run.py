@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from cluster.artifact import publish
-from train.config import Recipe
 from train.plan import measure as measure_module
 from train.plan.config import PlanConfig
 from train.plan.run import plan_run
 from train.plan.shapes import ModelShape
+from train.recipe import Recipe
 
 LENGTH, VOCAB = 32, 400
 

@@ -1,0 +1,50 @@
+"""Going on with a model that is there: a folder of pretrain's, or any Hugging Face folder of a causal model.
+
+Promise: a model that does not fit the tokens or the recipe is refused in one line before any machine is asked for.
+Price: reading its configuration and its tokenizer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.artifact import Artifact
+from train.model_folder import is_quantised, load_model, open_model
+from train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["check_base", "continued"]
+
+
+def check_base(uri: str, recipe: Recipe, tokens: Artifact) -> str:
+    """The digest of the model folder at `uri`.
+
+    Raises ValueError when the tokens were made with another vocabulary, or the sequences are longer than the model's positions reach.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    path, digest = open_model(uri)
+    if is_quantised(path):
+        raise ValueError(f"{uri}: its weights are quantised; go on with the model that it was made from")
+    if _vocabulary(AutoTokenizer, path) != _vocabulary(AutoTokenizer, tokens.local() / "tokenizer"):
+        raise ValueError(f"{tokens.uri}: was made with another vocabulary than {uri}; run `sterna tokenize --tokenizer {uri}`")
+    if recipe.sequence_length != (known := tokens.manifest.metrics["sequence_length"]):
+        raise ValueError(f"{tokens.uri}: sequences of {known} tokens, [train] says {recipe.sequence_length}; make them agree")
+    reach = getattr(AutoConfig.from_pretrained(path), "max_position_embeddings", None)
+    if reach is not None and recipe.sequence_length > reach:
+        raise ValueError(f"{uri}: its positions reach {reach} tokens, the sequences are {recipe.sequence_length} long; tokenize to fit")
+    return digest
+
+
+def continued(uri: str) -> PreTrainedModel:
+    """The model to go on with, in float32."""
+    import torch
+
+    return load_model(open_model(uri)[0], torch.float32)
+
+
+def _vocabulary(tokenizers: Any, folder: Path) -> dict[str, int]:
+    return dict(tokenizers.from_pretrained(folder).get_vocab())
