@@ -1,0 +1,36 @@
+"""`sterna pretrain` of other architectures on two of Ray Train's workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from train.config import PretrainConfig
+from train.plan.shapes import shape_of_width
+from train.pretrain import pretrain
+
+
+def with_model(plan_file: Path, architecture: str) -> Path:
+    """The plan with another model, of at least two layers."""
+    table = shape_of_width(64, vocab_size=400, max_length=64, architecture=architecture).table()  # type: ignore[arg-type]
+    quoted = {True: "true", False: "false"}
+    lines = [f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {quoted.get(value, value)}" for key, value in table.items()]
+    train = plan_file.read_text().split("[train]")[1]
+    plan_file.write_text("\n".join(["[model]", *lines, "", "[train]"]) + train)
+    return plan_file
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    "architecture", ["ssm", pytest.param("moe", marks=pytest.mark.slow), pytest.param("linear", marks=pytest.mark.slow)]
+)
+def test_another_architecture_is_planned_trained_exported_and_generates(tmp_path: Path, plan_file: Path, architecture: str):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    made = pretrain(PretrainConfig(plan=str(with_model(plan_file, architecture)), output=str(tmp_path / "model")))
+    losses = made.manifest.figures["loss"]["series"][0]["y"]
+    assert losses[-1] < losses[0]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(made.uri), AutoTokenizer.from_pretrained(made.uri)
+    prompt = tokenizer("def area", return_tensors="pt")
+    assert model.generate(**prompt, max_new_tokens=3, min_new_tokens=3).shape[1] == prompt["input_ids"].shape[1] + 3
