@@ -139,7 +139,9 @@ def test_bad_labels_are_one_line(tmp_path, lines, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("l.jsonl.gz", b"plain"), ("l.jsonl.gz", gzip.compress(b"{}" * 99)[:20]), ("l.jsonl.zst", b"no")]
+    ("name", "content"),
+    [("l.jsonl.gz", b"plain"), ("l.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:20]), ("l.jsonl.zst", b"no")],
+    ids=["not packed", "cut short", "not packed, either"],
 )
 def test_labels_that_cannot_be_unpacked_are_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
