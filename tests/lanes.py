@@ -12,11 +12,14 @@ from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE_CLUSTERS = ("tests/chaos/", "tests/journey/", "tests/serve/conformance/")
+APART = ("tests/chaos/test_curate.py",)  # its cluster is that of a process of its own: the shorter lane takes it
 
 
 @cache
 def lane(file: str) -> str:
     """Of a test file, by its path below the project's root: "cluster" where Ray is needed, else the file itself."""
+    if file in APART:
+        return file
     needs_ray = file.startswith(WHOLE_CLUSTERS) or "ray_session" in (ROOT / file).read_text()
     return "cluster" if needs_ray else file
 

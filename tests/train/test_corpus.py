@@ -120,7 +120,7 @@ class Listener:
     """A worker that learns nothing and notes which sequences it is given."""
 
     def __init__(self, rank: int, world_size: int) -> None:
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size = self.replica, self.num_replicas = rank, world_size
         self.given: list[list[int]] = []
 
     def step(self, batches, num_labels, learning_rate, judge):

@@ -21,10 +21,9 @@ def with_model(plan_file: Path, architecture: str) -> Path:
     return plan_file
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize(
-    "architecture", ["ssm", pytest.param("moe", marks=pytest.mark.slow), pytest.param("linear", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("architecture", ["ssm", "moe", "linear"])
 def test_another_architecture_is_planned_trained_exported_and_generates(tmp_path: Path, plan_file: Path, architecture: str):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
