@@ -61,14 +61,18 @@ class Contestant:
             sys.executable, "-W", "ignore", "-m", "benchmarks.workers.training", name, "--threads", str(threads),
             "--shape", json.dumps(shape.table()), "--recipe", json.dumps(as_dict(recipe)),
         ]  # fmt: skip
-        shared = {**os.environ, "OMP_NUM_THREADS": str(threads), "WORLD_SIZE": str(recipe.num_workers), "MASTER_ADDR": "127.0.0.1"}
-        shared |= {"MASTER_PORT": str(_free_port()), "PYTHONWARNINGS": "ignore"}
+        shared = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+        group = {"WORLD_SIZE": str(recipe.num_workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+
+        def member(rank: int) -> dict[str, str]:  # a lone process is told of no group: the Trainer would wrap its model for one
+            return {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} if recipe.num_workers > 1 else {}
+
         self._others = [
-            subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.DEVNULL)
-            for rank in range(1, recipe.num_workers)
+            subprocess.Popen(command, env={**shared, **member(rank)}, stdout=subprocess.DEVNULL) for rank in range(1, recipe.num_workers)
         ]
-        mine = {**shared, "RANK": "0", "LOCAL_RANK": "0"}
-        self._first = subprocess.Popen(command, env=mine, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self._first = subprocess.Popen(
+            command, env={**shared, **member(0)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
         self.seconds: list[float] = []
         self._read()
 
