@@ -80,6 +80,9 @@ prove: $(READY) $(PEERS_READY) $(PEERS_CURATE_READY)  ## the long proofs: slow t
 	test -e runs/curate.json || $(BIN)/python -m benchmarks.curate --json runs/curate.json
 	$(BIN)/python -m benchmarks.selection --plot runs/selection.png
 	$(BIN)/python -m benchmarks.tuning --model $(STERNA_MODELS)/tiny-code --data $(STERNA_DATA)
+	test -e runs/train.json || $(BIN)/python -m benchmarks.train --json runs/train.json
+	test -e runs/checkpoints.json || $(BIN)/python -m benchmarks.checkpoints --json runs/checkpoints.json
+	$(BIN)/python -m benchmarks.architectures --output runs/architectures.json
 	$(BIN)/python -m benchmarks.storm
 	$(BIN)/python -m benchmarks.drafting
 	$(BIN)/python -m benchmarks.serve
