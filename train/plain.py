@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from train.corpus import Batch
-from train.elastic.pieces import Held, Piece, load, pieces_of_optimizer, snapshot
+from train.elastic.pieces import Piece, pieces_of_optimizer
+from train.member import Member
 from train.optimize.arithmetic import arithmetic_of_all
 from train.optimize.parameters import make_optimizers
 from train.optimize.prepare import prepared
@@ -26,20 +27,17 @@ __all__ = ["PlainStepper"]
 _BUCKET_ELEMENTS = 20_000_000  # gradients exchanged at once
 
 
-class PlainStepper:
+class PlainStepper(Member):
     """Plain torch: alone, or as one worker of the process group that is there."""
 
     def __init__(self, model: PreTrainedModel, recipe: Recipe, device: torch.device | None = None) -> None:
-        self._device = device or torch.device("cpu")
-        self._group = recipe.num_workers > 1 and torch.distributed.is_initialized()
-        self.rank, self.world_size = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if self._group else (0, 1)
+        super().__init__(device or torch.device("cpu"), alone=recipe.num_workers == 1 or not torch.distributed.is_initialized())
         self.replica, self.num_replicas = self.rank // recipe.workers_per_replica, self.world_size // recipe.workers_per_replica
         self.precision = arithmetic_of_all(self._device, recipe.precision)
         self._recipe = recipe
         self._loss = prepared(model.float().to(self._device), recipe)
         self._optimizers = make_optimizers(self._loss, recipe, self.rank, self.world_size)
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=self.precision == "float16")
-        self._good: Held | None = None
 
     def step(
         self, batches: Sequence[Batch], num_labels: int, learning_rate: float, judge: Callable[[float], None] = lambda _: None
@@ -62,32 +60,6 @@ class PlainStepper:
         self._loss.eval()
         with torch.no_grad():
             return float(self._nll(batch))
-
-    def total(self, value: float) -> float:
-        """See Stepper."""
-        if not self._group:
-            return value
-        tensor = torch.tensor(value, dtype=torch.float64, device=self._device)
-        torch.distributed.all_reduce(tensor)
-        return float(tensor)
-
-    def remember(self) -> None:
-        """See Stepper."""
-        self._good = None  # one copy at a time
-        self._good = Held(snapshot(self.pieces()))
-
-    def go_back(self) -> None:
-        """See Stepper."""
-        assert self._good is not None
-        load(self.pieces(), self._good)
-
-    def publish(self) -> None:
-        """What was loaded into the pieces is what the model computes with already."""
-
-    def barrier(self) -> None:
-        """Wait for every worker."""
-        if self._group:
-            torch.distributed.barrier()
 
     def pieces(self) -> list[Piece]:
         """What a checkpoint holds: every trained parameter, whole, with its optimizer's state, and the objective's memory."""
@@ -112,7 +84,7 @@ class PlainStepper:
         parameters = [p for _, p in self._trained()]
         for p in parameters:  # one that no token reached moves by decay and momentum alone, whoever it is
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        if self._group:
+        if not self._alone:
             _add_up([p.grad for p in parameters])
         for optimizer in self._optimizers:
             self._scaler.unscale_(optimizer)

@@ -18,9 +18,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from train.corpus import Batch
-from train.elastic.pieces import Held, Piece, load, snapshot
+from train.elastic.pieces import Piece
 from train.elastic.zero_pieces import publish_masters, zero_pieces
 from train.loss import output_weight
+from train.member import Member
 from train.optimize.arithmetic import arithmetic_of_all
 from train.optimize.parameters import parameter_groups
 from train.optimize.prepare import prepared
@@ -30,18 +31,16 @@ from train.zero import deepspeed_config
 __all__ = ["ShardedStepper", "quiet_deepspeed"]
 
 
-class ShardedStepper:
+class ShardedStepper(Member):
     """A DeepSpeed engine around a model, as one worker of the process group sees it."""
 
     def __init__(self, model: PreTrainedModel, recipe: Recipe, device: torch.device | None = None) -> None:
-        self._device = device or torch.device("cpu")
+        super().__init__(device or torch.device("cpu"))
         deepspeed = quiet_deepspeed(self._device)
-        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         assert self.world_size == recipe.num_workers, f"{self.world_size} workers for a recipe of {recipe.num_workers}"
         self.replica, self.num_replicas = self.rank // recipe.workers_per_replica, recipe.num_replicas
         self._micro_steps, self._stage = recipe.micro_steps, recipe.zero_stage
         self.precision = arithmetic_of_all(self._device, recipe.precision)
-        self._good: Held | None = None
         loss = prepared(model, recipe)
         weight = output_weight(loss.model)
         self._engine, *_ = deepspeed.initialize(
@@ -82,28 +81,6 @@ class ShardedStepper:
         with torch.no_grad():
             return float(self._forward(batch))
 
-    def total(self, value: float) -> float:
-        """See Stepper."""
-        tensor = torch.tensor(value, dtype=torch.float64, device=self._device)
-        torch.distributed.all_reduce(tensor)
-        return float(tensor)
-
-    def remember(self) -> None:
-        """See Stepper."""
-        self._good = None  # one copy at a time
-        self._good = Held(snapshot(self.pieces()))
-
-    def go_back(self) -> None:
-        """See Stepper."""
-        assert self._good is not None
-        pieces = self.pieces()
-        for piece in pieces:  # what has come since, such as the optimizer's state before the first step, was zero then
-            for value in piece.state.values():
-                if isinstance(value, Tensor):
-                    value.zero_()
-        load(pieces, self._good)
-        self.publish()
-
     def publish(self) -> None:
         """Take over what was loaded into the pieces; all workers must call it."""
         publish_masters(self._engine)
@@ -111,10 +88,6 @@ class ShardedStepper:
     def pieces(self) -> list[Piece]:
         """What a checkpoint holds: the stretches of trained parameters and optimizer state that this worker keeps."""
         return zero_pieces(self._engine, lambda name: name.removeprefix("model."))
-
-    def barrier(self) -> None:
-        """Wait for every worker."""
-        torch.distributed.barrier()
 
     def weights(self) -> dict[str, Tensor]:
         """Every trained parameter, whole and in float32, by its name in the model; all workers must call it, rank 0 gets them."""
@@ -127,6 +100,12 @@ class ShardedStepper:
                 if self.rank == 0:  # without ZeRO in float32 there is no master: the parameter is it
                     found[name.removeprefix("model.")] = (parameter if master is None else master).detach().cpu()
         return found
+
+    def _forget(self, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:  # what has come since, such as the optimizer's state before the first step, was zero then
+            for value in piece.state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
 
     def _forward(self, batch: Batch) -> Tensor:
         batch = batch.to(self._device)

@@ -16,7 +16,8 @@ import torch.distributed
 from torch import Tensor
 
 from train.corpus import Batch
-from train.elastic.pieces import Held, Piece, load, snapshot
+from train.elastic.pieces import Piece
+from train.member import Member
 from train.optimize.arithmetic import arithmetic_of_all
 from train.recipe import Recipe
 
@@ -49,17 +50,16 @@ class Split(Protocol):
         """Whole parameters by name, on worker 0; all workers must call it."""
 
 
-class SplitStepper:
+class SplitStepper(Member):
     """A Stepper around a Split."""
 
     def __init__(self, split: Split, recipe: Recipe, device: torch.device) -> None:
-        self._split, self._recipe, self._device = split, recipe, device
-        self.rank, self.world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        super().__init__(device)
+        self._split, self._recipe = split, recipe
         self.replica, self.num_replicas = split.replica, recipe.num_replicas
         self.precision = arithmetic_of_all(device, recipe.precision)
         if self.precision == "float16":
             raise ValueError("precision: float16 with tensor or pipeline parallelism is not done yet; give bfloat16 or float32")
-        self._good: Held | None = None
         self._before_update: Callable[[], None] = lambda: None
         split.optimizer.register_step_pre_hook(lambda *_: self._before_update())
 
@@ -87,29 +87,6 @@ class SplitStepper:
         """See Stepper."""
         with torch.no_grad(), self._autocast():
             return self._split.judge(batch.to(self._device))
-
-    def total(self, value: float) -> float:
-        """See Stepper."""
-        tensor = torch.tensor(value, dtype=torch.float64, device=self._device)
-        torch.distributed.all_reduce(tensor)
-        return float(tensor)
-
-    def remember(self) -> None:
-        """See Stepper."""
-        self._good = None  # one copy at a time
-        self._good = Held(snapshot(self.pieces()))
-
-    def go_back(self) -> None:
-        """See Stepper."""
-        assert self._good is not None
-        load(self.pieces(), self._good)
-
-    def publish(self) -> None:
-        """What was loaded into the pieces is what the model computes with already."""
-
-    def barrier(self) -> None:
-        """Wait for every worker."""
-        torch.distributed.barrier()
 
     def pieces(self) -> list[Piece]:
         """What a checkpoint holds."""
