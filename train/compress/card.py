@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["card", "headline"]
+__all__ = ["card", "figures_of", "headline", "spelt"]
 
 _FIGURES = (
     ("flips", "tokens that differ (SDT)", "{:.2%}"),
@@ -46,6 +46,16 @@ def spelt(budget: Mapping[str, float]) -> str:
     return ", ".join(f"{name}={bound:g}" for name, bound in budget.items())
 
 
+def figures_of(certificate: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, figure, 95 % interval or nothing) of each figure, in words."""
+    rows = []
+    for name, words, form in _FIGURES:
+        interval = certificate["intervals"].get(name)
+        between = f"{form.format(interval[0])} to {form.format(interval[1])}" if interval else ""
+        rows.append((words, form.format(certificate[name]), between))
+    return rows
+
+
 def card(model: str, report: Mapping[str, Any], plan: Sequence[Mapping[str, Any]]) -> str:
     """README.md of the folder; `report` is compression.json, `plan` its rows."""
     certificate = report["certificate"]
@@ -56,10 +66,7 @@ def card(model: str, report: Mapping[str, Any], plan: Sequence[Mapping[str, Any]
         f"| on {certificate['num_prompts']} held-out prompts, {certificate['num_tokens']:,} tokens | | 95 % interval |",
         "|---|---|---|",
     ]
-    for name, words, form in _FIGURES:
-        interval = certificate["intervals"].get(name)
-        between = f"{form.format(interval[0])} to {form.format(interval[1])}" if interval else ""
-        lines.append(f"| {words} | {form.format(certificate[name])} | {between} |")
+    lines += [f"| {words} | {value} | {between} |" for words, value, between in figures_of(certificate)]
     lines += ["", "## What became of the matrices", "", "| option | matrices | bytes before | bytes after | |", "|---|---|---|---|---|"]
     lines += [_row(option, plan) for option, _ in Counter(row["option"] for row in plan).most_common()]
     lines += ["", "compression.json has every matrix with its reason.", "", "## How this was measured", "", _METHOD, ""]

@@ -6,7 +6,7 @@ matrix (and a pass over the calibration texts if the option asks for one); searc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,5 +75,3 @@ def row_of(matrix: CompressibleMatrix, variant: Variant | None, reason: str) -> 
         "has_kernel": variant is None or has_kernel(variant.option),
         "reason": reason,
     }
-
-

@@ -48,10 +48,10 @@ def study(source: Path, digest: str, parts: Mapping[str, Probes], engine: Engine
             key = [digest, probes.prompts, num_tokens, TOP, exact.max_length]
             references[name] = store.reference(key, partial(_reference, exact, name, probes, num_tokens))
     held_out = parts["held_out"]
-    with progress("compress: the original on held-out texts", len(held_out.texts), "texts") as advance:
+    with progress("the original on held-out texts", len(held_out.texts), "texts") as advance:
         losses = losses_of(exact, held_out.texts, advance)
     del exact
-    with progress("compress: numeric noise", len(held_out.prompts), "passes") as advance:
+    with progress("the original in other arithmetic", len(held_out.prompts), "passes") as advance:
         noise, noisy = measure_noise(source, engine, references["held_out"], done=advance)
     say(
         f"noise floor: {noise.flips:.2%} of the tokens flip in bfloat16, {noise.batch_flips:.2%} beside seven other sequences, "
@@ -61,10 +61,10 @@ def study(source: Path, digest: str, parts: Mapping[str, Probes], engine: Engine
 
 
 def _reference(engine: Engine, name: str, probes: Probes, num_tokens: int) -> Reference:
-    label = f"compress: the original's completions ({name.replace('_', ' ')})"
-    with progress(label, len(probes.prompts) * num_tokens, "tokens at most") as advance:
+    part = name.replace("_", " ")
+    with progress(f"the original's completions ({part})", len(probes.prompts) * num_tokens, "tokens at most") as advance:
         completions = greedy(engine, probes.prompts, num_tokens, advance)
-    with progress(f"compress: reading them ({name.replace('_', ' ')})", len(probes.prompts), "passes") as advance:
+    with progress(f"the original reads them ({part})", len(probes.prompts), "passes") as advance:
         return make_reference(engine, probes.prompts, completions, done=advance)
 
 

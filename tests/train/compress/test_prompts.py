@@ -92,7 +92,7 @@ def test_held_out_documents_give_their_beginnings_and_text(tokens_folder):
 
 
 @pytest.mark.parametrize(
-    ("content", "given", "message"),
+    ("content", "settings", "message"),
     [
         ("", {}, "none of its 0 entries"),
         ("{}\n[]\nbroken\n", {}, "none of its 3 entries is a usable prompt"),
@@ -100,10 +100,10 @@ def test_held_out_documents_give_their_beginnings_and_text(tokens_folder):
         ('{"prompt": "abc"}\n', {"completion_tokens": 40}, "leaves no room for a prompt"),
     ],
 )
-def test_no_usable_prompts_is_one_line(tmp_path, content, given, message):
+def test_no_usable_prompts_is_one_line(tmp_path, content, settings, message):
     (tmp_path / "p.jsonl").write_text(content)
     with pytest.raises(ValueError, match=message):
-        held_out_of(config_of(prompts=str(tmp_path / "p.jsonl"), **given), 40)
+        held_out_of(config_of(prompts=str(tmp_path / "p.jsonl"), **settings), 40)
 
 
 def test_missing_sources_are_named(tmp_path):
@@ -111,6 +111,6 @@ def test_missing_sources_are_named(tmp_path):
         prompts_digest(config_of(prompts=str(tmp_path / "gone.jsonl")))
     with pytest.raises(ValueError, match="tokenize"):
         prompts_digest(config_of(tokens=str(tmp_path)))
-    for given in ({}, {"prompts": "a", "tokens": "b"}):
+    for sources in ({}, {"prompts": "a", "tokens": "b"}):
         with pytest.raises(ValueError, match="either"):
-            config_of(**given)
+            config_of(**sources)
