@@ -81,8 +81,11 @@ class Option:
     """2:4: at most two values of every four neighbouring columns."""
 
     def __post_init__(self) -> None:
-        assert self.kind in get_args(Kind) and self.method in get_args(Method)
-        assert 0 < self.density <= 1 and 2 <= self.bits <= 16 and self.group_size >= 0
+        assert self.kind in get_args(Kind)
+        assert self.method in get_args(Method)
+        assert 0 < self.density <= 1
+        assert 2 <= self.bits <= 16
+        assert self.group_size >= 0
 
     @property
     def needs_moments(self) -> bool:
