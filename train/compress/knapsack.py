@@ -66,7 +66,8 @@ def frontier(groups: Sequence[Sequence[tuple[float, float]]], *, cells: int = CE
 
 def _totals(parts: Sequence[Floats], picked: NDArray[np.int16]) -> Floats:
     """[P]: each plan's sum, exact where the programme's cells are not."""
-    return np.stack([part[picked[:, group]] for group, part in enumerate(parts)]).sum(axis=0)
+    totals: Floats = np.stack([part[picked[:, group]] for group, part in enumerate(parts)]).sum(axis=0)
+    return totals
 
 
 def _joined(least: Floats, steps: NDArray[np.int64], harms: Floats) -> tuple[Floats, NDArray[np.int16]]:
