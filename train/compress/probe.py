@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from train.compress.divergence import Reference, Trace
 
-__all__ = ["Probe", "layer_of", "layers_of"]
+__all__ = ["Batch", "Probe", "layer_of", "layers_of"]
 
 
 def layers_of(model: Any) -> list[nn.Module]:
@@ -43,7 +44,7 @@ def layer_of(model: Any, name: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
+class Batch:
     """Completions of about one length, padded on the right: a causal model does not look there."""
 
     tokens: Tensor
@@ -84,7 +85,7 @@ class Probe:
         rows = iter(self._order)
         with exchanged(self.model, plan), torch.inference_mode():
             for batch, inputs in zip(self.batches, self._inputs, strict=True):
-                for trace in _traces(batch, self._logits(batch, first, inputs)):
+                for trace in _traces(batch, self.logits(batch, first, inputs)):
                     found[next(rows)] = trace
         self.passes += 1 - first / (len(self.layers) + 1)
         return [found[index] for index in range(len(found))]
@@ -97,11 +98,11 @@ class Probe:
                 with ExitStack() as hooks:
                     for index in range(self._stride, len(self.layers), self._stride):
                         hooks.enter_context(_watched(self.layers[index], index, inputs))
-                    self._logits(batch, 0, {})
+                    self.logits(batch)
                 self._inputs.append(inputs)
 
-    def _logits(self, batch: _Batch, first: int, inputs: Mapping[int, Tensor]) -> Tensor:
-        """[P, vocabulary] at the completions' places, the layers below `first` taken from what is remembered."""
+    def logits(self, batch: Batch, first: int = 0, inputs: Mapping[int, Tensor] = MappingProxyType({})) -> Tensor:
+        """[P, vocabulary] at the completions' places, the layers below `first` skipped as far as `inputs` (layer -> what enters) allows."""
         start = max((index for index in inputs if index <= first), default=0)
         with ExitStack() as stack:
             stack.enter_context(_only(self.model.get_output_embeddings(), batch.places))
@@ -173,7 +174,7 @@ def _filled(reference: Reference, order: Sequence[int], batch_tokens: int) -> It
         yield rows
 
 
-def _batch(reference: Reference, rows: Sequence[int]) -> _Batch:
+def _batch(reference: Reference, rows: Sequence[int]) -> Batch:
     texts = [[*reference.prompts[i], *reference.completions[i]] for i in rows]
     length = max(map(len, texts))
     starts = [len(reference.prompts[i]) - 1 for i in rows]
@@ -181,7 +182,7 @@ def _batch(reference: Reference, rows: Sequence[int]) -> _Batch:
     places = [row * length + start + np.arange(size) for row, (start, size) in enumerate(zip(starts, sizes, strict=True))]
     logprobs = torch.from_numpy(np.concatenate([reference.top_logprobs[i] for i in rows])).to(torch.float64)
     rest = (1 - logprobs.exp().sum(dim=1)).clamp(min=1e-12)
-    return _Batch(
+    return Batch(
         tokens=torch.tensor([text + [0] * (length - len(text)) for text in texts]),
         places=torch.from_numpy(np.concatenate(places)),
         sizes=sizes,
@@ -192,7 +193,7 @@ def _batch(reference: Reference, rows: Sequence[int]) -> _Batch:
     )
 
 
-def _traces(batch: _Batch, logits: Tensor) -> Iterator[Trace]:
+def _traces(batch: Batch, logits: Tensor) -> Iterator[Trace]:
     """What `divergence.judge` would say of these logits [P, vocabulary]; only the top tokens are looked at in float64."""
     likeliest, normaliser = logits.argmax(dim=1), torch.logsumexp(logits, dim=1, keepdim=True).to(torch.float64)
     mine = logits.gather(1, batch.top_ids).to(torch.float64) - normaliser
