@@ -27,7 +27,7 @@ def foreseen(sums: Sequence[float], lengths: Sequence[int], held_out: int, *, co
     `sums`: the total over each of the search's prompts, `lengths`: its tokens; `counts`: whether the totals count tokens.
 
     >>> round(foreseen([1, 0] * 48, [64] * 96, 96 * 64, counts=True), 4)  # 48 of 6,144 tokens, 0.78 %, judged again on as many
-    0.0128
+    0.0125
     """
     total, length = np.asarray(sums, dtype=np.float64), np.asarray(lengths, dtype=np.float64)
     tokens, mean, size = length.sum(), total.sum() / length.sum(), len(total)
