@@ -69,7 +69,7 @@ def compress(config: CompressConfig) -> Compressed:
         draft.scratch.append(_WORK)
         original = study(source, digest, parts, config.engine, config.completion_tokens, store)
         _warn(config, original)
-        choice = _choose(config, source, model, original, parts, store)
+        choice = _choose(config, model, original, store)
         export(model, choice.variants, source, draft.dir, dense=config.export == "dense")
         del model
         _certify(draft, config, source, choice, original, parts["held_out"], skipped)
@@ -113,16 +113,13 @@ def _warn(config: CompressConfig, original: Original) -> None:
             f"(at least {least_flips_upper(held_out):.2g}); give more prompts or raise --num-prompts"
         )
     elif bound < original.noise.floor:
-        say(
-            f"budget: flips={bound:g} is below the numeric noise ({original.noise.floor:.2g}): not even the original keeps to it in bfloat16"
-        )
+        say(f"budget: flips={bound:g} is below the numeric noise ({original.noise.floor:.2g}), which the original itself makes in bfloat16")
 
 
-def _choose(config: CompressConfig, source: Path, model: Any, original: Original, parts: Mapping[str, Probes], store: Store) -> Choice:
-    sequences = parts["calibration"].texts if "calibration" in parts else []
-    known = calibrated(model, config.choices, sequences)
+def _choose(config: CompressConfig, model: Any, original: Original, store: Store) -> Choice:
+    known = calibrated(model, config.choices, original.calibration)
     if config.budget:
-        return budgeted(config, source, model, known, original, store)
+        return budgeted(config, model, known, original, store)
     return uniform(model, config.choices[0], known, lm_head=config.lm_head)
 
 
