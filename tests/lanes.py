@@ -12,7 +12,10 @@ from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE_CLUSTERS = ("tests/chaos/", "tests/journey/", "tests/serve/conformance/")
-APART = ("tests/chaos/test_curate.py",)  # its cluster is that of a process of its own: the shorter lane takes it
+APART = (
+    "tests/chaos/test_curate.py",
+    "tests/chaos/test_storm.py",
+)  # their clusters are of processes of their own: the shorter lane takes them
 
 
 @cache
