@@ -46,6 +46,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Why tests were tried once more: a test that passes at the second try has still said something."""
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.section(f"tried once more: {report.nodeid}", sep="-")
+        terminalreporter.line(report.longreprtext[-4000:])
+
+
 _BESIDE = Path(__file__).resolve().parents[2] / "shared"
 
 
