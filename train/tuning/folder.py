@@ -8,7 +8,10 @@ not, use the same two files with types of their own. Price: the tensors alone.
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from train.tuning.biases import with_biases
 from train.tuning.bottleneck import Bottleneck, with_bottlenecks
 from train.tuning.prompted import Prompted
 
-__all__ = ["is_adapter", "with_adapter", "write_biases", "write_bottlenecks", "write_ranks"]
+__all__ = ["is_adapter", "peft_quiet", "with_adapter", "write_biases", "write_bottlenecks", "write_ranks"]
 
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
@@ -34,6 +37,14 @@ def is_adapter(folder: Path) -> bool:
     return (folder / _CONFIG).is_file()
 
 
+@contextmanager
+def peft_quiet() -> Iterator[None]:
+    """Without the warning that peft draws from transformers, which it asks for gradient checkpointing by the name of before."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
 def with_adapter(model: PreTrainedModel, folder: Path) -> Any:
     """`model`, changed in place, with the adapter in `folder` on it. Raises ValueError when it does not fit or cannot be read."""
     try:
@@ -43,7 +54,8 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> Any:
             return _loaded(with_biases(model), folder)
         if kind == "BOTTLENECK":
             return _loaded(with_bottlenecks(model, config["width"], config["targets"]), folder)
-        tuned = PeftModel.from_pretrained(model, folder)
+        with peft_quiet():
+            tuned = PeftModel.from_pretrained(model, folder)
     except Exception as error:  # peft, safetensors and json each have their own
         raise ValueError(
             f"{folder}: no adapter of this model ({str(error).splitlines()[0]}); give the model that it was tuned from"

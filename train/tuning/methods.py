@@ -32,7 +32,7 @@ from train.loss import Objective, objective_of
 from train.tuning.biases import with_biases
 from train.tuning.bottleneck import with_bottlenecks
 from train.tuning.config import TuneConfig
-from train.tuning.folder import write_biases, write_bottlenecks, write_ranks
+from train.tuning.folder import peft_quiet, write_biases, write_bottlenecks, write_ranks
 from train.tuning.preference_loss import PreferenceLoss
 from train.tuning.prompted import Prompted
 from train.tuning.ranks import AdaptiveRanks, Budget
@@ -78,7 +78,8 @@ def _full(model: PreTrainedModel, config: TuneConfig, steps: int) -> nn.Module:
 def _peft(make: Callable[[TuneConfig, int], PeftConfig]) -> Callable[[PreTrainedModel, TuneConfig, int], PeftModel]:
     def attached(model: PreTrainedModel, config: TuneConfig, steps: int) -> PeftModel:
         try:
-            return get_peft_model(model, make(config, steps))
+            with peft_quiet():
+                return get_peft_model(model, make(config, steps))
         except ValueError as error:
             named = " ".join(config.targets) or f"the default for {config.method} and {model.config.model_type}"
             raise ValueError(f"targets: {named}: {str(error).splitlines()[0]}") from None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,13 @@ def test_what_is_written_alone_makes_the_model_anew(method: str, tiny_model_dir:
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) < whole
     again = with_adapter(base(tiny_model_dir), tmp_path)
     torch.testing.assert_close(logits(again), logits(tuned), rtol=1e-4, atol=1e-4)
+
+
+def test_nobody_is_warned_of_names_that_only_libraries_use(tiny_model_dir: Path, tmp_path: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        METHODS["lora"].write(changed("lora", tiny_model_dir), tmp_path)
+        with_adapter(base(tiny_model_dir), tmp_path)
 
 
 @pytest.mark.parametrize("method", [name for name, traits in TRAITS.items() if traits.alone])
