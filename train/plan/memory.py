@@ -2,8 +2,9 @@
 
 Promise: every term is a product you can check by hand; the activation terms are what autograd really saves for this repository's
 recipes (tests compare them with saved-tensor hooks), not a rule of thumb; of a recurrent layer, whose chunked scan is not ours, they are
-fitted to what it saves. Price: none. Source: ZeRO (Rajbhandari et al. 2020)
-for who holds what at which stage; DeepSpeed's mixed precision for the float32 master weights; the runtime term is measured.
+fitted to what it saves. Price: the worst case is assumed: packed documents, a guard, a checkpoint being written. Source: ZeRO
+(Rajbhandari et al. 2020) for who holds what at which stage; DeepSpeed's mixed precision for the float32 master weights; the runtime term is
+measured.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ RUNTIME_BYTES = 700 * 2**20  # the interpreter, torch, transformers, DeepSpeed a
 BUCKET_ELEMENTS = 20_000_000  # gradients exchanged at once: as train/zero.py configures it
 LOGIT_ELEMENTS = 1 << 24  # logits that exist at once: as train/loss.py chunks them
 FRAGMENTATION = 0.08  # of everything that is allocated and freed within a step
+_TOLD_APART = ("dense", "sliding", "moe")  # what honours segments, and so gets packed documents and a mask (train/segments.py tries it)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +41,8 @@ class Footprint:
     """What autograd keeps of each layer for the way back."""
     logits: float
     """A chunk of the output layer's values, in float32 and in the model's type, and the float32 gradient of its matrix."""
+    copies: float
+    """Weights and moments once more in host memory: what the guard remembers, and what a checkpoint is being written from."""
     fragmentation: float
     """Allowance for an allocator that cannot reuse every hole."""
     runtime: float
@@ -59,13 +63,16 @@ def footprint(
 ) -> Footprint:
     """Peak bytes of one of `num_workers` workers that train `shape` with `micro_batch` sequences at a time.
 
-    Stage 1 shards the optimizer's state over the workers, 2 the gradients too, 3 the weights too.
+    Stage 1 shards the optimizer's state over the workers (and with it what the guard copies), 2 the gradients too, 3 the weights too; of a
+    checkpoint every worker writes its share at every stage.
     """
     assert zero_stage in (0, 1, 2, 3)
     width = 2 if precision == "bfloat16" else 4
     parameters, tokens = shape.num_parameters, micro_batch * sequence_length
     share = {stage: 1 / num_workers if zero_stage >= stage else 1.0 for stage in (1, 2, 3)}
-    activations = tokens * (shape.num_layers * layer_activation_bytes(shape, precision, sequence_length) + shape.hidden_size * (width + 4))
+    layers = shape.num_layers * layer_activation_bytes(shape, precision, sequence_length)
+    mask = sequence_length if _masked(shape, sequence_length, packed=True) else 0  # a byte for each pair of tokens
+    activations = tokens * (layers + shape.hidden_size * (width + 4) + mask)
     chunk = min(tokens * shape.vocab_size, max(LOGIT_ELEMENTS, shape.vocab_size))
     logits = chunk * (2 * width + 4.0) + 4.0 * shape.vocab_size * shape.hidden_size
     return Footprint(
@@ -75,13 +82,14 @@ def footprint(
         buckets=2.0 * width * min(parameters, BUCKET_ELEMENTS) if num_workers > 1 else 0.0,
         activations=activations,
         logits=logits,
+        copies=12 * parameters * (share[1] + 1 / num_workers),
         fragmentation=FRAGMENTATION * (activations + logits + width * parameters),
         runtime=RUNTIME_BYTES,
     )
 
 
-def layer_activation_bytes(shape: ModelShape, precision: Precision, sequence_length: int) -> float:
-    """Bytes that a layer saves per token for the way back, on average over the layers.
+def layer_activation_bytes(shape: ModelShape, precision: Precision, sequence_length: int, *, packed: bool = True) -> float:
+    """Bytes that a layer saves per token for the way back, on average over the layers; `packed`: several documents to a sequence.
 
     Feed-forward: gate, up, SiLU(gate) and their product. Attention: query and output, key and value; fused, so without a score matrix.
     Residual stream: both norms' inputs in float32, their normalised values and their outputs.
@@ -89,18 +97,22 @@ def layer_activation_bytes(shape: ModelShape, precision: Precision, sequence_len
     width = 2 if precision == "bfloat16" else 4
     if shape.architecture == "alibi":
         return _alibi_bytes(shape, width, sequence_length)
-    mixers = [
-        _attention_bytes(shape, width, sequence_length) if shape.attends(i) else _recurrent_bytes(shape) for i in range(shape.num_layers)
-    ]
+    attention = _attention_bytes(shape, width, sequence_length, _masked(shape, sequence_length, packed=packed))
+    mixers = [attention if shape.attends(i) else _recurrent_bytes(shape) for i in range(shape.num_layers)]
     mixer = sum(mixers) / shape.num_layers
     if shape.architecture == "ssm":
         return mixer
     return mixer + _feed_forward_bytes(shape, width) + (4 * width + 2 * 4) * shape.hidden_size
 
 
-def _attention_bytes(shape: ModelShape, width: int, sequence_length: int) -> float:
+def _masked(shape: ModelShape, sequence_length: int, *, packed: bool) -> bool:
+    """Whether attention is given a mask: for its window, or to keep packed documents apart."""
+    return 0 < shape.window < sequence_length or (packed and shape.architecture in _TOLD_APART)
+
+
+def _attention_bytes(shape: ModelShape, width: int, sequence_length: int, masked: bool) -> float:
     plain = 2.0 * width * shape.head_dim * (shape.num_heads + shape.num_kv_heads)
-    if not 0 < shape.window < sequence_length:
+    if not masked:
         return plain
     # a mask: keys and values are repeated for the query heads, and every layer has the mask as numbers
     return plain + 2.0 * width * shape.head_dim * (shape.num_heads - shape.num_kv_heads) + width * sequence_length
