@@ -18,6 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from train.compress.options import Option, fitting_group, stored_bytes
+
 __all__ = ["CompressibleMatrix", "Moments", "matrices", "moments", "weight_of"]
 
 _BATCH_TOKENS = 2048
@@ -42,6 +44,15 @@ class CompressibleMatrix:
     def bytes(self) -> int:
         """On disk, uncompressed."""
         return self.rows * self.columns * self.width
+
+    def stored_bytes(self, option: Option) -> int:
+        """On disk under `option`, as `export` writes this matrix: see there for the embedding in 8 bits."""
+        size = stored_bytes(option, self.rows, self.columns, self.width)
+        if option.kind != "int" or option.bits != 8 or self.role not in ("embedding", "tied"):
+            return size
+        groups = self.columns // (fitting_group(option.group_size, self.columns) or self.columns)
+        scales = self.rows * groups * self.width
+        return self.rows * self.columns + (2 * scales if self.role == "tied" else scales)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,9 +2,10 @@
 
 Promise: `Variant.dense` is to the bit what a reader of the stored tensors computes in float32; `Variant.bytes` equals
 `options.stored_bytes`. Price: see gptq.py, prune.py, lowrank.py.
-How things are stored: integers as compressed-tensors' `pack-quantized` (`weight_packed`, `weight_scale`, `weight_shape`); sparse ones as
-its `sparse-bitmask` did up to version 0.14 (`compressed`, `bitmask`, `row_offsets`, `shape`), which only our engine still reads; low
-rank as `weight_left` and `weight_right`, likewise.
+How things are stored: integers as compressed-tensors' `pack-quantized` (`weight_packed`, `weight_scale`, `weight_shape`). Sparse ones
+as `weight` [values kept], `weight_bitmask` [N, ceil(K / 8)] and `weight_shape`, low rank as `weight` [N, rank] and `weight_right`
+[rank, K]: no library still reads compressed-tensors' own sparse formats (gone since 0.15), and a `weight` of another size is
+refused where a missing one would be drawn at random.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def degraded(weight: Tensor, option: Option, moments: Moments | None) -> Variant
         return _sparse(weight, option, known)
     if option.kind == "lowrank":
         left, right = factors(weight, options.rank(option, *weight.shape), known)
-        return Variant(option, left.float() @ right.float(), {"weight_left": left, "weight_right": right})
+        return Variant(option, left.float() @ right.float(), {"weight": left, "weight_right": right})
     return Variant(option, weight.float(), {"weight": weight})
 
 
@@ -72,7 +73,6 @@ def _integers(weight: Tensor, option: Option, moments: Moments) -> Variant:
 def _sparse(weight: Tensor, option: Option, moments: Moments) -> Variant:
     values, mask = pruned(weight, option, moments)
     stored = values.to(weight.dtype)
-    offsets = mask.sum(1).cumsum(0) - mask.sum(1)
     bits = torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=1, bitorder="little"))
-    tensors = {"compressed": stored[mask], "bitmask": bits, "row_offsets": offsets, "shape": torch.tensor(weight.shape)}
+    tensors = {"weight": stored[mask], "weight_bitmask": bits, "weight_shape": torch.tensor(weight.shape)}
     return Variant(option, stored.float(), tensors)

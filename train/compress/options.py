@@ -3,7 +3,7 @@
 Promise: a name says all of an option; `stored_bytes` is to the byte what the tensors of `candidates.degraded` hold and what
 `export` writes (a file's header aside). Price: none, no tensor is read.
 Sources: GPTQ (arXiv 2210.17323), SparseGPT (2301.00774), Wanda (2306.11695), SVD-LLM (2403.07378); LLM.int8() (2208.07339) for
-int8 by rows; compressed-tensors for how integers are packed and for the bitmask of sparse matrices.
+int8 by rows; compressed-tensors for how integers are packed.
 
 Names: `keep`; `intB`, `intB-rtn`, `intB-gptq` with B of 2 to 8 bits (8: by rows and round-to-nearest unless said otherwise, fewer: GPTQ
 in groups of 64 columns), each with `-gG` for groups of G columns (0: by rows); `sparseP-METHOD` with P % of zeros and `2:4-METHOD`, METHOD
@@ -58,7 +58,6 @@ NAMES = (
 
 _GROUP = 64
 _SHAPE_BYTES = 2 * 8  # the matrix's shape, two int64
-_OFFSET_BYTES = 8  # where a row's values begin, int64
 _INT = re.compile(r"int([2-8])(?:-(rtn|gptq))?(?:-g(\d+))?")
 _SPARSE = re.compile(r"(?:sparse(\d+)|(2:4))-(magnitude|wanda|sparsegpt)")
 _RANK = re.compile(r"rank(\d+)")
@@ -148,21 +147,24 @@ def rank(option: Option, rows: int, columns: int) -> int:
 
 
 def stored_bytes(option: Option, rows: int, columns: int, width: int) -> int:
-    """Bytes on disk of a matrix [rows, columns] whose own type takes `width` bytes: values, scales, masks, offsets, shape.
+    """Bytes on disk of a matrix [rows, columns] whose own type takes `width` bytes: values, scales, mask, shape.
 
     >>> [stored_bytes(option(name), 256, 256, 2) for name in ("keep", "int8", "int4", "2:4-wanda", "rank50")]
-    [131072, 66064, 34832, 75792, 65536]
+    [131072, 66064, 34832, 73744, 65536]
     """
     if option.kind == "int":
         groups = columns // (fitting_group(option.group_size, columns) or columns)
         return rows * (math.ceil(columns * option.bits / 32) * 4 + groups * width) + _SHAPE_BYTES
     if option.kind == "sparse":
-        return rows * (kept_per_row(option, columns) * width + math.ceil(columns / 8) + _OFFSET_BYTES) + _SHAPE_BYTES
+        return rows * (kept_per_row(option, columns) * width + math.ceil(columns / 8)) + _SHAPE_BYTES
     if option.kind == "lowrank":
         return rank(option, rows, columns) * (rows + columns) * width
     return rows * columns * width
 
 
 def has_kernel(option: Option) -> bool:
-    """Whether our engine computes with it as it is stored; without, it is widened on loading and saves bytes on disk only."""
-    return option.kind in ("keep", "lowrank") or (option.kind == "int" and option.bits in (4, 8))
+    """Whether our engine computes with it as it is stored; else it is widened on loading, and counts for size on disk only.
+
+    Integers of 5 to 7, 3 and 2 bits are widened to int8, sparse and low-rank matrices to floats.
+    """
+    return option.kind == "keep" or (option.kind == "int" and option.bits in (4, 8))
