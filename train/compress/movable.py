@@ -111,7 +111,7 @@ def movable(model: Any, variants: Mapping[str, Variant], way: Way, *, seed: int 
     for name, role in roles.items():
         layer, variant = model.get_submodule(name), variants.get(name)
         if variant is not None:
-            layer.weight.data = variant.dense.to(layer.weight)
+            layer.weight.data = variant.dense.to(layer.weight, copy=True)
             if role != "linear":
                 layer.weight.requires_grad_(False)
                 continue
