@@ -20,8 +20,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from train.compress.probe import Probe
 from train.compress.quantize import load_dense
 from train.compress.recover import recipe_of
 from train.compress.search import Candidate, at_bytes
+from train.compress.store import Store
 from train.compress.variant_file import variant_of
 from train.loop import run
 from train.plain import PlainStepper
@@ -76,7 +78,7 @@ def read_prompts(path: Path, tokenizer: Tokenizer, length: int) -> list[list[int
     return [tokens for tokens in found if len(tokens) > length]
 
 
-def gather(model: Path, prompts: Path, sizes: dict[str, int], length: int, num_tokens: int, seed: int) -> Texts:
+def gather(model: Path, prompts: Path, sizes: dict[str, int], length: int, num_tokens: int, seed: int, store: Store) -> Texts:
     """The original's completions for each part of the prompts; no prompt is in two parts."""
     engine = Engine.load(model, EngineConfig(dtype="float32"))
     passages = read_prompts(prompts, engine.tokenizer, length)
@@ -89,8 +91,12 @@ def gather(model: Path, prompts: Path, sizes: dict[str, int], length: int, num_t
     made = {}
     for name in ("lessons", "search", "held_out"):
         heads = [passage[:length] for passage in parts[name]]
-        made[name] = make_reference(engine, heads, greedy(engine, heads, num_tokens))
+        made[name] = store.reference([name, heads, num_tokens], partial(_reference, engine, heads, num_tokens))
     return Texts(**made, passages=parts["held_out"], calibration=parts["lessons"][:32])
+
+
+def _reference(engine: Engine, heads: list[list[int]], num_tokens: int) -> Reference:
+    return make_reference(engine, heads, greedy(engine, heads, num_tokens))
 
 
 def figures(model: Any, texts: Texts) -> dict[str, float]:
@@ -176,37 +182,50 @@ def with_values(model: Path, variants: dict[str, Variant], plain: dict[str, torc
     return made.eval()
 
 
+Round = tuple[dict[str, Any], dict[str, Variant], dict[str, torch.Tensor]]
+"""(what is told of it, its matrices, all else that moved)."""
+
+
 def rounds(
     model: Path, texts: Texts, guide: str, targets: Sequence[int], options: argparse.Namespace, folder: Path
 ) -> list[dict[str, Any]]:
     """One row per round."""
-    lessons, plain, table = Lessons.of(texts.lessons), {}, []
+    lessons, plain, table = Lessons.of(texts.lessons), dict[str, torch.Tensor](), []
     current: Any = load_dense(model, torch.float32).eval()
     for number, target in enumerate(targets):
-        kept = folder / f"{guide}-{'-'.join(map(str, targets[: number + 1]))}.pt"
-        if kept.exists():
-            row, variants, plain = _opened(kept)
-        else:
+        stem = f"{guide}-{'-'.join(map(str, targets[: number + 1]))}"
+
+        def thinned(target: int = target, current: Any = current, plain: dict[str, torch.Tensor] = plain) -> Round:
             began = time.perf_counter()
             variants = shared_out(current, texts, guide, target, options.method)
-            chosen = {name: 1 - float((v.dense != 0).float().mean()) for name, v in variants.items()}
+            seconds = time.perf_counter() - began
+            zeros = {name: float((v.dense == 0).float().mean()) for name, v in variants.items()}
             before = figures(with_values(model, variants, plain), texts)
-            searched = time.perf_counter()
-            variants, plain = recovered(current, variants, lessons, options.steps, options.learning_rate, options.seed)
-            after = figures(with_values(model, variants, plain), texts)
-            zeros = sum(int((v.dense == 0).sum()) for v in variants.values()) / sum(v.dense.numel() for v in variants.values())
-            row = {
-                "guide": guide, "target": target, "sparsity": zeros, "before": before, "after": after, "chosen": chosen,
-                "search_s": searched - began, "recover_s": time.perf_counter() - searched,
-            }  # fmt: skip
-            torch.save((row, {name: (v.option.name, dict(v.tensors)) for name, v in variants.items()}, plain), kept)
+            return {"guide": guide, "target": target, "before": before, "zeros": zeros, "search_s": seconds}, variants, plain
+
+        row, variants, _ = _once(folder / f"{stem}-thinned.pt", thinned)
+
+        def taught(row: Any = row, variants: Any = variants, current: Any = current) -> Round:
+            began = time.perf_counter()
+            found, plain = recovered(current, variants, lessons, options.steps, options.learning_rate, options.seed)
+            seconds = time.perf_counter() - began
+            sparsity = sum(int((v.dense == 0).sum()) for v in found.values()) / sum(v.dense.numel() for v in found.values())
+            after = figures(with_values(model, found, plain), texts)
+            return {**row, "after": after, "sparsity": sparsity, "recover_s": seconds}, found, plain
+
+        row, variants, plain = _once(folder / f"{stem}.pt", taught)
         current = with_values(model, variants, plain)
         table.append(row)
         print(_line(row), flush=True)
     return table
 
 
-def _opened(kept: Path) -> tuple[dict[str, Any], dict[str, Variant], dict[str, torch.Tensor]]:
+def _once(kept: Path, make: Callable[[], Round]) -> Round:
+    """What `make` gave, now or in an earlier run."""
+    if not kept.exists():
+        row, variants, plain = make()
+        torch.save((row, {name: (v.option.name, dict(v.tensors)) for name, v in variants.items()}, plain), kept.with_suffix(".new"))
+        kept.with_suffix(".new").replace(kept)
     row, stored, plain = torch.load(kept)
     return row, {name: variant_of(option(each), tensors) for name, (each, tensors) in stored.items()}, plain
 
@@ -219,7 +238,7 @@ def _line(row: dict[str, Any]) -> str:
             f"flips {of['flips']:6.2%}  KL {of['kl']:.4f}"
         )
 
-    spread = sorted(row["chosen"].values())
+    spread = sorted(row["zeros"].values())
     shares = f"{spread[0]:.0%} to {spread[-1]:.0%}"
     return (
         f"{row['guide']:8} {row['sparsity']:5.1%} ({shares})\n   pruned     {said('before')}\n   recovered  {said('after')}"
@@ -249,7 +268,7 @@ def main() -> None:
     folder = options.json.with_suffix("") / digest_of(settings)[:12]
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {"held_out": options.held_out, "search": options.search_prompts, "lessons": options.lessons}
-    texts = gather(options.model, options.prompts, sizes, options.length, options.tokens, options.seed)
+    texts = gather(options.model, options.prompts, sizes, options.length, options.tokens, options.seed, Store(folder))
     targets = [int(each) for each in options.targets.split(",")]
     base: Any = load_dense(options.model, torch.float32)
     found = {"original": figures(base.eval(), texts)}
