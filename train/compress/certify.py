@@ -21,7 +21,7 @@ from scipy.stats import t as student
 from train.compress.divergence import Reference, Trace, first_divergent, survival_quantile
 from train.compress.noise import Noise, flips_by_prompt, share
 
-__all__ = ["certify", "flips_upper", "judge_budget", "kl_upper", "least_flips_upper", "observed_fdt"]
+__all__ = ["certify", "flips_upper", "judge_budget", "kl_upper", "least_flips_upper", "observed_fdt", "upper_bounds"]
 
 _RESAMPLES = 1000
 Floats = NDArray[np.float64]
@@ -75,6 +75,15 @@ def kl_upper(kl: Sequence[Floats], rng: np.random.Generator) -> float:
                float(np.quantile(sums[draws].sum(1) / lengths[draws].sum(1), 0.95)))  # fmt: skip
 
 
+def upper_bounds(reference: Reference, traces: Sequence[Trace], seed: int) -> dict[str, float]:
+    """`flips_upper` and `kl_upper` of a candidate on the reference's prompts."""
+    rng = np.random.default_rng(seed)
+    return {
+        "flips_upper": flips_upper(flips_by_prompt(reference, traces), rng),
+        "kl_upper": kl_upper([trace.kl for trace in traces], rng),
+    }
+
+
 def judge_budget(certificate: Mapping[str, Any], bounds: Mapping[str, float]) -> bool:
     """Whether the certificate keeps to a budget: each bounded metric's one-sided 95 % upper bound is within it."""
     return all(certificate[f"{metric}_upper"] <= bound for metric, bound in bounds.items())
@@ -108,8 +117,7 @@ def certify(
     return {
         "noise_floor": noise.floor,
         **{name: statistic(sample) for name, (sample, statistic) in statistics.items()},
-        "flips_upper": flips_upper(flips, rng),
-        "kl_upper": kl_upper([trace.kl for trace in traces], rng),
+        **upper_bounds(reference, traces, seed),
         "diverged": sum(not censored for _, censored in observed_fdt(flips)),
         "num_prompts": len(flips),
         "num_tokens": sum(map(len, flips)),

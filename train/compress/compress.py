@@ -22,6 +22,7 @@ from serve.engine.families import read_shape
 from serve.engine.text import Tokenizer
 from serve.engine.weights import read_config
 from train.compress import figures
+from train.compress.budgeted import budgeted
 from train.compress.card import card, headline, spelt
 from train.compress.certify import certify, judge_budget, least_flips_upper
 from train.compress.choose import Choice, calibrated, uniform
@@ -68,7 +69,7 @@ def compress(config: CompressConfig) -> Compressed:
         draft.scratch.append(_WORK)
         original = study(source, digest, parts, config.engine, config.completion_tokens, store)
         _warn(config, original)
-        choice = _choose(config, model, original, parts, store)
+        choice = _choose(config, model, original, store)
         export(model, choice.variants, source, draft.dir, dense=config.export == "dense")
         del model
         _certify(draft, config, source, choice, original, parts["held_out"], skipped)
@@ -112,16 +113,13 @@ def _warn(config: CompressConfig, original: Original) -> None:
             f"(at least {least_flips_upper(held_out):.2g}); give more prompts or raise --num-prompts"
         )
     elif bound < original.noise.floor:
-        say(
-            f"budget: flips={bound:g} is below the numeric noise ({original.noise.floor:.2g}): in bfloat16 not even the original keeps to it"
-        )
+        say(f"budget: flips={bound:g} is below the numeric noise ({original.noise.floor:.2g}), which the original itself makes in bfloat16")
 
 
-def _choose(config: CompressConfig, model: Any, original: Original, parts: Mapping[str, Probes], store: Store) -> Choice:
-    sequences = parts["calibration"].texts if "calibration" in parts else []
-    known = calibrated(model, config.choices, sequences)
+def _choose(config: CompressConfig, model: Any, original: Original, store: Store) -> Choice:
+    known = calibrated(model, config.choices, original.calibration)
     if config.budget:
-        raise ValueError("budget: the search for one is not there yet; give --options int8 without a budget")
+        return budgeted(config, model, known, original, store)
     return uniform(model, config.choices[0], known, lm_head=config.lm_head)
 
 
@@ -145,7 +143,7 @@ def _certify(
         "bytes_by_kind": sizes,
         "budget": config.bounds,
         "certificate": certificate,
-        "pass": judge_budget(certificate, config.bounds) if config.bounds else None,
+        "pass": bool(choice.variants) and judge_budget(certificate, config.bounds) if config.bounds else None,
         "passes": choice.passes,
     }
     _fill(draft, config, choice, report)

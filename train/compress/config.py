@@ -70,9 +70,9 @@ class CompressConfig:
     """How it is written: packed, or as plain weights of the original's type that any tool reads and that save nothing on disk."""
     lm_head: bool = False
     """Also compress the output layer, where it is not tied to the embedding; kept by default, since it is the most sensitive one."""
-    num_prompts: int = 64
+    num_prompts: int = 128
     """Held-out prompts that the certificate is about, drawn by --seed; intervals shrink with its square root."""
-    search_prompts: int = 64
+    search_prompts: int = 128
     """Other prompts, which the search judges candidates on."""
     calibration_prompts: int = 64
     """Yet other prompts, whose texts show what the matrices' inputs look like (GPTQ, Wanda and SparseGPT ask that)."""

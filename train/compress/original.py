@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,15 +38,19 @@ class Original:
     noise: Noise
     noisy: Sequence[Trace]
     """The original's traces of the held-out completions in bfloat16."""
+    calibration: Sequence[list[int]]
+    """Texts whose inputs the matrices are fitted to: the calibration prompts' own, and the prompts with the original's completions."""
 
 
 def study(source: Path, digest: str, parts: Mapping[str, Probes], engine: EngineConfig, num_tokens: int, store: Store) -> Original:
     """The model in `source` (whose contents have the `digest`) on the parts of its prompts, completed with `num_tokens` each."""
     exact = Engine.load(source, replace(engine, dtype="float32"))
-    references = {}
+    references, calibration = {}, []
     for name, probes in parts.items():
-        if name != "calibration":
-            key = [digest, probes.prompts, num_tokens, TOP, exact.max_length]
+        key = [digest, probes.prompts, num_tokens, TOP, exact.max_length]
+        if name == "calibration":
+            calibration = [*probes.texts, *_written(exact, probes, num_tokens, store, key)]
+        else:
             references[name] = store.reference(key, partial(_reference, exact, name, probes, num_tokens))
     held_out = parts["held_out"]
     with progress("the original on held-out texts", len(held_out.texts), "texts") as advance:
@@ -57,7 +62,18 @@ def study(source: Path, digest: str, parts: Mapping[str, Probes], engine: Engine
         f"noise floor: {noise.flips:.2%} of the tokens flip in bfloat16, {noise.batch_flips:.2%} beside seven other sequences, "
         f"{noise.decode_flips:.2%} between decoding and one pass"
     )
-    return Original(references, losses, noise, noisy)
+    return Original(references, losses, noise, noisy, calibration)
+
+
+def _written(engine: Engine, probes: Probes, num_tokens: int, store: Store, key: Any) -> list[list[int]]:
+    """The calibration prompts with the original's completions: what it reads while it writes, which is where it will be judged."""
+    table = store.read("calibration", key)
+    if not table:
+        with progress("the original's completions (calibration)", len(probes.prompts) * num_tokens, "tokens at most") as advance:
+            completions = greedy(engine, probes.prompts, num_tokens, advance)
+        table = {"texts": [[*prompt, *completion] for prompt, completion in zip(probes.prompts, completions, strict=True)]}
+        store.write("calibration", key, table)
+    return [list(text) for text in table["texts"]]
 
 
 def _reference(engine: Engine, name: str, probes: Probes, num_tokens: int) -> Reference:

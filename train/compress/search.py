@@ -22,7 +22,7 @@ import numpy as np
 
 from train.compress.knapsack import Frontier, frontier
 
-__all__ = ["Candidate", "Found", "Judged", "Step", "at_bytes", "plan_key", "search"]
+__all__ = ["Candidate", "Found", "Judged", "Objective", "Step", "at_bytes", "plan_key", "search"]
 
 Objective = Literal["bytes", "latency"]
 Plan = Mapping[str, str]
