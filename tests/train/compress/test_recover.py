@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.artifact import Unmet
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from train.compress import options
 from train.compress.calibrate import matrices, weight_of
 from train.compress.candidates import degraded
+from train.compress.compress import compress
+from train.compress.config import CompressConfig
 from train.compress.divergence import judge, make_reference
 from train.compress.export import export
 from train.compress.original import greedy
@@ -41,7 +44,7 @@ def test_a_pruned_model_recovers_keeps_its_zeros_and_is_found_again(tiny_model_d
     rng, engine, model = np.random.default_rng(0), Engine.load(tiny_model_dir, ONE), load_dense(tiny_model_dir)
     lessons, judged = (reference_of(engine, drawn(rng, number, 300), 10) for number in (16, 8))
     variants = variants_of(model, "sparse75-magnitude")
-    given = {"way": "full", "steps": 12, "folder": str(tmp_path / "work"), "learning_rate": 3e-3, "num_workers": 2}
+    given = {"way": "full", "steps": 12, "folder": str(tmp_path / "work"), "learning_rate": 3e-3}
     found = recover(tiny_model_dir, variants, lessons, judged, **given)
     assert found.helped
     assert found.kl_after < 0.8 * found.kl_before
@@ -59,13 +62,14 @@ def test_a_pruned_model_recovers_keeps_its_zeros_and_is_found_again(tiny_model_d
     assert all(torch.equal(again.variants[name].dense, found.variants[name].dense) for name in variants)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-def test_an_interrupted_recovery_goes_on(tiny_model_dir, tmp_path, monkeypatch):
+def test_an_interrupted_recovery_on_two_workers_goes_on(tiny_model_dir, tmp_path, monkeypatch):
     from train import workers
 
     rng, engine, model = np.random.default_rng(1), Engine.load(tiny_model_dir, ONE), load_dense(tiny_model_dir)
     lessons, judged = (reference_of(engine, drawn(rng, number, 300), 6) for number in (8, 4))
-    variants, given = variants_of(model, "int4-rtn"), {"way": "norms", "steps": 8, "folder": str(tmp_path)}
+    variants, given = variants_of(model, "2:4-magnitude"), {"way": "full", "steps": 8, "folder": str(tmp_path), "num_workers": 2}
     outcomes, real = [], workers.train_on_workers
     with monkeypatch.context() as broken:
 
@@ -106,3 +110,36 @@ def test_tiny_code_recovers_on_prompts_it_has_not_seen(way, models_dir, data_dir
     variants = variants_of(load_dense(source), "sparse50-magnitude")
     found = recover(source, variants, lessons, judged, way=way, steps=20, folder=str(tmp_path))
     assert found.kl_after < (0.95 if way == "norms" else 0.7) * found.kl_before
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("fields", [{"options": "sparse50-magnitude"}, {"options": "int4-rtn,int3", "budget": ("flips=0.3",)}])
+def test_the_verb_recovers_and_certifies_what_it_wrote(fields, tiny_model_dir, tmp_path):
+    rng = np.random.default_rng(2)
+    words = ["def", "add", "left", "right", "return", "for", "index", "in", "range", "tern", "flies", "pole", "year", "life", "print"]
+    prompts = {" ".join(rng.choice(words, 5)) for _ in range(80)}
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in sorted(prompts)))
+    config = CompressConfig(
+        model=str(tiny_model_dir), output=str(tmp_path / "out"), prompts=str(tmp_path / "prompts.jsonl"), completion_tokens=12,
+        num_prompts=16, search_prompts=16, calibration_prompts=8, recover="full", recover_steps=10, recover_prompts=32,
+        engine=EngineConfig(num_threads=1), **fields,
+    )  # fmt: skip
+    try:
+        made = compress(config)
+    except Unmet as short:
+        made = short.best
+    report = json.loads((tmp_path / "out" / "compression.json").read_text())
+    assert not (tmp_path / "out" / "recover").exists(), "checkpoints are not published"
+    assert made.manifest.metrics["recovery"] == report["recovery"]
+    if not fields.get("budget"):
+        recovery = report["recovery"]
+        assert (recovery["way"], recovery["steps"]) == ("full", 10)
+        assert recovery["kl_after"] < recovery["kl_before"]
+        assert report["certificate"]["kl_mean"] == pytest.approx(recovery["kl_after"], rel=0.5), "other prompts of the same kind"
+
+
+@pytest.mark.parametrize("name", ["recover_steps", "recover_prompts", "recover_workers"])
+def test_settings_that_cannot_work_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name}: must be at least 1, not 0"):
+        CompressConfig(model="m", prompts="p", **{name: 0})
