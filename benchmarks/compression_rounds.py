@@ -125,26 +125,24 @@ class _Reads:
         return self._model(input_ids=torch.tensor([tokens])).logits[0]
 
 
-def shared_out(model: Any, texts: Texts, guide: str, target: int, method: str) -> dict[str, Variant]:
+def shared_out(model: Any, texts: Texts, guide: str, target: int, method: str, store: Store, stem: str) -> dict[str, Variant]:
     """Every linear layer at its sparsity of this round, `target` per cent of them together."""
     linear = [matrix for matrix in matrices(model) if matrix.role == "linear"]
     known = moments(model, texts.calibration, [matrix.name for matrix in linear])
     if guide == "uniform":
         chosen = {matrix.name: f"sparse{target}-{method}" for matrix in linear}
         return {name: degraded(weight_of(model, name), option(each), known[name]) for name, each in chosen.items()}
-    probe, candidates, variants = Probe(model, texts.search), [], {}
+    probe, candidates, variants = Probe(model, texts.search), list[Candidate](), dict[tuple[str, str], Variant]()
+    harms = store.read("harms", stem)
     for matrix in linear:
         for sparsity in sorted({min(max(target + step, 1), 97) for step in SPREAD}):
             name = f"sparse{sparsity}-{method}"
             variant = variants[matrix.name, name] = degraded(weight_of(model, matrix.name), option(name), known[matrix.name])
-            candidates.append(
-                Candidate(
-                    matrix=matrix.name,
-                    option=name,
-                    bytes=matrix.rows * matrix.columns * (100 - sparsity),
-                    harm=_harm(probe, texts.search, {matrix.name: variant.dense}, guide),
-                )
-            )
+            if f"{matrix.name} {name}" not in harms:
+                harms[f"{matrix.name} {name}"] = _harm(probe, texts.search, {matrix.name: variant.dense}, guide)
+            size = matrix.rows * matrix.columns * (100 - sparsity)
+            candidates.append(Candidate(matrix=matrix.name, option=name, bytes=size, harm=harms[f"{matrix.name} {name}"]))
+        store.write("harms", stem, harms)
     limit = sum(matrix.rows * matrix.columns for matrix in linear) * (100 - target)
     plan = at_bytes(candidates, limit)
     assert plan is not None
@@ -195,9 +193,9 @@ def rounds(
     for number, target in enumerate(targets):
         stem = f"{guide}-{'-'.join(map(str, targets[: number + 1]))}"
 
-        def thinned(target: int = target, current: Any = current, plain: dict[str, torch.Tensor] = plain) -> Round:
+        def thinned(target: int = target, stem: str = stem, current: Any = current, plain: dict[str, torch.Tensor] = plain) -> Round:
             began = time.perf_counter()
-            variants = shared_out(current, texts, guide, target, options.method)
+            variants = shared_out(current, texts, guide, target, options.method, Store(folder), stem)
             seconds = time.perf_counter() - began
             zeros = {name: float((v.dense == 0).float().mean()) for name, v in variants.items()}
             before = figures(with_values(model, variants, plain), texts)
