@@ -40,7 +40,7 @@ def budgeted(config: CompressConfig, model: Any, known: Mapping[str, Moments], o
     result = _found(config, offered, probe, original, store, config.bounds)
     plan = _tested(config, Probe(probe.model, original.references["held_out"]), result, offered)
     choice = _choice(model, offered, result, plan)
-    if config.recover:
+    if config.recover and result.met and plan == result.plan:  # after one that failed nothing bolder may be tested
         bolder = _found(config, offered, probe, original, store, {name: _WON_BACK * bound for name, bound in config.bounds.items()})
         choice = replace(choice, bolder=_choice(model, offered, bolder, bolder.plan))
     return replace(choice, passes=probe.passes)

@@ -140,8 +140,8 @@ class Attempt:
 
 def _attempts(config: CompressConfig, source: Path, choice: Choice, original: Original, place: str) -> Iterator[Attempt]:
     """The boldest first: a plan after its recovery, then what was chosen, as it is. (That one was tested before: the order is fixed.)"""
-    if config.recover:
-        bold = choice.bolder or choice
+    bold = choice.bolder if config.budget else choice
+    if config.recover and bold is not None:
         lessons, judged = (original.references[part] for part in ("recovery", "search"))
         found = recover(
             source, bold.variants, lessons, judged, way=config.recover, steps=config.recover_steps, folder=place,
