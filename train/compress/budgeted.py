@@ -38,9 +38,9 @@ def budgeted(config: CompressConfig, model: Any, known: Mapping[str, Moments], o
     probe = probe_of(model, original.references["search"])
     offered = offer(model, probe, config.choices, known, seconds=_timer(config), seed=config.seed)
     result = _found(config, offered, probe, original, store, config.bounds)
-    plan = _tested(config, Probe(probe.model, original.references["held_out"]), result, offered)
+    plan, all_passed = _tested(config, Probe(probe.model, original.references["held_out"]), result, offered)
     choice = _choice(model, offered, result, plan)
-    if config.recover and result.met and plan == result.plan:  # after one that failed nothing bolder may be tested
+    if config.recover and result.met and all_passed:  # after one that failed nothing bolder may be tested
         bolder = _found(config, offered, probe, original, store, {name: _WON_BACK * bound for name, bound in config.bounds.items()})
         choice = replace(choice, bolder=_choice(model, offered, bolder, bolder.plan))
     return replace(choice, passes=probe.passes)
@@ -79,8 +79,8 @@ def _found(config: CompressConfig, offered: Offer, probe: Probe, original: Origi
     )
 
 
-def _tested(config: CompressConfig, probe: Probe, result: Found, offered: Offer) -> Plan:
-    """The boldest plan that the held-out prompts let pass; the safest one tested if they let none."""
+def _tested(config: CompressConfig, probe: Probe, result: Found, offered: Offer) -> tuple[Plan, bool]:
+    """(the boldest plan that the held-out prompts let pass, the safest one tested if they let none; whether all passed)."""
     ladder = _ladder(result)
     with progress("compress: held-out prompts", len(ladder), "plans") as advance:
 
@@ -89,7 +89,8 @@ def _tested(config: CompressConfig, probe: Probe, result: Found, offered: Offer)
             advance()
             return judge_budget(upper_bounds(probe.reference, traces, config.seed), config.bounds)
 
-        return ladder[max(settled(ladder, passes) - 1, 0)]
+        passed = settled(ladder, passes)
+    return ladder[max(passed - 1, 0)], passed == len(ladder)
 
 
 def settled(ladder: Sequence[Any], passes: Callable[[Any], bool]) -> int:
