@@ -24,6 +24,7 @@ _BLOCK = 128
 def pruned(weight: Tensor, option: Option, moments: Moments) -> tuple[Tensor, Tensor]:
     """(`weight` [N, K] in float32 with zeros, the mask [N, K] of what is kept).
 
+    >>> from train.compress.options import option
     >>> values, mask = pruned(torch.tensor([[1.0, -4.0, 3.0, 2.0]]), option("2:4-magnitude"), Moments.identity(4))
     >>> values.tolist()
     [[0.0, -4.0, 3.0, 0.0]]

@@ -149,3 +149,12 @@ def test_readers_can_be_asked_beforehand(model):
 def test_a_matrix_that_the_model_lacks_is_refused(model, tiny_model_dir, tmp_path):
     with pytest.raises(ValueError, match="lm_head is no matrix of this model"):
         export(model, {"lm_head": degraded(torch.eye(4), option("int8"), None)}, tiny_model_dir, tmp_path)
+
+
+@pytest.mark.parametrize("embedding", ["int8", "int4", "rank50"])
+def test_the_bf16_kernels_run_a_mixed_plan(model, tiny_model_dir, tmp_path, embedding):
+    variants = chosen(model, (*MIXED, "2:4-wanda"), embedding)
+    export(model, variants, tiny_model_dir, tmp_path)
+    expected = logits_of_dense(tiny_model_dir, variants)
+    loaded = Engine.load(tmp_path, EngineConfig(dtype="bfloat16")).runner.logits(TOKENS)
+    assert (loaded - expected).norm() < 0.02 * expected.norm()
