@@ -102,9 +102,9 @@ def test_the_scales_gradient_is_that_of_the_weights(tiny_model_dir):
     moving = movable(model, variants, "norms")
     moving(input_ids=TEXT, labels=TEXT).loss.backward()
     q = integers_of(variants[name].option, variants[name].tensors).float()
-    scale = moving.get_submodule(name).parametrizations.weight.original
-    expected = (weight_of(plain, name).grad * q).view(len(q), scale.shape[1], -1).sum(2)
-    torch.testing.assert_close(scale.grad, expected, rtol=1e-4, atol=1e-7)
+    gain, scale = moving.get_submodule(name).parametrizations.weight.original, variants[name].tensors["weight_scale"]
+    expected = (weight_of(plain, name).grad * q).view(len(q), scale.shape[1], -1).sum(2) * scale
+    torch.testing.assert_close(gain.grad, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_a_file_of_variants_reads_back(tiny_model_dir, tmp_path):
