@@ -9,7 +9,8 @@ weight that is left learns the original's distribution on its own completions ag
 * fdt: each matrix is tried alone at several sparsities on search prompts; its harm is the hazard of a first divergent token (first
   divergences per token that was at risk). Hazards of independent causes add up, so a knapsack chooses the sparsities with the least
   hazard in all. The paper (arXiv 2311.01544) raises, step by step, the component whose FDT is longest; the choice is by the same figure.
-* kl: the same with the mean KL in the place of the hazard.
+* kl: the same with the mean KL in the place of the hazard;
+* scores: the same with the KL that scores.py predicts of all of them from one pass of gradients, which costs no pass of any.
 
 After each round, before and after recovery: perplexity on held-out text and FDT, flips and KL on held-out prompts. A run that was
 interrupted goes on after the last round of the same settings that stands in the JSON's folder.
@@ -46,15 +47,13 @@ from train.compress.original import greedy
 from train.compress.probe import Probe
 from train.compress.quantize import load_dense
 from train.compress.recover import recipe_of
+from train.compress.scores import scores
 from train.compress.search import Candidate, at_bytes
 from train.compress.store import Store
 from train.compress.variant_file import variant_of
 from train.loop import run
 from train.plain import PlainStepper
 from train.state import State
-
-SPREAD = (-30, -15, 0, 10, 18)
-"""Sparsities that a matrix is tried at, in points from the round's target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,35 +124,50 @@ class _Reads:
         return self._model(input_ids=torch.tensor([tokens])).logits[0]
 
 
-def shared_out(model: Any, texts: Texts, guide: str, target: int, method: str, store: Store, stem: str) -> dict[str, Variant]:
+def shared_out(
+    model: Any, texts: Texts, guide: str, target: int, options: argparse.Namespace, store: Store, stem: str
+) -> dict[str, Variant]:
     """Every linear layer at its sparsity of this round, `target` per cent of them together."""
     linear = [matrix for matrix in matrices(model) if matrix.role == "linear"]
     known = moments(model, texts.calibration, [matrix.name for matrix in linear])
+    method, spread = options.method, [int(step) for step in options.spread.split(",")]
     if guide == "uniform":
         chosen = {matrix.name: f"sparse{target}-{method}" for matrix in linear}
         return {name: degraded(weight_of(model, name), option(each), known[name]) for name, each in chosen.items()}
-    probe, candidates, variants = Probe(model, texts.search), list[Candidate](), dict[tuple[str, str], Variant]()
-    harms = store.read("harms", stem)
-    for matrix in linear:
-        for sparsity in sorted({min(max(target + step, 1), 97) for step in SPREAD}):
-            name = f"sparse{sparsity}-{method}"
-            variant = variants[matrix.name, name] = degraded(weight_of(model, matrix.name), option(name), known[matrix.name])
-            if f"{matrix.name} {name}" not in harms:
-                harms[f"{matrix.name} {name}"] = _harm(probe, texts.search, {matrix.name: variant.dense}, guide)
-            size = matrix.rows * matrix.columns * (100 - sparsity)
-            candidates.append(Candidate(matrix=matrix.name, option=name, bytes=size, harm=harms[f"{matrix.name} {name}"]))
-        store.write("harms", stem, harms)
+    variants = {
+        (matrix.name, each.name): degraded(weight_of(model, matrix.name), each, known[matrix.name])
+        for matrix in linear
+        for each in [option(f"sparse{min(max(target + step, 1), 97)}-{method}") for step in spread]
+    }
+    harms = _harms(Probe(model, texts.search), texts.search, variants, guide, store, stem)
+    candidates = [
+        Candidate(matrix=name, option=each, bytes=round(variant.option.density * variant.dense.numel() * 100), harm=harms[name, each])
+        for (name, each), variant in variants.items()
+    ]
     limit = sum(matrix.rows * matrix.columns for matrix in linear) * (100 - target)
     plan = at_bytes(candidates, limit)
     assert plan is not None
     return {name: variants[name, each] for name, each in plan.items()}
 
 
-def _harm(probe: Probe, reference: Reference, plan: dict[str, torch.Tensor], guide: str) -> float:
-    traces = probe.traces(plan)
-    if guide == "kl":
-        return float(np.concatenate([trace.kl for trace in traces]).mean())
-    return hazard(flips_by_prompt(reference, traces))
+def _harms(
+    probe: Probe, reference: Reference, variants: dict[tuple[str, str], Variant], guide: str, store: Store, stem: str
+) -> dict[tuple[str, str], float]:
+    """What each variant would do, alone; measured ones are kept as they come."""
+    if guide == "scores":
+        dense: dict[str, dict[str, torch.Tensor]] = {}
+        for (name, each), variant in variants.items():
+            dense.setdefault(name, {})[each] = variant.dense
+        return {key: score.kl for key, score in scores(probe, dense).items()}
+    known = store.read("harms", stem)
+    for name, each in variants:
+        key = f"{name} {each}"
+        if key not in known:
+            traces = probe.traces({name: variants[name, each].dense})
+            mean = float(np.concatenate([trace.kl for trace in traces]).mean())
+            known[key] = mean if guide == "kl" else hazard(flips_by_prompt(reference, traces))
+            store.write("harms", stem, known)
+    return {(name, each): known[f"{name} {each}"] for name, each in variants}
 
 
 def recovered(
@@ -195,7 +209,7 @@ def rounds(
 
         def thinned(target: int = target, stem: str = stem, current: Any = current, plain: dict[str, torch.Tensor] = plain) -> Round:
             began = time.perf_counter()
-            variants = shared_out(current, texts, guide, target, options.method, Store(folder), stem)
+            variants = shared_out(current, texts, guide, target, options, Store(folder), stem)
             seconds = time.perf_counter() - began
             zeros = {name: float((v.dense == 0).float().mean()) for name, v in variants.items()}
             before = figures(with_values(model, variants, plain), texts)
@@ -250,7 +264,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--prompts", type=Path, required=True, help="jsonl with `prompt`, or with `text` and `code`")
     parser.add_argument("--targets", default="30,50,65,75", help="per cent of the linear layers' weights that are zero after each round")
-    parser.add_argument("--guides", default="uniform,fdt", help="some of uniform, fdt, kl")
+    parser.add_argument("--guides", default="uniform,fdt", help="some of uniform, fdt, kl, scores")
+    parser.add_argument(
+        "--spread", default="-30,-15,0,10,18", help="sparsities that a matrix is tried at, in points from the round's target"
+    )
     parser.add_argument("--method", default="wanda", choices=("magnitude", "wanda", "sparsegpt"))
     parser.add_argument("--steps", type=int, default=40, help="of recovery per round")
     parser.add_argument("--learning-rate", type=float, default=5e-4)

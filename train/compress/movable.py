@@ -72,20 +72,24 @@ class _Updated(nn.Module):
 
 
 class _Scaled(nn.Module):
-    """Integers that lie still, and their scales."""
+    """Integers that lie still, and what their scales are multiplied by: a learning rate is then relative, as it is for a norm."""
 
     q: Tensor
+    start: Tensor
 
     def __init__(self, q: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.register_buffer("q", q)
-        self._start = scale.float()
+        self.register_buffer("start", scale.float())
 
-    def forward(self, scale: Tensor) -> Tensor:
-        return widened(self.q, scale)
+    def forward(self, gain: Tensor) -> Tensor:
+        return widened(self.q, self.scale(gain))
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        return self._start.clone()
+        return torch.ones_like(self.start)
+
+    def scale(self, gain: Tensor) -> Tensor:
+        return self.start * gain
 
 
 class _Product(nn.Module):
@@ -157,7 +161,7 @@ def _restored(variant: Variant, layer: Any) -> Variant:
     """`variant` with the numbers that its layer has now, in the type that they are stored in."""
     tensors, held = dict(variant.tensors), layer.parametrizations.weight
     if variant.option.kind == "int":
-        tensors["weight_scale"] = held.original.detach().to(tensors["weight_scale"])
+        tensors["weight_scale"] = held[0].scale(held.original.detach()).to(tensors["weight_scale"])
     elif variant.option.kind == "lowrank":
         tensors = {
             key: factor.detach().to(tensors["weight"]) for key, factor in (("weight", held.original0), ("weight_right", held.original1))
