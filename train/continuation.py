@@ -7,11 +7,10 @@ Price: reading its configuration and its tokenizer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.artifact import Artifact
-from train.model_folder import is_quantised, load_model, open_model
+from train.model_folder import is_quantised, load_model, load_tokenizer, open_model
 from train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -27,12 +26,12 @@ def check_base(uri: str, recipe: Recipe, tokens: Artifact) -> str:
 
     Raises ValueError when the tokens were made with another vocabulary, or the sequences are longer than the model's positions reach.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     path, digest = open_model(uri)
     if is_quantised(path):
         raise ValueError(f"{uri}: its weights are quantised; go on with the model that it was made from")
-    if _vocabulary(AutoTokenizer, path) != _vocabulary(AutoTokenizer, tokens.local() / "tokenizer"):
+    if load_tokenizer(path).get_vocab() != load_tokenizer(tokens.local() / "tokenizer").get_vocab():
         raise ValueError(f"{tokens.uri}: was made with another vocabulary than {uri}; run `sterna tokenize --tokenizer {uri}`")
     if recipe.sequence_length != (known := tokens.manifest.metrics["sequence_length"]):
         raise ValueError(f"{tokens.uri}: sequences of {known} tokens, [train] says {recipe.sequence_length}; make them agree")
@@ -72,7 +71,3 @@ def taught(build: Callable[[], PreTrainedModel], teacher: str) -> DistilLoss:
     from train.compress.distil_loss import DistilLoss
 
     return DistilLoss(build(), continued(teacher))
-
-
-def _vocabulary(tokenizers: Any, folder: Path) -> dict[str, int]:
-    return dict(tokenizers.from_pretrained(folder).get_vocab())

@@ -16,12 +16,14 @@ from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
 from cluster.console import say
 from cluster.runtime import attached
 from cluster.settings import parse
-from cluster.storage import absolute, copy_tree, digest_of, resolve
+from cluster.storage import absolute, copy_tree, digest_of
 from train.config import PretrainConfig, overridden
 from train.continuation import check_base, check_teacher, continued, taught
+from train.files import read_whole
 from train.progress.figures import training_figures
 from train.recipe import Recipe
 from train.sources import Shares, open_shares, sequences_of
+from train.unfinished import refuse_to_lose
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +44,8 @@ def pretrain(config: PretrainConfig) -> Artifact:
 def trained(config: PretrainConfig, plan: dict[str, Any], plan_digest: str) -> Artifact:
     """The same for a plan that has been read: its tables, and a digest of them."""
     recipe = parse(Recipe, overridden(plan["train"], config), where=f"{config.plan} [train]")
+    if config.min_workers > recipe.num_workers:
+        raise ValueError(f"min_workers: is {config.min_workers}, but num_workers is {recipe.num_workers}; it would wait for ever")
     tokens = _tokens(config, plan)
     shares = open_shares(tokens, config.mix)
     inputs = {"plan": plan_digest, "tokens": tokens.digest}
@@ -56,9 +60,10 @@ def trained(config: PretrainConfig, plan: dict[str, Any], plan_digest: str) -> A
     if done := finished(config.output, stage=_STAGE, inputs=inputs, config=config):
         say(f"{config.output}: already done")
         return done
+    refuse_to_lose(config.output, stage=_STAGE, inputs=inputs, config=config)
     with publish(config.output, stage=_STAGE, inputs=inputs, config=config) as draft:
         outcome = _train(config, plan, recipe, shares, draft)
-        _describe(draft, plan, recipe, tokens, outcome, config.teacher)
+        _describe(draft, plan, recipe, shares, outcome, config.teacher)
     return open_artifact(config.output, made_by=_STAGE)
 
 
@@ -113,9 +118,9 @@ def _export(uri: str, tokens: Artifact, base: str | None, precision: str, model:
         copy_tree(scratch, uri)
 
 
-def _describe(draft: Draft, plan: dict[str, Any], recipe: Recipe, tokens: Artifact, outcome: Outcome, teacher: str | None = None) -> None:
-    state = outcome.state
-    predicted = plan.get("predicted", {}).get("loss", {}).get("value")
+def _describe(draft: Draft, plan: dict[str, Any], recipe: Recipe, shares: Shares, outcome: Outcome, teacher: str | None = None) -> None:
+    state, (tokens, share) = outcome.state, shares[0]
+    predicted = _predicted_loss(plan) if recipe.steps == plan["train"].get("steps") else None  # it is of that many steps
     loss, rate = state.final_loss(), state.tokens_per_second()
     draft.counts = {
         "steps": state.step,
@@ -128,10 +133,10 @@ def _describe(draft: Draft, plan: dict[str, Any], recipe: Recipe, tokens: Artifa
         "tokens_per_second": rate,
         "steps": state.step,
         "train_seconds": sum(r.seconds for r in state.records),
-        "epochs": state.step * recipe.global_batch / tokens.manifest.metrics["num_sequences"],
+        "epochs": share * state.step * recipe.global_batch / tokens.manifest.metrics["num_sequences"],
         "precision": outcome.precision,
         "zero_stage": recipe.zero_stage,
-        "num_workers": recipe.num_workers,
+        "num_workers": outcome.attempts[-1].num_workers,
         "resumed_at": outcome.resumed_at,
         "groups": len(outcome.attempts),
         "steps_done_again": sum(attempt.lost for attempt in outcome.attempts),
@@ -152,12 +157,7 @@ def _read_plan(uri: str, model: str | None = None) -> tuple[dict[str, Any], str]
     Its [model] table is then, or is in the file, no more than `from`, the model's folder; what was predicted for the plan's own is gone.
     """
     if uri.endswith(".toml"):
-        filesystem, path = resolve(uri)
-        try:
-            with filesystem.open_input_stream(path) as stream:
-                raw = stream.readall()
-        except FileNotFoundError:
-            raise ValueError(f"{uri}: no such file; `sterna plan run` writes a plan.toml") from None
+        raw = read_whole(uri, wanted="the plan.toml, or the folder, that `sterna plan run` wrote")
         digest = digest_of(raw.decode(errors="replace"))
     else:
         artifact = open_artifact(uri, made_by="plan")
@@ -171,19 +171,37 @@ def _read_plan(uri: str, model: str | None = None) -> tuple[dict[str, Any], str]
     for name in ("model", "train"):
         if not isinstance(plan.get(name), dict):
             raise ValueError(f"{uri}: has no [{name}] table; `sterna plan run` writes one")
-    if base := plan["model"].get("from"):
-        plan["model"]["from"] = absolute(str(base))  # workers stand elsewhere
+    if "from" in plan["model"]:
+        if list(plan["model"]) != ["from"] or not isinstance(plan["model"]["from"], str) or not plan["model"]["from"]:
+            raise ValueError(f"{uri} [model]: from is a model folder and stands alone: a shape, or where to go on")
+        plan["model"]["from"] = absolute(plan["model"]["from"])  # workers stand elsewhere
+    _predicted_loss(plan, uri)
     return plan, digest
+
+
+def _predicted_loss(plan: dict[str, Any], uri: str = "plan") -> float | None:
+    """The loss that the plan expects, if it expects one; ValueError where that is no number."""
+    found: Any = plan
+    for key in ("predicted", "loss", "value"):
+        found = found.get(key, {}) if isinstance(found, dict) else None
+    if found == {}:
+        return None
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        raise ValueError(f"{uri}: value in [predicted.loss] must be a number; or leave [predicted] out")
+    return float(found)
 
 
 def _tokens(config: PretrainConfig, plan: dict[str, Any]) -> Artifact:
     """The tokens folder that the command line names, else the plan."""
     if config.tokens:
         return open_artifact(config.tokens, made_by="tokenize")
-    if not plan["train"].get("tokens"):
+    named = plan["train"].get("tokens")
+    if not named:
         raise ValueError(f"{config.plan}: [train] names no tokens; give --tokens FOLDER")
+    if not isinstance(named, str):
+        raise ValueError(f"{config.plan} [train] tokens: is {named!r}; give one folder; further ones are for --mix FOLDER=SHARE")
     try:
-        return open_artifact(plan["train"]["tokens"], made_by="tokenize")
+        return open_artifact(named, made_by="tokenize")
     except ValueError as error:
         raise ValueError(f"{config.plan} [train] tokens: {error}; or give --tokens FOLDER") from None
 
