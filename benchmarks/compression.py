@@ -27,11 +27,11 @@ from train.compress.options import option, parse_options
 from train.compress.search import Candidate, at_bytes
 
 BUDGETS = (0.005, 0.02, 0.05, 0.10)
-UNIFORM = ("int8", "int8-gptq", "int4-rtn", "int4", "int4-g32", "int3")
-PRUNED = ("sparse50-magnitude", "sparse50-wanda", "sparse50-sparsegpt", "2:4-magnitude", "2:4-wanda", "2:4-sparsegpt")
+UNIFORM = ("int8", "int4", "int4-rtn", "int8-gptq", "int4-g32", "int3")
+PRUNED = ("2:4-sparsegpt", "sparse50-sparsegpt", "2:4-wanda", "sparse50-wanda", "2:4-magnitude", "sparse50-magnitude")
 SPARSITIES = (25, 50, 75, 90, 95)
 DRAWS, PROMISED = 20, 0.02
-KERNELS = "int8,int4,int4-g32"
+KERNELS = "int8,int8-gptq-g64,int4,int4-g32"
 PARTS = ("budgets", "equal", "greedy", "promise", "shapes", "cost")
 
 
@@ -86,11 +86,10 @@ def _budgets(bench: Bench, kept: Figures) -> None:
 
 def _searched(bench: Bench, budget: float) -> dict[str, Any]:
     held_out = sum(map(len, bench.held_out.reference.completions))
-    started, offered = time.perf_counter(), bench.offer
-    made = time.perf_counter()
+    offered, started = bench.offer, time.perf_counter()
     found = find(offered, bench.search, {"flips": budget}, held_out=held_out)
-    seconds = {"offer": made - started, "search": time.perf_counter() - made}
-    row = bench.judged(found.plan) | {"met": found.met, "plan": found.plan, "passes": found.passes, "seconds": seconds}
+    seconds = {"offer": bench.offer_s, "search": time.perf_counter() - started}
+    row = bench.judged(found.plan, bench.held_out) | {"met": found.met, "plan": found.plan, "passes": found.passes, "seconds": seconds}
     return row | {"foreseen": found.judged.bounds["flips"], "on_search": found.judged.figures["flips"]}
 
 
@@ -101,11 +100,11 @@ def _equal(bench: Bench, kept: Figures) -> None:
     with_kernels = [c for c in bench.offer.candidates if c.option in ("keep", *KERNELS.split(","))]
     for chosen in (*UNIFORM, *PRUNED):
         plan = dict.fromkeys(names, "keep") | dict.fromkeys(linear, chosen)
-        theirs = kept.once("equal", chosen, lambda plan=plan: bench.judged(plan))
+        theirs = kept.once("equal", chosen, lambda plan=plan: bench.judged(plan, bench.compared))
         _ours(bench, kept, "equal", f"ours at {chosen}", bench.offer.candidates, theirs["bytes"])
         _ours(bench, kept, "equal", f"ours with kernels at {chosen}", with_kernels, theirs["bytes"])
     for chosen in ("int8", "int4"):
-        kept.once("equal", f"{chosen}, embedding int8", lambda chosen=chosen: bench.judged(_all(bench, chosen)))
+        kept.once("equal", f"{chosen}, embedding int8", lambda chosen=chosen: bench.judged(_all(bench, chosen), bench.compared))
         size = kept.all["equal"][f"{chosen}, embedding int8"]["bytes"]
         _ours(bench, kept, "equal", f"ours at {chosen}, embedding int8", bench.offer.candidates, size)
 
@@ -117,7 +116,7 @@ def _all(bench: Bench, chosen: str) -> dict[str, str]:
 def _ours(bench: Bench, kept: Figures, part: str, name: str, candidates: list[Candidate], size: int) -> None:
     plan = at_bytes(candidates, size)
     if plan is not None:
-        kept.once(part, name, lambda: bench.judged(plan))
+        kept.once(part, name, lambda: bench.judged(plan, bench.compared))
 
 
 def _greedy(bench: Bench, kept: Figures) -> None:
@@ -138,7 +137,7 @@ def _greedy(bench: Bench, kept: Figures) -> None:
         for guide, values in harms.items():
             for rank in (in_order_of_harm, per_byte):
                 plan = accumulated(bench.offer.candidates, values, row["bytes"], rank)
-                kept.once("greedy", f"{budget}|{guide}, {rank.__name__}", lambda plan=plan: bench.judged(plan))
+                kept.once("greedy", f"{budget}|{guide}, {rank.__name__}", lambda plan=plan: bench.judged(plan, bench.compared))
         _ours(bench, kept, "greedy", f"{budget}|ours", bench.offer.candidates, row["bytes"])
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
+import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +36,7 @@ from train.compress.store import Store
 
 __all__ = ["OPTIONS", "Bench", "figures", "parts_of", "some"]
 
-OPTIONS = "int8,int6,int5,int4,int4-g32,int3,int2"
+OPTIONS = "int8,int8-gptq-g64,int7,int6,int5,int4,int4-g32,int3,int2"
 PROMPT_TOKENS, COMPLETION_TOKENS = 48, 64
 SIZES = {"held_out": 256, "search": 96, "calibration": 96, "fresh": 256}
 
@@ -125,22 +127,41 @@ class Bench:
         return moments(self.dense, [self.texts[row] for row in self.parts["calibration"]])
 
     @cached_property
+    def compared(self) -> Probe:
+        """The first half of the held-out prompts, on which many plans are compared."""
+        return self.probe(self.parts["held_out"][: SIZES["held_out"] // 2])
+
+    @cached_property
+    def _offered(self) -> tuple[Offer, float]:
+        """What the search chooses from and the seconds it took; kept beside the completions, since every part needs it."""
+        place = self.store.folder / f"offer-{digest_of([str(self.model), OPTIONS, SIZES])[:20]}.pickle"
+        if not place.exists():
+            known, search, started = self.moments, self.search, time.perf_counter()
+            made = offer(self.dense, search, parse_options(OPTIONS), known)
+            place.write_bytes(pickle.dumps((made, time.perf_counter() - started)))
+        kept: tuple[Offer, float] = pickle.loads(place.read_bytes())
+        return kept
+
+    @property
     def offer(self) -> Offer:
-        """What the search chooses from."""
-        return offer(self.dense, self.search, parse_options(OPTIONS), self.moments)
+        return self._offered[0]
+
+    @property
+    def offer_s(self) -> float:
+        return self._offered[1]
 
     def variant(self, name: str, chosen: str) -> Variant:
         """A matrix under an option, whether the search has it or not."""
         found = self.offer.variants.get(name, {}).get(chosen)
         return found or degraded(self.dense.get_submodule(name).weight, option(chosen), self.moments.get(name))
 
-    def judged(self, plan: Mapping[str, str]) -> dict[str, float]:
-        """Bytes of the matrices on disk, and the figures on held-out prompts."""
+    def judged(self, plan: Mapping[str, str], probe: Probe) -> dict[str, float]:
+        """Bytes of the matrices on disk, and the figures on the probe's prompts."""
         variants = {name: self.variant(name, chosen) for name, chosen in plan.items() if chosen != "keep"}
         weights = {name: self.dense.get_submodule(name).weight.nbytes for name in plan}
         size = sum(weights.values()) - sum(weights[name] - variant.bytes for name, variant in variants.items())
-        traces = self.held_out.traces({name: variant.dense for name, variant in variants.items()})
-        return {"bytes": size, "share": size / self.matrices_bytes, **figures(self.held_out.reference, traces)}
+        traces = probe.traces({name: variant.dense for name, variant in variants.items()})
+        return {"bytes": size, "share": size / self.matrices_bytes, **figures(probe.reference, traces)}
 
 
 def text_reference(bench: Bench, rows: Sequence[int]) -> Reference:
