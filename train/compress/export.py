@@ -50,7 +50,7 @@ def readers(found: list[CompressibleMatrix], variants: Mapping[str, Variant]) ->
         kinds.add("an embedding of fewer than 8 bits")
     if not kinds:
         return Exported(("sterna", "transformers"), "")
-    return Exported(("sterna",), f"transformers reads no {' or '.join(sorted(kinds))}; export dense for it")
+    return Exported(("sterna",), f"transformers has no format for {' and '.join(sorted(kinds))}; export dense for it")
 
 
 _LOOKED_UP = ("embedding", "tied")
