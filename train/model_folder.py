@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyarrow import fs as arrow_fs
 
 from cluster.artifact import open_artifact
-from cluster.storage import content_digest, downloaded, resolve
+from cluster.storage import MANIFEST, content_digest, downloaded, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -24,14 +23,27 @@ if TYPE_CHECKING:
 
 Weights = dict[str, "torch.Tensor"]
 
-__all__ = ["MODEL_STAGES", "copy_tokenizer", "is_quantised", "load_model", "open_adapter", "open_model", "write_model"]
+__all__ = [
+    "MODEL_STAGES",
+    "copy_tokenizer",
+    "first_line",
+    "is_quantised",
+    "load_model",
+    "load_tokenizer",
+    "open_adapter",
+    "open_model",
+    "tuned_from",
+    "write_model",
+]
 
 MODEL_STAGES = ("pretrain", "tune", "compress")
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.json",
     "merges.txt", "tokenizer.model",
 )  # fmt: skip
+_STORED_OTHERWISE = (".weight_packed", ".weight_scale", ".weight_bitmask", ".weight_right")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_TOLD = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what is lacking is told, and refused in our words
 
 
 def open_model(uri: str) -> tuple[Path, str]:
@@ -57,8 +69,14 @@ def open_adapter(uri: str) -> tuple[Path, str]:
     return _opened(uri, names, ("tune",))
 
 
+def tuned_from(adapter: Path) -> str | None:
+    """The digest of the model that the adapter in a folder of `sterna tune` was tuned from; None for others' adapters."""
+    manifest = adapter / MANIFEST
+    return _read_json(str(adapter), manifest).get("inputs", {}).get("model") if manifest.exists() else None
+
+
 def _opened(uri: str, names: set[str], stages: tuple[str, ...]) -> tuple[Path, str]:
-    if "manifest.json" in names:
+    if MANIFEST in names:
         artifact = open_artifact(uri, made_by=stages)
         return artifact.local(), artifact.digest
     digest = content_digest(uri)
@@ -71,21 +89,76 @@ def is_quantised(folder: Path) -> bool:
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The causal language model of a folder with dense weights in `dtype`, quantised ones decompressed.
+    """The causal language model of a folder with dense weights in `dtype`, compressed ones widened.
 
-    Raises ValueError when transformers knows no causal language model of that architecture.
+    Raises ValueError when transformers knows no causal language model of that architecture, and when the weights are not all there:
+    transformers alone would draw what is missing at random, with a warning.
     """
-    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging as transformers_log
 
     transformers_log.disable_progress_bar()  # a bar per file says nothing; the stages show their own
-    options = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if is_quantised(folder) else {}
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+        state = _widened(folder, dtype)
+        if state is None:
+            model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **_TOLD)
+        else:
+            config = AutoConfig.from_pretrained(folder)
+            if hasattr(config, "quantization_config"):
+                del config.quantization_config
+            kind = AutoModelForCausalLM._model_mapping[type(config)]
+            model, found = kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype, **_TOLD)
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: its weights cannot be read ({first_line(error)}); copy them again") from None
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{folder}: not a causal language model that transformers loads ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{folder}: not a causal language model that transformers loads ({first_line(error)})") from None
+    lacking = sorted({*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])})
+    if lacking:
+        raise ValueError(
+            f"{folder}: config.json asks for {len(lacking)} weights that are not there in that shape, such as {lacking[0]}; "
+            "give the configuration that belongs to the weights"
+        )
+    return model
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder. Raises ValueError when transformers cannot read it."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise ValueError(f"{folder}: its tokenizer cannot be read ({first_line(error)}); restore tokenizer.json") from None
+
+
+def first_line(error: Exception) -> str:
+    """What a library says, to its first line's end; its name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _widened(folder: Path, dtype: torch.dtype) -> Weights | None:
+    """All weights of a compressed folder as plain ones, read by the engine's reader; None where they are plain already.
+
+    transformers itself dequantises a folder by one scheme for all of it, and plans mix them.
+    """
+    import torch
+    from safetensors import safe_open
+
+    from serve.engine.weights import Weights as Stored
+    from serve.engine.weights import read_config
+
+    names: list[str] = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            names += opened.keys()
+    packed = {name.rpartition(".")[0] for name in names if name.endswith(_STORED_OTHERWISE)}
+    if not packed:
+        return None
+    stored = Stored(folder, read_config(folder), dtype, torch.device("cpu"))
+    modules = sorted(module for module in packed if f"{module}.weight" in stored or f"{module}.weight_packed" in stored)
+    plain = [name for name in names if name.rpartition(".")[0] not in packed or name.endswith(".bias")]
+    return {f"{module}.weight": stored.table(module) for module in modules} | {name: stored.tensor(name) for name in plain}
 
 
 def write_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype, tokenizer: Path, state: Weights | None = None) -> None:
@@ -142,5 +215,5 @@ def _check(uri: str, names: set[str], path: Path) -> None:
 def _read_json(uri: str, path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise ValueError(f"{uri}: {path.name} is not JSON ({error}); restore it") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{uri}: {path.name} is not JSON with names and values ({error}); restore it") from None

@@ -23,6 +23,7 @@ from train.corpus import Sequences
 from train.loop import held_out_loss, run
 from train.state import State
 from train.sharded import ShardedStepper
+from train.plain import PlainStepper
 from train.tuning.embeddings import with_updates
 
 model_dir, tokens_dir, scratch, out = map(Path, sys.argv[1:5])
@@ -38,11 +39,12 @@ for kind, precision, stage in [
         model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
         torch.manual_seed(0)
         lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        stepper = ShardedStepper if stage else PlainStepper
         if kind == "full":
-            return ShardedStepper(model, recipe)
+            return stepper(model, recipe)
         tuned = get_peft_model(model, lora)
         with_updates(model, 4, 2.0)
-        return ShardedStepper(tuned, recipe)
+        return stepper(tuned, recipe)
     stepper, place = fresh(), str(scratch / f"{kind}-{precision}-{stage}")
     before = held_out_loss(stepper, source, 4)
     checkpoints = Checkpoints(place, stepper, "0")

@@ -16,26 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from train.model_folder import first_line
 from train.tuning.biases import with_biases
 from train.tuning.bottleneck import Bottleneck, with_bottlenecks
 from train.tuning.embeddings import updates_of
 from train.tuning.prompted import Prompted
 
-__all__ = ["is_adapter", "peft_quiet", "with_adapter", "write_biases", "write_bottlenecks", "write_low_rank", "write_ranks"]
+__all__ = ["peft_quiet", "with_adapter", "write_biases", "write_bottlenecks", "write_low_rank", "write_ranks"]
 
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
 _PROMPTS = ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING")
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether `folder` holds what was trained beside a model."""
-    return (folder / _CONFIG).is_file()
 
 
 @contextmanager
@@ -59,10 +56,9 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> Any:
             return _loaded(with_bottlenecks(model, config["width"], config["targets"]), folder)
         with peft_quiet():
             tuned = PeftModel.from_pretrained(model, folder)
+        _check_all_loaded(tuned, folder)
     except Exception as error:  # peft, safetensors and json each have their own
-        raise ValueError(
-            f"{folder}: no adapter of this model ({str(error).splitlines()[0]}); give the model that it was tuned from"
-        ) from None
+        raise ValueError(f"{folder}: no adapter of this model ({first_line(error)}); give the model that it was tuned from") from None
     return Prompted(tuned) if kind in _PROMPTS else tuned
 
 
@@ -131,6 +127,17 @@ def _write(config: dict[str, Any], tensors: dict[str, Tensor], model: PreTrained
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": model.name_or_path}, indent=2))
     save_file(tensors, folder / _TENSORS)
+
+
+def _check_all_loaded(tuned: PeftModel, folder: Path) -> None:
+    """ValueError unless the adapter's tensors are those that the model has places for: peft passes over what is too much or too little."""
+    settings = tuned.active_peft_config
+    layers = tuned.get_base_model().config.get_text_config().num_hidden_layers
+    if settings.peft_type == "PREFIX_TUNING" and settings.num_layers != layers:
+        raise ValueError(f"it has keys and values for {settings.num_layers} layers, the model has {layers}")
+    wanted, there = set(get_peft_model_state_dict(tuned)), set(load_peft_weights(str(folder), device="cpu"))
+    if wanted != there:
+        raise ValueError(f"its tensors are not the model's, such as {min(wanted ^ there)}")
 
 
 def _loaded(model: PreTrainedModel, folder: Path) -> PreTrainedModel:

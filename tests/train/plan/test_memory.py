@@ -11,7 +11,7 @@ from train.architectures import make_config, make_model
 from train.elastic.pieces import snapshot
 from train.loss import decoder
 from train.plain import PlainStepper
-from train.plan.memory import _TOLD_APART, footprint, layer_activation_bytes
+from train.plan.memory import _TOLD_APART, footprint, host_bytes, layer_activation_bytes
 from train.plan.shapes import ModelShape, shape_of_width
 from train.recipe import Recipe
 from train.segments import honours_segments, positions_taken
@@ -107,9 +107,38 @@ def test_copies_are_what_the_guard_and_a_checkpoint_hold(stage, num_workers):
     assert held == pytest.approx(expected, rel=1e-3)
 
 
+def test_plain_torch_holds_float32_and_the_casts():
+    alone, parameters = of(zero_stage=2, num_workers=1), SHAPE.num_parameters
+    assert (alone.weights, alone.gradients, alone.optimizer) == (6 * parameters, 4 * parameters, 8 * parameters)
+
+
+def test_copies_are_the_devices_only_where_it_is_the_processor():
+    here, there = of(zero_stage=2, num_workers=4), of(zero_stage=2, num_workers=4, on_processor=False)
+    assert here.copies == 2 * 12 * SHAPE.num_parameters / 4 == host_bytes(SHAPE, zero_stage=2, num_workers=4)
+    assert there.copies == 0
+    assert here.total - there.total == pytest.approx(here.copies)
+
+
+@given(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4]), st.booleans())
+def test_splits_checkpointing_and_offload_save_device_memory(tensor, sequence, checkpointing):
+    wide = shape_of_width(1024, vocab_size=8192, max_length=512)
+
+    def total(**changes):
+        options = {"zero_stage": 1, "num_workers": 8, "micro_batch": 8, "sequence_length": 512, "precision": "bfloat16"}
+        return footprint(wide, on_processor=False, **(options | changes)).total
+
+    assert total(tensor=2 * tensor, zero_stage=0) < total(tensor=tensor, zero_stage=0)
+    assert total(sequence=2 * sequence) < total(sequence=sequence)
+    assert total(gradient_checkpointing=True, sequence=sequence) < total(sequence=sequence)
+    assert total(offload="optimizer", gradient_checkpointing=checkpointing) < total(gradient_checkpointing=checkpointing)
+    assert host_bytes(wide, zero_stage=1, num_workers=8, offload="optimizer") > host_bytes(wide, zero_stage=1, num_workers=8)
+
+
 def test_the_constants_are_those_of_the_training_code():
     from train import loss, zero
     from train.plan import memory
 
     assert memory.BUCKET_ELEMENTS == zero._BUCKET_ELEMENTS
     assert memory.LOGIT_ELEMENTS == loss._CHUNK_ELEMENTS
+    recipe = Recipe(steps=1, global_batch=2, micro_batch=1, sequence_length=8, learning_rate=1.0, zero_stage=3)
+    assert zero.deepspeed_config(recipe, "float32")["zero_optimization"]["stage3_max_live_parameters"] == memory.LIVE_ELEMENTS
