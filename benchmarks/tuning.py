@@ -39,11 +39,12 @@ LENGTH, MICRO, SEED = 256, 4, 0
 STEPS, PREFERENCE_STEPS = 100, 50
 BATCH = 8
 PARTS = ["sweep", "train", "preferences", "speed"]
-SWEEP = {"full": (9e-4, 2e-3, 4e-3), "lora": (4e-3, 6e-3, 12e-3)}
+SWEEP = {"full": (9e-4, 2e-3, 4e-3), "lora": (4e-3, 6e-3, 12e-3), "lora, rank 64": (3e-3, 5e-3)}
 """Peak learning rates that those who are compared with each other choose from; the others take the product's own."""
 ROWS: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {},
+    "lora, rank 64": {"method": "lora", "rank": 64, "alpha": 128.0},
     "lora by name": {"method": "lora", "merge": False},
     **{name: {} for name in METHODS if name not in ("full", "lora")},
 }
