@@ -28,7 +28,7 @@ from train.compress.certify import certify, judge_budget, least_flips_upper
 from train.compress.choose import Choice, calibrated, uniform
 from train.compress.config import CompressConfig
 from train.compress.divergence import Trace, judge
-from train.compress.export import export
+from train.compress.export import Exported, export
 from train.compress.original import Original, greedy, losses_of, study
 from train.compress.prompts import Probes, prompts_digest, read_probes
 from train.compress.quantize import disk_bytes, load_dense
@@ -70,9 +70,11 @@ def compress(config: CompressConfig) -> Compressed:
         original = study(source, digest, parts, config.engine, config.completion_tokens, store)
         _warn(config, original)
         choice = _choose(config, model, original, store)
-        export(model, choice.variants, source, draft.dir, dense=config.export == "dense")
+        exported = export(model, choice.variants, source, draft.dir, dense=config.export == "dense")
         del model
-        _certify(draft, config, source, choice, original, parts["held_out"], skipped)
+        if exported.why_not:
+            say(f"compress: {exported.why_not}")
+        _certify(draft, config, source, choice, exported, original, parts["held_out"], skipped)
     made = open_artifact(config.output, made_by="compress")
     return _kept(Compressed(made.uri, made.manifest))
 
@@ -124,7 +126,14 @@ def _choose(config: CompressConfig, model: Any, original: Original, store: Store
 
 
 def _certify(
-    draft: Draft, config: CompressConfig, source: Path, choice: Choice, original: Original, held_out: Probes, skipped: int
+    draft: Draft,
+    config: CompressConfig,
+    source: Path,
+    choice: Choice,
+    exported: Exported,
+    original: Original,
+    held_out: Probes,
+    skipped: int,
 ) -> None:
     """Judge the folder as it was written, and fill the draft with what was found."""
     candidate = Engine.load(draft.dir, replace(config.engine, dtype="float32"))
@@ -145,6 +154,7 @@ def _certify(
         "certificate": certificate,
         "pass": bool(choice.variants) and judge_budget(certificate, config.bounds) if config.bounds else None,
         "passes": choice.passes,
+        "readers": list(exported.readers),
     }
     _fill(draft, config, choice, report)
     draft.figures |= {

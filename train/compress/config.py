@@ -80,6 +80,8 @@ class CompressConfig:
     """Length in tokens of the prompts cut from held-out documents; prompts from a file are used whole."""
     completion_tokens: int = 64
     """Length in tokens of the original's greedy completions; the first divergent token is censored there."""
+    num_workers: int = 1
+    """Processors of the Ray cluster that judge whole plans side by side; 1 is this process alone."""
     work: str = ""
     """Folder for what another run with the same model and prompts can use again (completions, traces); by default it stands inside
     the unfinished output, so that an interrupted run goes on, and is gone when that is published."""
@@ -96,7 +98,7 @@ class CompressConfig:
             )
         _check_source(self.prompts, self.tokens)
         _check_engine(self.engine)
-        for name in ("num_prompts", "search_prompts", "calibration_prompts", "prompt_tokens", "completion_tokens"):
+        for name in ("num_prompts", "search_prompts", "calibration_prompts", "prompt_tokens", "completion_tokens", "num_workers"):
             _at_least_one(name, getattr(self, name))
 
     @property
