@@ -77,6 +77,9 @@ VERBS: dict[str, Verb] = {
     "tune": Verb("train.tuning.config:TuneConfig", "train.tune:tune",
                  "a model and conversations, or preferences -> a tuned model, or an adapter", "model",
                  "sterna tune runs/base --data runs/corpus --output runs/tuned"),
+    "distill": Verb("train.compress.distill_config:DistillConfig", "train.compress.distill:distill",
+                    "a teacher and a student -> a student that says what the teacher would", "teacher",
+                    "sterna distill runs/base --plan runs/plan --tokens runs/tokens --output runs/student"),
     "compress": Verb("train.compress.config:CompressConfig", "train.compress.compress:compress",
                      "a model -> a smaller one, judged by diverging tokens", "model",
                      "sterna compress runs/tuned --budget flips=0.02 --prompts prompts.jsonl --output runs/small"),
@@ -271,7 +274,7 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], 
     elif hint is bool or set(typing.get_args(hint)) == {bool, type(None)}:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
     else:
-        repeated = {"nargs": "+", "action": "extend"} if many else {}
+        repeated: dict[str, Any] = {"nargs": "+", "action": "extend"} if many else {}
         parser.add_argument(flag, **repeated, default=None, metavar=_metavar(typing.get_args(hint)[0] if many else hint), help=text)
 
 

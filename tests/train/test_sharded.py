@@ -23,6 +23,7 @@ from train.corpus import Sequences
 from train.loop import held_out_loss, run
 from train.state import State
 from train.sharded import ShardedStepper
+from train.plain import PlainStepper
 
 model_dir, tokens_dir, scratch, out = map(Path, sys.argv[1:5])
 torch.set_num_threads(1)
@@ -37,7 +38,7 @@ for kind, precision, stage in [
         model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
         torch.manual_seed(0)
         lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-        return ShardedStepper(get_peft_model(model, lora) if kind == "lora" else model, recipe)
+        return (ShardedStepper if stage else PlainStepper)(get_peft_model(model, lora) if kind == "lora" else model, recipe)
     stepper, place = fresh(), str(scratch / f"{kind}-{precision}-{stage}")
     before = held_out_loss(stepper, source, 4)
     checkpoints = Checkpoints(place, stepper, "0")

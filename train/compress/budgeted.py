@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from cluster.console import progress, say
@@ -29,6 +29,8 @@ __all__ = ["budgeted", "settled"]
 
 _TESTED = 4
 """Plans that are tested on the held-out prompts at most."""
+_WON_BACK = 1.5
+"""How many times the budget a plan may diverge by that is to be recovered."""
 Plan = dict[str, str]
 
 
@@ -37,13 +39,19 @@ def budgeted(config: CompressConfig, model: Any, known: Mapping[str, Moments], o
     probe = probe_of(model, original.references["search"])
     offered = offer(model, probe, config.choices, known, seconds=_timer(config), seed=config.seed)
     with _judging(config, model, probe) as judging:
-        result = _found(config, offered, judging, original, store)
-    plan = _tested(config, Probe(probe.model, original.references["held_out"]), result, offered)
+        result = _found(config, offered, judging, original, store, config.bounds)
+        plan, all_passed = _tested(config, Probe(probe.model, original.references["held_out"]), result, offered)
+        choice = _choice(model, offered, result, plan)
+        if config.recover and result.met and all_passed:  # after one that failed nothing bolder may be tested
+            bolder = _found(config, offered, judging, original, store, {name: _WON_BACK * bound for name, bound in config.bounds.items()})
+            choice = replace(choice, bolder=_choice(model, offered, bolder, bolder.plan))
+    return replace(choice, passes=probe.passes + (judging.passes if judging is not probe else 0.0))
+
+
+def _choice(model: Any, offered: Offer, result: Found, plan: Plan) -> Choice:
     taken = {name: offered.variants[name][option] for name, option in plan.items() if option != "keep"}
     rows = [row_of(matrix, taken.get(matrix.name), _reason(result, plan, matrix.name)) for matrix in matrices(model)]
-    return Choice(
-        variants=taken, rows=rows, trail=_trail(result, plan), passes=probe.passes + (judging.passes if judging is not probe else 0.0)
-    )
+    return Choice(variants=taken, rows=rows, trail=_trail(result, plan))
 
 
 def _timer(config: CompressConfig) -> Callable[[Option, int, int], float] | None:
@@ -72,7 +80,7 @@ def _judging(config: CompressConfig, model: Any, probe: Probe) -> Iterator[Any]:
             spread.close()
 
 
-def _found(config: CompressConfig, offered: Offer, probe: Judging, original: Original, store: Store) -> Found:
+def _found(config: CompressConfig, offered: Offer, probe: Judging, original: Original, store: Store, bounds: Mapping[str, float]) -> Found:
     """The search's result, every judged plan kept as soon as it is judged."""
     held_out = sum(map(len, original.references["held_out"].completions))
     key = [probe.reference.prompts, probe.reference.completions, [asdict(each) for each in offered.candidates], held_out]
@@ -82,7 +90,7 @@ def _found(config: CompressConfig, offered: Offer, probe: Judging, original: Ori
     return find(
         offered,
         probe,
-        config.bounds,
+        bounds,
         held_out=held_out,
         objective=config.objective,
         known=known,
@@ -90,8 +98,8 @@ def _found(config: CompressConfig, offered: Offer, probe: Judging, original: Ori
     )
 
 
-def _tested(config: CompressConfig, probe: Probe, result: Found, offered: Offer) -> Plan:
-    """The boldest plan that the held-out prompts let pass; the safest one tested if they let none."""
+def _tested(config: CompressConfig, probe: Probe, result: Found, offered: Offer) -> tuple[Plan, bool]:
+    """(the boldest plan that the held-out prompts let pass, the safest one tested if they let none; whether all passed)."""
     ladder = _ladder(result)
     with progress("compress: held-out prompts", len(ladder), "plans") as advance:
 
@@ -100,7 +108,8 @@ def _tested(config: CompressConfig, probe: Probe, result: Found, offered: Offer)
             advance()
             return judge_budget(upper_bounds(probe.reference, traces, config.seed), config.bounds)
 
-        return ladder[max(settled(ladder, passes) - 1, 0)]
+        passed = settled(ladder, passes)
+    return ladder[max(passed - 1, 0)], passed == len(ladder)
 
 
 def settled(ladder: Sequence[Any], passes: Callable[[Any], bool]) -> int:

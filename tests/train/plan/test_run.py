@@ -51,9 +51,7 @@ def tokens(tmp_path, tiny_model_dir) -> str:
 
 
 def config_of(tokens: str, tmp_path: Path, **changes) -> PlanConfig:
-    return PlanConfig(
-        **({"tokens": tokens, "output": str(tmp_path / "plan"), "budget": "minutes=2", "max_parameters": 1_500_000} | changes)
-    )
+    return PlanConfig(**({"tokens": tokens, "output": str(tmp_path / "plan"), "budget": "minutes=2", "max_params": 1_500_000} | changes))
 
 
 def test_the_plan_is_what_pretrain_reads(tokens, tmp_path):
@@ -91,8 +89,8 @@ def test_a_refused_budget_leaves_no_plan(tokens, tmp_path):
 
 def test_a_refused_size_says_so_before_anything_is_measured(tokens, tmp_path, monkeypatch):
     monkeypatch.setattr(measure_module, "measure", None)
-    with pytest.raises(ValueError, match="max_parameters"):
-        plan_run(config_of(tokens, tmp_path, max_parameters=10))
+    with pytest.raises(ValueError, match="max_params"):
+        plan_run(config_of(tokens, tmp_path, max_params=10))
 
 
 def test_memory_is_refused(tokens, tmp_path):
