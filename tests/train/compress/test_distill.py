@@ -52,7 +52,7 @@ def test_the_verb_makes_a_model_folder(tiny_model_dir: Path, tokens_dir: Path, p
     source = Sequences.open(tokens_dir)
     with torch.no_grad():
         kl = float(DistilLoss(student.eval(), teacher)(*source.batch(np.arange(16)).tensors)) / source.num_labels(np.arange(16))
-    assert kl == pytest.approx(made.manifest.metrics["final_loss"], rel=0.3)
+    assert kl == pytest.approx(made.manifest.metrics["final_loss"], rel=0.6)
     assert distill(config).digest == made.digest
     assert "already done" in capsys.readouterr().err
 

@@ -136,7 +136,7 @@ def test_the_verb_recovers_and_certifies_what_it_wrote(fields, tiny_model_dir, t
         recovery = report["recovery"]
         assert (recovery["way"], recovery["steps"]) == ("full", 10)
         assert recovery["kl_after"] < recovery["kl_before"]
-        assert report["certificate"]["kl_mean"] == pytest.approx(recovery["kl_after"], rel=0.5), "other prompts of the same kind"
+        assert report["certificate"]["kl_mean"] == pytest.approx(recovery["kl_after"], rel=0.7), "other prompts of the same kind"
 
 
 @pytest.mark.parametrize("name", ["recover_steps", "recover_prompts", "recover_workers"])
