@@ -6,6 +6,7 @@ import contextlib
 
 import pytest
 
+from train.elastic.size import Attempt
 from train.job import Job, Outcome
 
 
@@ -28,7 +29,8 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
         before = loss()
         state = run(stepper, job.source(), job.recipe, state=State())
         job.export(model, stepper.weights())
-        outcomes.append(Outcome(state, stepper.precision, 0, before, loss()))
+        whole = Attempt(1, 0, state.step, "finished", "all steps are done")
+        outcomes.append(Outcome(state, stepper.precision, 0, before, loss(), (whole,)))
         return outcomes[-1]
 
     monkeypatch.setattr("train.workers.train_on_workers", done)
