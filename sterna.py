@@ -32,7 +32,7 @@ from cluster.settings import field_help, parse
 
 __all__ = ["VERBS", "Verb", "main"]
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, UNMET, INTERRUPTED = 2, 3, 130
 _HERE = Path(__file__).resolve().parent
 _SPELT_OUT = "spelt_out"  # where the flag of a field that has a place is parsed to
 
@@ -85,9 +85,15 @@ VERBS: dict[str, Verb] = {
     "tune": Verb("train.tuning.config:TuneConfig", "train.tune:tune",
                  "a model and conversations, or preferences -> a tuned model, or an adapter", "model",
                  "sterna tune runs/base --data runs/corpus --output runs/tuned"),
+    "distill": Verb("train.compress.distill_config:DistillConfig", "train.compress.distill:distill",
+                    "a teacher and a student -> a student that says what the teacher would", "teacher",
+                    "sterna distill runs/base --plan runs/plan --tokens runs/tokens --output runs/student"),
     "compress": Verb("train.compress.config:CompressConfig", "train.compress.compress:compress",
                      "a model -> a smaller one, judged by diverging tokens", "model",
-                     "sterna compress runs/tuned --tokens runs/tokens --output runs/int8"),
+                     "sterna compress runs/tuned --budget flips=0.02 --prompts prompts.jsonl --output runs/small"),
+    "diverge": Verb("train.compress.config:DivergeConfig", "train.compress.diverge:diverge",
+                    "two models -> how far the tokens of one differ from the other's", "models",
+                    "sterna diverge runs/tuned runs/small --prompts prompts.jsonl"),
     "evaluate": Verb("train.config:EvaluateConfig", "train.evaluate:evaluate",
                      "models, held-out text and questions -> bits per byte, accuracy", "models",
                      "sterna evaluate runs/base runs/tuned runs/int8 --data runs/tokens --output runs/evaluation"),
@@ -125,7 +131,7 @@ VERBS: dict[str, Verb] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; returns the exit code (0 done, 2 a user's mistake, 130 interrupted)."""
+    """Run one verb; returns the exit code: 0 done, 2 a user's mistake, 3 done but short of what was asked for, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
@@ -212,15 +218,22 @@ def _run(name: str, verb: Verb, arguments: list[str]) -> int:
     given = _given(verb, cls, options)
     config = parse(cls, _merge(name, verb, options, given), where=f"{options.config or 'command line'}")
     _quieten()
+    code = 0
     with contextlib.redirect_stdout(sys.stderr):  # third parties print; stdout is for the result
-        result = _load(verb.function)(config)
+        try:
+            result = _load(verb.function)(config)
+        except ValueError as error:
+            if not hasattr(error, "best"):  # cluster.artifact.Unmet, which is not imported before a verb needs it
+                raise
+            print(f"sterna {name}: {_user_error(error)}", file=sys.stderr)
+            result, code = error.best, UNMET
     if result is None:
         return 0
     if options.json:
         print(json.dumps(result.summary() if hasattr(result, "summary") else {"output": str(result)}))
     else:
         print(result)
-    return 0
+    return code
 
 
 def _given(verb: Verb, cls: type[Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -269,9 +282,8 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], 
     elif hint is bool or set(typing.get_args(hint)) == {bool, type(None)}:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
     else:
-        parser.add_argument(
-            flag, nargs="+" if many else None, default=None, metavar=_metavar(typing.get_args(hint)[0] if many else hint), help=text
-        )
+        repeated = {"nargs": "+", "action": "extend"} if many else {}
+        parser.add_argument(flag, **repeated, default=None, metavar=_metavar(typing.get_args(hint)[0] if many else hint), help=text)
 
 
 def _nested(name: str, cls: type[Any], given: Any) -> list[str]:

@@ -39,8 +39,15 @@ LENGTH, MICRO, SEED = 256, 4, 0
 STEPS, SWEEP_STEPS, PREFERENCE_STEPS = 100, 24, 50
 BATCH = 8
 PARTS = ["sweep", "train", "preferences", "speed"]
-SWEEP = (0.2, 0.5, 1.5)
+SWEEP = (0.25, 0.5, 1.0, 2.0)
 """Times the method's own learning rate."""
+ROWS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {},
+    "lora by name": {"method": "lora", "merge": False},
+    **{name: {} for name in METHODS if name not in ("full", "lora")},
+}
+"""Row of the table -> what it sets besides the method of its name."""
 _ASKED, _ANSWERED = "# {{ m['content'] }}\n", "{{ m['content'] }}<|endoftext|>"
 CHAT = "{% for m in messages %}{% if m['role'] == 'assistant' %}" + _ANSWERED + "{% else %}" + _ASKED + "{% endif %}{% endfor %}"
 
@@ -58,7 +65,7 @@ def main() -> None:
                 _keep(place, ("sweep", name, f"{rate:.2g}"), bench.swept(name, rate))
         if "train" in options.parts and name not in figures.get("methods", {}):
             swept = json.loads(place.read_text()).get("sweep", {}).get(name, {}) if place.exists() else {}
-            best = min(swept, key=swept.__getitem__, default=f"{TRAITS[name].learning_rate}")
+            best = min(swept, key=swept.__getitem__, default=f"{_own_rate(name)}")
             _keep(place, ("methods", name), bench.trained(name, float(best)))
     if "preferences" in options.parts:
         _keep(place, ("preferences",), bench.preferred())
@@ -79,9 +86,10 @@ class Bench:
         self.tokenizer.chat_template = CHAT
         self.train, self.held_out = split(_conversations(data / "code/mbpp.jsonl"), 10_000, 0.1)
 
-    def config(self, method: str) -> TuneConfig:
+    def config(self, row: str) -> TuneConfig:
         """The product's own settings, but for where things are."""
-        return TuneConfig(model=str(self.model), data=("mbpp",), output="unused", method=method, seed=SEED)
+        fields = {"method": row, "model": str(self.model), "data": ("mbpp",), "output": "unused", "seed": SEED}
+        return TuneConfig(**fields | ROWS[row])
 
     def sources(self, *, swept: bool = False) -> tuple[Sequences, Sequences]:
         """(training, held-out) sequences; for the sweep, a tenth of the training data is held out."""
@@ -123,8 +131,9 @@ class Bench:
         figures = {"before": before, "after": after, "trainable": trainable / whole, "rate": recipe.learning_rate, "steps": recipe.steps}
         return figures | {"seconds": time.monotonic() - began, **self._written(method, tuned)}
 
-    def _written(self, method: str, tuned: Any) -> dict[str, Any]:
+    def _written(self, row: str, tuned: Any) -> dict[str, Any]:
         """Bytes of the artifact, and how far the merged model's logits are from the tuned one's."""
+        method = self.config(row).method
         rows = self.sources()[1].batch(np.arange(8)).input_ids
         figures: dict[str, Any] = {}
         with torch.no_grad():
@@ -184,8 +193,12 @@ class Bench:
         return {method: statistics.median(found[1:]) for method, found in seen.items()}
 
 
-def _rates(method: str) -> list[float]:
-    return [TRAITS[method].learning_rate * scale for scale in SWEEP]
+def _rates(row: str) -> list[float]:
+    return [_own_rate(row) * scale for scale in SWEEP]
+
+
+def _own_rate(row: str) -> float:
+    return TRAITS[ROWS[row].get("method", row)].learning_rate
 
 
 def _loss_after(stepper: PlainStepper, source: Any, held_out: Any, recipe: Recipe) -> float:
@@ -224,7 +237,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", default="../shared/models/tiny-code", help="model folder")
     parser.add_argument("--data", default="../shared/data", help="folder of the data (code/mbpp.jsonl)")
     parser.add_argument("--json", default="runs/tuning.json", help="where the figures are kept")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="which to run")
+    parser.add_argument("--methods", nargs="+", choices=list(ROWS), default=list(ROWS), help="which to run")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to run")
     parser.add_argument("--fresh", action="store_true", help="forget what is there")
     return parser.parse_args()

@@ -8,8 +8,8 @@ __all__ = ["told"]
 
 LORA_WITHIN = 1.03
 MERGED_WITHIN = 1e-4
-_SERVED = {"lora": "by name", "rslora": "by name", "adalora": "by name", "full": "as a model", "ia3": "merged", "dora": "merged"}
-_SERVED |= {"bitfit": "merged"}
+_SERVED = {"full": "as a model", "lora by name": "by name", "adalora": "by name or merged"}
+_SERVED |= dict.fromkeys(("lora", "rslora", "dora", "ia3", "bitfit"), "merged")
 
 
 def told(figures: dict[str, Any]) -> str:

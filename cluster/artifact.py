@@ -27,7 +27,7 @@ from cluster.figure import Figure
 from cluster.settings import as_dict
 from cluster.storage import MANIFEST, PARTIAL_STATE, copy_tree, digest_of, downloaded, inventory, list_files, one_line, resolve
 
-__all__ = ["Artifact", "Draft", "Manifest", "finished", "open_artifact", "publish"]
+__all__ = ["Artifact", "Draft", "Manifest", "Unmet", "finished", "open_artifact", "publish"]
 
 SCHEMA_VERSION = 1
 _IGNORED_CONFIG = ("output",)  # where a stage writes does not change what it writes
@@ -86,6 +86,14 @@ class Artifact:
         if "://" not in self.uri:
             return Path(self.uri)
         return downloaded(self.uri, self.digest, cache)
+
+
+class Unmet(ValueError):
+    """A stage did its work and published the best that it reached, but that is not what was asked for."""
+
+    def __init__(self, message: str, best: Artifact) -> None:
+        super().__init__(message)
+        self.best = best
 
 
 @dataclass(slots=True)

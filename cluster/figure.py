@@ -1,6 +1,6 @@
 """Figure data: what a stage writes into its manifest so that the report can draw it.
 
-Promise: plain JSON values with one of five shapes, checked when they are made; no stage imports a plotting library.
+Promise: plain JSON values with one of six shapes, checked when they are made; no stage imports a plotting library.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["Figure", "bars", "lines", "table", "text", "timeline"]
+__all__ = ["Figure", "bars", "cells", "lines", "table", "text", "timeline"]
 
 Figure = dict[str, Any]
 
@@ -36,6 +36,12 @@ def bars(title: str, y: str, groups: Mapping[str, Mapping[str, float]], *, order
     """
     values = {name: {label: float(value) for label, value in group.items()} for name, group in groups.items()}
     return {"kind": "bars", "title": title, "y": y, "groups": values, "ordered": ordered}
+
+
+def cells(title: str, rows: str, value: str, table: Mapping[str, Mapping[str, tuple[float, str]]]) -> Figure:
+    """A heat map: `table` maps row -> column -> (value that colours the cell, its label); `rows` and `value` say what those are."""
+    marked = {row: {column: [float(value), label] for column, (value, label) in cells.items()} for row, cells in table.items()}
+    return {"kind": "cells", "title": title, "rows": rows, "value": value, "cells": marked}
 
 
 def timeline(title: str, lanes: Mapping[str, Sequence[tuple[float, float, str]]], marks: Sequence[tuple[float, str]] = ()) -> Figure:

@@ -8,6 +8,7 @@ Price: matplotlib, imported here only; SVG inline, text kept as text.
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -119,7 +120,7 @@ def _plot(figure: Figure) -> str:
     style |= {"axes.grid": True, "grid.color": "#e6e8eb", "axes.axisbelow": True, "axes.edgecolor": "#9aa5b1", "legend.frameon": False}
     with plt.rc_context(style):
         canvas, axes = plt.subplots(figsize=(7.2, _height(figure)), layout="constrained")
-        {"lines": _lines, "bars": _bars, "timeline": _timeline}[figure["kind"]](axes, figure)
+        {"lines": _lines, "bars": _bars, "timeline": _timeline, "cells": _cells}[figure["kind"]](axes, figure)
         out = io.StringIO()
         canvas.savefig(out, format="svg", transparent=True)
         plt.close(canvas)
@@ -130,6 +131,8 @@ def _plot(figure: Figure) -> str:
 def _height(figure: Figure) -> float:
     if figure["kind"] == "timeline":
         return max(2.2, 0.32 * len(figure["lanes"]) + 1.0)
+    if figure["kind"] == "cells":
+        return 0.26 * max(1, len(figure["cells"])) + 1.4
     if figure["kind"] == "bars":
         return 0.32 * max(1, sum(len(group) for group in _folded(figure).values())) + 0.9
     return 3.2
@@ -194,3 +197,20 @@ def _timeline(axes: Any, figure: Figure) -> None:
     axes.set_xlabel("seconds")
     handles = [axes.barh(0, 0, color=colour[label], label=label) for label in kinds]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=9)
+
+
+def _cells(axes: Any, figure: Figure) -> None:
+    rows = list(figure["cells"])
+    columns = list(dict.fromkeys(column for cells in figure["cells"].values() for column in cells))
+    grid = [[figure["cells"][row].get(column, (math.nan, ""))[0] for column in columns] for row in rows]
+    most = max(value for cells in figure["cells"].values() for value, _ in cells.values())
+    drawn = axes.imshow(grid, aspect="auto", cmap="YlGnBu", vmin=0.0, vmax=max(1.0, most))
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            value, label = figure["cells"][row].get(column, (0.0, ""))
+            axes.text(j, i, label, ha="center", va="center", fontsize=7, color="white" if value > 0.6 else "black")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+    axes.grid(visible=False)
+    axes.set_ylabel(figure["rows"])
+    axes.figure.colorbar(drawn, ax=axes, label=figure["value"])

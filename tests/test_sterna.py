@@ -123,3 +123,22 @@ def test_json_is_the_only_thing_on_stdout(tmp_path):
     summary = json.loads(shown.stdout)
     assert summary["stage"] == "curate"
     assert summary["counts"]["documents_in"] == 3
+
+
+def test_what_cannot_be_had_is_one_line_and_exit_code_3_and_the_best_is_told(monkeypatch, capsys):
+    from cluster.artifact import Artifact, Manifest, Unmet
+
+    def short(_):
+        raise Unmet("budget: flips=0 cannot be kept to;\n raise it", Artifact("runs/x", Manifest(stage="compress", inputs={}, config={})))
+
+    monkeypatch.setattr("train.compress.compress.compress", short)
+    assert sterna.main(["compress", "m", "--prompts", "p", "--json"]) == 3
+    shown = capsys.readouterr()
+    assert shown.err == "sterna compress: budget: flips=0 cannot be kept to; raise it\n"
+    assert json.loads(shown.out)["output"] == "runs/x"
+
+
+def test_a_flag_of_many_values_may_be_repeated():
+    verb = sterna.VERBS["compress"]
+    options = sterna._parser("compress", verb, sterna._load(verb.settings)).parse_args(["--budget", "flips=0.02", "--budget", "kl=0.1"])
+    assert options.budget == ["flips=0.02", "kl=0.1"]

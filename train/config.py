@@ -29,6 +29,8 @@ class PretrainConfig:
     """Further tokens folders of the same tokenizer, each as FOLDER=SHARE of the sequences that are taken; `tokens` has the rest."""
     model: str | None = None
     """Go on training this model folder (from pretrain, or any Hugging Face folder of a causal model) instead of making the plan's model."""
+    teacher: str | None = None
+    """Learn the distribution of this model folder at every token (distillation) instead of the tokens alone; of the same vocabulary."""
     steps: int | None = None
     """Optimizer steps, instead of the plan's; the learning-rate schedule is fitted to them."""
     num_workers: int | None = None

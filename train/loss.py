@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from train.corpus import IGNORED
@@ -97,7 +98,8 @@ def output_weight(model: PreTrainedModel) -> Tensor | None:
     base = _base(model)
     head = base.get_output_embeddings()
     changed = any(getattr(base.config, name, None) not in (None, 1.0) for name in _LOGIT_CHANGES)
-    if changed or type(head) is not nn.Linear or head.bias is not None:
+    plain = type(head) is nn.Linear or (isinstance(head, nn.Linear) and parametrize.is_parametrized(head, "weight"))
+    if changed or not plain or head.bias is not None:
         return None
     return head.weight
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.json",
     "merges.txt", "tokenizer.model",
 )  # fmt: skip
+_STORED_OTHERWISE = (".weight_packed", ".weight_scale", ".weight_bitmask", ".weight_right")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -71,21 +71,48 @@ def is_quantised(folder: Path) -> bool:
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The causal language model of a folder with dense weights in `dtype`, quantised ones decompressed.
+    """The causal language model of a folder with dense weights in `dtype`, compressed ones widened.
 
     Raises ValueError when transformers knows no causal language model of that architecture.
     """
-    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging as transformers_log
 
     transformers_log.disable_progress_bar()  # a bar per file says nothing; the stages show their own
-    options = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if is_quantised(folder) else {}
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="You passed `quantization_config`")
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+        state = _widened(folder, dtype)
+        if state is None:
+            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        config = AutoConfig.from_pretrained(folder)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        return AutoModelForCausalLM._model_mapping[type(config)].from_pretrained(None, config=config, state_dict=state, dtype=dtype)
     except (ValueError, KeyError) as error:
         raise ValueError(f"{folder}: not a causal language model that transformers loads ({str(error).splitlines()[0]})") from None
+
+
+def _widened(folder: Path, dtype: torch.dtype) -> Weights | None:
+    """All weights of a compressed folder as plain ones, read by the engine's reader; None where they are plain already.
+
+    transformers itself dequantises a folder by one scheme for all of it, and plans mix them.
+    """
+    import torch
+    from safetensors import safe_open
+
+    from serve.engine.weights import Weights as Stored
+    from serve.engine.weights import read_config
+
+    names: list[str] = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            names += opened.keys()
+    packed = {name.rpartition(".")[0] for name in names if name.endswith(_STORED_OTHERWISE)}
+    if not packed:
+        return None
+    stored = Stored(folder, read_config(folder), dtype, torch.device("cpu"))
+    modules = sorted(module for module in packed if f"{module}.weight" in stored or f"{module}.weight_packed" in stored)
+    plain = [name for name in names if name.rpartition(".")[0] not in packed or name.endswith(".bias")]
+    return {f"{module}.weight": stored.table(module) for module in modules} | {name: stored.tensor(name) for name in plain}
 
 
 def write_model(model: PreTrainedModel, folder: Path, *, dtype: torch.dtype, tokenizer: Path, state: Weights | None = None) -> None:

@@ -7,6 +7,7 @@ from its newest checkpoint; the result is a Hugging Face folder that AutoModelFo
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from cluster.runtime import attached
 from cluster.settings import parse
 from cluster.storage import absolute, copy_tree, digest_of, resolve
 from train.config import PretrainConfig, overridden
-from train.continuation import check_base, continued
+from train.continuation import check_base, check_teacher, continued, taught
 from train.progress.figures import training_figures
 from train.recipe import Recipe
 from train.sources import Shares, open_shares, sequences_of
@@ -28,14 +29,18 @@ if TYPE_CHECKING:
 
     from train.workers import Outcome
 
-__all__ = ["pretrain"]
+__all__ = ["pretrain", "trained"]
 
 _STAGE = "pretrain"
 
 
 def pretrain(config: PretrainConfig) -> Artifact:
     """Train the plan's model, or go on with another, and write it to `config.output`."""
-    plan, plan_digest = _read_plan(config.plan, model=config.model)
+    return trained(config, *_read_plan(config.plan, model=config.model))
+
+
+def trained(config: PretrainConfig, plan: dict[str, Any], plan_digest: str) -> Artifact:
+    """The same for a plan that has been read: its tables, and a digest of them."""
     recipe = parse(Recipe, overridden(plan["train"], config), where=f"{config.plan} [train]")
     tokens = _tokens(config, plan)
     shares = open_shares(tokens, config.mix)
@@ -45,12 +50,15 @@ def pretrain(config: PretrainConfig) -> Artifact:
         inputs["model"] = check_base(plan["model"]["from"], recipe, tokens)
     else:
         _check_fit(plan, recipe, tokens)
+    if config.teacher:
+        config, plan = replace(config, teacher=absolute(config.teacher)), {**plan, "predicted": {}}
+        inputs["teacher"] = check_teacher(str(config.teacher), plan["model"], recipe, tokens)
     if done := finished(config.output, stage=_STAGE, inputs=inputs, config=config):
         say(f"{config.output}: already done")
         return done
     with publish(config.output, stage=_STAGE, inputs=inputs, config=config) as draft:
         outcome = _train(config, plan, recipe, shares, draft)
-        _describe(draft, plan, recipe, tokens, outcome)
+        _describe(draft, plan, recipe, tokens, outcome, config.teacher)
     return open_artifact(config.output, made_by=_STAGE)
 
 
@@ -60,11 +68,12 @@ def _train(config: PretrainConfig, plan: dict[str, Any], recipe: Recipe, shares:
     tokens = shares[0][0]
     draft.scratch += ["ray", "checkpoints"]
     base = plan["model"].get("from")
+    build = partial(continued, base) if base else partial(_build, plan["model"], tokens, recipe.seed)
     job = Job(
         label="pretrain",
         recipe=recipe,
         folder=draft.uri,
-        build=partial(continued, base) if base else partial(_build, plan["model"], tokens, recipe.seed),
+        build=partial(taught, build, config.teacher) if config.teacher else build,
         source=partial(sequences_of, shares),
         export=partial(_export, draft.uri, tokens, base, config.save_precision),
         max_failures=config.max_failures,
@@ -84,20 +93,27 @@ def _build(table: dict[str, Any], tokens: Artifact, seed: int) -> PreTrainedMode
     return make_model(make_config(table, SpecialTokens.of(tokenizer)), seed=seed)
 
 
-def _export(uri: str, tokens: Artifact, base: str | None, precision: str, model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+def _export(uri: str, tokens: Artifact, base: str | None, precision: str, model: Any, weights: dict[str, Tensor]) -> None:
     import tempfile
 
     import torch
 
+    from train.loss import Objective
     from train.model_folder import open_model, write_model
 
     tokenizer = open_model(base)[0] if base else tokens.local() / "tokenizer"  # a base may bring a chat template along
     with tempfile.TemporaryDirectory(prefix="sterna-export-") as scratch:
-        write_model(model, Path(scratch), dtype=getattr(torch, precision), tokenizer=tokenizer, state=weights)
+        write_model(
+            model.model if isinstance(model, Objective) else model,
+            Path(scratch),
+            dtype=getattr(torch, precision),
+            tokenizer=tokenizer,
+            state=weights,
+        )
         copy_tree(scratch, uri)
 
 
-def _describe(draft: Draft, plan: dict[str, Any], recipe: Recipe, tokens: Artifact, outcome: Outcome) -> None:
+def _describe(draft: Draft, plan: dict[str, Any], recipe: Recipe, tokens: Artifact, outcome: Outcome, teacher: str | None = None) -> None:
     state = outcome.state
     predicted = plan.get("predicted", {}).get("loss", {}).get("value")
     loss, rate = state.final_loss(), state.tokens_per_second()
@@ -123,9 +139,11 @@ def _describe(draft: Draft, plan: dict[str, Any], recipe: Recipe, tokens: Artifa
     }
     last = [state.records[0].step, state.records[-1].step]
     flat = {"predicted": (last, [predicted, predicted])} if predicted is not None else {}
-    draft.figures = training_figures("Pretraining loss", state, flat)
+    what = "Pretraining loss" if teacher is None else "KL to the teacher"
+    draft.figures = training_figures(what, state, flat)
     expected = f" (predicted {predicted:.2f})" if predicted is not None else ""
-    draft.headline = f"loss {loss:.2f} after {state.step:,} steps{expected}, {rate:,.0f} tokens/s"
+    said = f"loss {loss:.2f}" if teacher is None else f"KL to the teacher {loss:.3f}"
+    draft.headline = f"{said} after {state.step:,} steps{expected}, {rate:,.0f} tokens/s"
 
 
 def _read_plan(uri: str, model: str | None = None) -> tuple[dict[str, Any], str]:

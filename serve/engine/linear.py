@@ -20,7 +20,7 @@ from torch.nn.functional import linear
 from serve.engine.native.linear import NativeLinear, fits
 from serve.engine.quantised import Scheme
 
-__all__ = ["Dense", "Grouped", "Int8", "Linear", "Side", "Stored", "fuse"]
+__all__ = ["Dense", "Grouped", "Int8", "Linear", "Side", "Stored", "fuse", "widened"]
 
 Linear = Callable[[Tensor], Tensor]
 INT8_TOKENS = 32
@@ -142,6 +142,16 @@ def _values(packed: Tensor, scheme: Scheme, columns: int) -> Tensor:
         return (packed ^ 0x80).view(torch.int8)
     nibbles = torch.stack([packed & 15, packed >> 4], -1).flatten(1)[:, :columns]
     return nibbles.view(torch.int8) - scheme.offset
+
+
+def widened(stored: Stored, dtype: torch.dtype) -> Tensor:
+    """The matrix [N, K] in `dtype`, each value rounded once."""
+    if stored.scheme is None or stored.scale is None:
+        return stored.weight.to(dtype)
+    values, groups = _values(stored.weight, stored.scheme, stored.columns), stored.scale.shape[1]
+    wide = torch.promote_types(dtype, torch.float32)
+    product = values.to(wide).view(len(values), groups, -1) * stored.scale.to(wide)[:, :, None]
+    return product.view(values.shape).to(dtype)
 
 
 def _slab_rows(columns: int) -> int:

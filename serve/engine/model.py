@@ -37,10 +37,11 @@ class Model:
     def __init__(self, shape: Shape, weights: Weights, dtype: torch.dtype, device: torch.device, max_length: int) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
         parts = parts_of(shape, weights)
-        self._embedding = weights.tensor(f"{parts.embedding}.weight")
+        self._embedding = weights.table(parts.embedding)
         self._layers = weights.side_by_side(partial(_Layer, shape, weights), parts.layers)
         self._norm = _Norm(shape, weights, parts.norm)
-        shared = parts.head is None and not weights.all_native  # our own kernels want the matrix in their own layout
+        # our own kernels want the matrix in their own layout
+        shared = parts.head is None and not weights.all_native and weights.is_plain(parts.embedding)
         self._head: Linear = Dense(self._embedding) if shared else weights.linear(parts.head or parts.embedding)
         self._rotaries = [_Rotary(Rotation(rope, max_length, device), dtype) for rope in shape.ropes]
 

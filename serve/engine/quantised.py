@@ -1,8 +1,9 @@
-"""What a folder's `quantization_config` says about each module: int8 or int4, and how many columns share a scale.
+"""What a folder's `quantization_config` says about each module: how many bits, and how many columns share a scale.
 
 Promise: a module's scheme by the compressed-tensors rules (a target that names the module goes before a pattern, and a pattern before
 a class; `ignore` excepts), or one ValueError line for what the engine does not run. Price: none, no tensor is read.
-What is run: symmetric integer weights of 8 or 4 bits, per row ("channel") or by groups of columns, `pack-quantized`.
+What is run: symmetric integer weights, per row ("channel") or by groups of columns, of 2 to 8 bits as `pack-quantized` (all but 4 bits
+are widened to 8 on loading), or of 8 bits as `int-quantized`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 __all__ = ["Quantisation", "Scheme"]
 
-_FORMAT = "pack-quantized"
+_FORMATS = {"pack-quantized": range(2, 9), "int-quantized": (8,)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +92,10 @@ def _scheme(group: Mapping[str, Any], form: str | None, where: str) -> Scheme:
     bits, strategy, size = weights.get("num_bits"), weights.get("strategy"), weights.get("group_size")
     plain = weights.get("type") == "int" and weights.get("symmetric", True) and not group.get("input_activations")
     sized = strategy == "channel" or (strategy == "group" and isinstance(size, int) and size > 0)
-    if not plain or not sized or bits not in (4, 8) or form != _FORMAT:
+    if not plain or not sized or bits not in _FORMATS.get(form or "", ()):
         raise ValueError(
             f"model: {where} has {bits}-bit weights ({weights.get('type')}, per {strategy}, {form}); "
-            f"the engine runs int8 and int4 weights, per channel or by groups, symmetric, {_FORMAT}, with activations as they are"
+            f"the engine runs int8 and int4 weights (and what fits into them), per channel or by groups, symmetric, "
+            f"{' or '.join(_FORMATS)}, with activations as they are"
         )
     return Scheme(bits, int(size or 0) if strategy == "group" else 0)

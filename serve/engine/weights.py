@@ -2,8 +2,8 @@
 
 Promise: one ValueError line for a folder that is no model, lacks a tensor, or is quantised in a way we do not run; tensors are
 memory-mapped, and each is converted only when it is asked for. Price: the pages that are touched.
-Formats: Hugging Face folders; compressed-tensors `pack-quantized` int8 and int4 (see quantised.py), which store `weight_packed` (int32:
-values plus 128 or 8, lowest bits first), `weight_scale` and `weight_shape`.
+Formats: Hugging Face folders; compressed-tensors `pack-quantized` (see quantised.py), which stores `weight_packed` (int32: values plus half
+their range, lowest bits first), `weight_scale` and `weight_shape`; its `int-quantized` (`weight` int8, `weight_scale`); see layouts.py.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from serve.engine.digest import model_digest
-from serve.engine.linear import Linear, Stored, fuse
+from serve.engine.layouts import scattered, unpacked
+from serve.engine.linear import Linear, Stored, fuse, widened
 from serve.engine.native.linear import fits
-from serve.engine.quantised import Quantisation
+from serve.engine.quantised import Quantisation, Scheme
 
 __all__ = ["Weights", "read_config"]
 
@@ -81,6 +82,7 @@ class Weights:
     def __init__(self, folder: Path, config: dict[str, Any], dtype: torch.dtype, device: torch.device, *, native: bool = False) -> None:
         self._folder, self._dtype, self._device, self.native = folder, dtype, device, native
         self._made: dict[tuple[str, ...], Linear] = {}
+        self._tables: dict[str, Tensor] = {}
         self._quantisation = Quantisation.of(config.get("quantization_config"), str(folder))
         try:
             self._shards = _shards(folder)
@@ -124,14 +126,31 @@ class Weights:
 
     def _size(self, module: str) -> tuple[int, ...]:
         """Of a module's weight; no tensor is read."""
-        if f"{module}.weight_packed" in self:
+        if f"{module}.weight_shape" in self:
             return tuple(map(int, self.raw(f"{module}.weight_shape")))
+        if f"{module}.weight_right" in self:
+            return (self._shape(f"{module}.weight")[0], self._shape(f"{module}.weight_right")[1])
         stack, bracket, _ = _matrix(module).partition("[")
-        return tuple(self._file(stack).get_slice(stack).get_shape())[1 if bracket else 0 :]
+        return self._shape(stack)[1 if bracket else 0 :]
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._file(name).get_slice(name).get_shape())
 
     def tensor(self, name: str) -> Tensor:
         """A tensor in the engine's type and place."""
         return self.raw(name).to(self._device, self._dtype)
+
+    def is_plain(self, module: str) -> bool:
+        """Whether a module's weight is stored as the floats that it is."""
+        return not any(f"{module}.{name}" in self for name in ("weight_packed", "weight_scale", "weight_bitmask", "weight_right"))
+
+    def table(self, module: str) -> Tensor:
+        """A matrix [N, K] whose rows are looked up, in the engine's type; one that is stored otherwise is widened, once."""
+        if self.is_plain(module):
+            return self.tensor(f"{module}.weight")
+        if module not in self._tables:
+            self._tables[module] = widened(self._projection(module), self._dtype)
+        return self._tables[module]
 
     def optional(self, name: str) -> Tensor | None:
         """A tensor that only some families have."""
@@ -168,15 +187,31 @@ class Weights:
 
     def _projection(self, module: str) -> Stored:
         bias = self.optional(f"{module}.bias")
-        if f"{module}.weight_packed" not in self:
+        if self.is_plain(module):
             return Stored(self.tensor(_matrix(module)), bias)
+        if f"{module}.weight_scale" in self:
+            return self._integers(module, bias)
+        values = self.raw(f"{module}.weight")
+        if f"{module}.weight_right" in self:
+            dense = values.float() @ self.raw(f"{module}.weight_right").float()
+        else:
+            dense = scattered(values, self.raw(f"{module}.weight_bitmask"), int(self.raw(f"{module}.weight_shape")[1]))
+        return Stored(dense.to(self._device, self._dtype), bias)
+
+    def _integers(self, module: str, bias: Tensor | None) -> Stored:
         scheme = self._quantisation.scheme(module)
         if scheme is None or f"{module}.weight_g_idx" in self:
             why = "its columns are in another order (activation order)" if scheme else "no config group names it"
             raise ValueError(
                 f"model: {self._folder}: {module} is stored packed, but {why}; quantise the model again (see `sterna compress`)"
             )
-        columns = int(self.raw(f"{module}.weight_shape")[1])
-        packed = self.raw(f"{module}.weight_packed").view(torch.uint8)[:, : -(-columns * scheme.bits // 8)]
+        if f"{module}.weight_packed" not in self:
+            values = self.raw(f"{module}.weight")
+            packed, columns = values.view(torch.uint8) ^ 0x80, values.shape[1]
+        else:
+            columns = int(self.raw(f"{module}.weight_shape")[1])
+            packed = self.raw(f"{module}.weight_packed").view(torch.uint8)[:, : -(-columns * scheme.bits // 8)]
+        if scheme.bits not in (4, 8):
+            packed, scheme = unpacked(packed, scheme.bits, columns), Scheme(8, scheme.group)
         scale = f"{module}.weight_scale"
         return Stored(packed.to(self._device), bias, scheme, columns, self.raw(scale) if self.native else self.tensor(scale))

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from cluster.figure import bars, lines, table, text, timeline
+from cluster.figure import bars, cells, lines, table, text, timeline
 
 
 def test_every_kind_is_plain_json_even_from_numpy_values():
@@ -17,8 +17,9 @@ def test_every_kind_is_plain_json_even_from_numpy_values():
         timeline("t", {"lane": [(np.float64(0), 1, "span")]}, marks=[(np.float32(0.5), "drain")]),
         table("t", ["a", "b"], [[1, "x"], (2, "y")]),
         text("t", "body"),
+        cells("t", "layer", "share", {"0": {"q": (np.float32(0.5), "int8")}}),
     ]
-    assert [figure["kind"] for figure in made] == ["lines", "bars", "timeline", "table", "text"]
+    assert [figure["kind"] for figure in made] == ["lines", "bars", "timeline", "table", "text", "cells"]
     assert json.loads(json.dumps(made)) == made
 
 

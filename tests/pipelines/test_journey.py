@@ -23,8 +23,8 @@ def test_every_input_is_an_earlier_output(tmp_path):
 
 
 def test_a_wrong_key_in_a_late_stage_stops_the_journey_before_the_first(tmp_path):
-    with pytest.raises(ValueError, match=r"\[compress\]: unknown key 'methid'; did you mean 'method'"):
-        journey(JourneyConfig(output=str(tmp_path / "j"), stages={**BUDGET, "compress": {"methid": "int8"}}))
+    with pytest.raises(ValueError, match=r"\[compress\]: unknown key 'optons'; did you mean 'options'"):
+        journey(JourneyConfig(output=str(tmp_path / "j"), stages={**BUDGET, "compress": {"optons": "int8"}}))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,6 +17,7 @@ FIGURES = {
     "moves": figure.timeline("Moves", {"node a": [(0, 4, "alive")], "stream 1": [(0, 2, "on a"), (2, 5, "on b")]}, [(2.0, "drain")]),
     "rows": figure.table("Rows", ["name", "value"], [["<script>alert(1)</script>", 3], ["b", 0.25]]),
     "diff": figure.text("Diff", "a & b < c"),
+    "cells": figure.cells("Cells", "layer", "share", {"0": {"q": (0.5, "int8"), "v": (1.0, "keep")}, "1": {"q": (0.25, "int4")}}),
 }
 
 
@@ -29,7 +30,7 @@ def manifest(**changes):
 def test_all_kinds_are_drawn_as_inline_svg_that_parses():
     page = render("T", [("folder", manifest())])
     drawings = [piece.split("</svg>")[0] + "</svg>" for piece in page.split("<svg")[1:]]
-    assert len(drawings) == 3
+    assert len(drawings) == 4
     for drawing in drawings:
         ElementTree.fromstring("<svg" + drawing)
     assert "short &lt;50 words&gt;" in page

@@ -1,65 +1,35 @@
 """The certificate: what compression did to the tokens on prompts that nothing else has seen, with intervals and the noise.
 
-Promise: every figure is measured on the prompts it is given and nothing is tuned on them; `flips_upper` bounds the share of
-divergent tokens on fresh prompts of the same kind with 95 % confidence; the numeric noise floor is measured the same way
-and reported first, since no model can be told from its original below it. Price: 1,000 resamplings of a few hundred numbers.
+Promise: every figure is measured on the prompts it is given and nothing is tuned on them; `flips_upper` (`kl_upper`) bounds the
+share of divergent tokens (the mean KL) on fresh prompts of the same kind with 95 % confidence, and a budget is kept when
+the bound is within it. Price: 1,000 resamplings of a few hundred numbers.
 Source: arXiv 2311.01544 for the metrics; the bootstrap over prompts (tokens of one prompt are not independent); Clopper and
 Pearson's bound at the effective sample size, which still says something when no token at all diverged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
+from scipy.stats import t as student
 
-from train.compress.divergence import Reference, Trace, divergent, first_divergent, survival_quantile
+from train.compress.divergence import Reference, Trace, first_divergent, survival_quantile
+from train.compress.noise import Noise, flips_by_prompt, share
 
-__all__ = ["Noise", "certify", "flips_by_prompt", "flips_upper", "measure_noise", "observed_fdt"]
+__all__ = ["certify", "flips_upper", "judge_budget", "kl_upper", "least_flips_upper", "observed_fdt", "upper_bounds"]
 
 _RESAMPLES = 1000
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Noise:
-    """How far the original differs from itself when only the arithmetic changes."""
-
-    flips: float
-    """Share of its tokens that the original itself would have written otherwise in the other arithmetic."""
-    decode_flips: float
-    """Share of its tokens, written one by one in batches, that its own one-pass reading of them would not have chosen."""
-    margin: float
-    """Nats: 99 % of the positions move their top-2 margin by less than this in the other arithmetic."""
-    kl_mean: float
-    arithmetic: str
-    """What was compared, such as "bfloat16 against float32"."""
-
-
-def flips_by_prompt(reference: Reference, traces: Sequence[Trace]) -> list[NDArray[np.bool_]]:
-    """Per completion, which tokens are divergent."""
-    return [divergent(completion, trace.likeliest) for completion, trace in zip(reference.completions, traces, strict=True)]
-
-
 def observed_fdt(flips: Sequence[NDArray[np.bool_]]) -> list[tuple[int, bool]]:
     """(FDT, censored) per completion."""
     return [first_divergent(each) for each in flips]
-
-
-def measure_noise(reference: Reference, other: Sequence[Trace], arithmetic: str) -> Noise:
-    """The noise floor, from the original's traces of its own completions in another arithmetic."""
-    moved = np.concatenate([np.abs(a.margins - b.margins) for a, b in zip(reference.traces, other, strict=True)])
-    return Noise(
-        flips=_share(flips_by_prompt(reference, other)),
-        decode_flips=_share(flips_by_prompt(reference, reference.traces)),
-        margin=float(np.quantile(moved[np.isfinite(moved)], 0.99)) if np.isfinite(moved).any() else 0.0,
-        kl_mean=float(np.concatenate([trace.kl for trace in other]).mean()),
-        arithmetic=arithmetic,
-    )
 
 
 def flips_upper(flips: Sequence[NDArray[np.bool_]], rng: np.random.Generator) -> float:
@@ -82,6 +52,43 @@ def flips_upper(flips: Sequence[NDArray[np.bool_]], rng: np.random.Generator) ->
     return max(exact, float(np.quantile(counts[draws].sum(1) / lengths[draws].sum(1), 0.95)))
 
 
+def least_flips_upper(num_tokens: int) -> float:
+    """The smallest bound that so many tokens can show, when none of them diverges.
+
+    >>> round(least_flips_upper(3200), 5)
+    0.00094
+    """
+    return float(1 - 0.05 ** (1 / num_tokens))
+
+
+def kl_upper(kl: Sequence[Floats], rng: np.random.Generator) -> float:
+    """One-sided 95 % upper bound of the mean KL over tokens: the larger of bootstrap and Student's t over prompts.
+
+    >>> round(kl_upper([np.full(8, 0.01), np.full(8, 0.03)] * 10, np.random.default_rng(0)), 3)
+    0.024
+    """
+    sums, lengths = (np.array([f(each) for each in kl], dtype=np.float64) for f in (np.sum, len))
+    total, mean, size = lengths.sum(), sums.sum() / lengths.sum(), len(kl)
+    spread = ((sums - mean * lengths) ** 2).sum() * size / max(size - 1, 1) / total**2
+    draws = rng.integers(0, size, (_RESAMPLES, size))
+    return max(mean + float(student.ppf(0.95, max(size - 1, 1))) * spread**0.5,
+               float(np.quantile(sums[draws].sum(1) / lengths[draws].sum(1), 0.95)))  # fmt: skip
+
+
+def upper_bounds(reference: Reference, traces: Sequence[Trace], seed: int) -> dict[str, float]:
+    """`flips_upper` and `kl_upper` of a candidate on the reference's prompts."""
+    rng = np.random.default_rng(seed)
+    return {
+        "flips_upper": flips_upper(flips_by_prompt(reference, traces), rng),
+        "kl_upper": kl_upper([trace.kl for trace in traces], rng),
+    }
+
+
+def judge_budget(certificate: Mapping[str, Any], bounds: Mapping[str, float]) -> bool:
+    """Whether the certificate keeps to a budget: each bounded metric's one-sided 95 % upper bound is within it."""
+    return all(certificate[f"{metric}_upper"] <= bound for metric, bound in bounds.items())
+
+
 def certify(
     reference: Reference, traces: Sequence[Trace], noise: Noise, texts: tuple[Sequence[Floats], Sequence[Floats]], *, seed: int
 ) -> dict[str, Any]:
@@ -97,8 +104,8 @@ def certify(
     statistics: dict[str, tuple[Sequence[Any], Callable[[Sequence[Any]], float]]] = {
         "fdt_median": (rows, lambda drawn: survival_quantile([row[3] for row in drawn], 0.5)),
         "fdt_p10": (rows, lambda drawn: survival_quantile([row[3] for row in drawn], 0.1)),
-        "flips": (rows, lambda drawn: _share([row[0] for row in drawn])),
-        "flips_beyond_noise": (rows, lambda drawn: _share([row[0][row[1]] for row in drawn])),
+        "flips": (rows, lambda drawn: share([row[0] for row in drawn])),
+        "flips_beyond_noise": (rows, lambda drawn: share([row[0][row[1]] for row in drawn])),
         "kl_mean": (rows, lambda drawn: float(np.concatenate([row[2] for row in drawn]).mean())),
         "kl_p99": (rows, lambda drawn: float(np.quantile(np.concatenate([row[2] for row in drawn]), 0.99))),
         "perplexity": (texts_now, _perplexity),
@@ -108,9 +115,9 @@ def certify(
     }
     rng = np.random.default_rng(seed)
     return {
-        "noise_floor": noise.flips,
+        "noise_floor": noise.floor,
         **{name: statistic(sample) for name, (sample, statistic) in statistics.items()},
-        "flips_upper": flips_upper(flips, rng),
+        **upper_bounds(reference, traces, seed),
         "diverged": sum(not censored for _, censored in observed_fdt(flips)),
         "num_prompts": len(flips),
         "num_tokens": sum(map(len, flips)),
@@ -124,11 +131,6 @@ def _interval(sample: Sequence[Any], statistic: Callable[[Sequence[Any]], float]
     draws = rng.integers(0, len(sample), (_RESAMPLES, len(sample)))
     values = [statistic([sample[index] for index in draw]) for draw in draws]
     return [float(v) for v in np.quantile(values, (0.025, 0.975))]
-
-
-def _share(flips: Sequence[NDArray[np.bool_]]) -> float:
-    total = sum(map(len, flips))
-    return sum(int(each.sum()) for each in flips) / total if total else 0.0
 
 
 def _perplexity(losses: Sequence[Floats]) -> float:

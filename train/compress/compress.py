@@ -1,153 +1,218 @@
 """`sterna compress`: a smaller model folder, and a certificate of what that did to its tokens.
 
-Promise: the folder loads in transformers and in our engine; compression.json says for people which matrix became what, the
-bytes on disk before and after, and every divergence figure with its interval beside the numeric noise floor. Price: the
-original's greedy completions once, then three passes over them (original, original in bfloat16, compressed).
+Promise: with a budget, the smallest model found whose divergence on fresh prompts is within it with 95 % confidence, or the best that
+was reached and exit code 3; without one, every matrix in the one option. The folder loads in transformers and in our engine;
+compression.json and the card say for people what each matrix became and why, and every figure with its interval.
+Price: the original's greedy completions and three passes over them; with a budget the search (search.py), whose cost it shows.
 Source: Divergent Token Metrics (arXiv 2311.01544); see divergence.py and certify.py.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cluster import figure
-from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
+from cluster.artifact import Artifact, Draft, Unmet, finished, open_artifact, publish
 from cluster.console import progress, say
 from serve.engine.engine import Engine
 from serve.engine.families import read_shape
-from serve.engine.request import Sampling
 from serve.engine.text import Tokenizer
 from serve.engine.weights import read_config
-from train.compress.certify import Noise, certify, flips_by_prompt, measure_noise, observed_fdt
+from train.compress import figures
+from train.compress.budgeted import budgeted
+from train.compress.card import card, headline, spelt
+from train.compress.certify import certify, judge_budget, least_flips_upper
+from train.compress.choose import Choice, calibrated, uniform
 from train.compress.config import CompressConfig
-from train.compress.divergence import Reference, Trace, judge, make_reference, survival, text_losses
+from train.compress.divergence import Trace, judge
+from train.compress.export import export
+from train.compress.original import Original, greedy, losses_of, study
 from train.compress.prompts import Probes, prompts_digest, read_probes
-from train.compress.quantize import Matrix, disk_bytes, export_int8, load_dense, plan_int8
+from train.compress.quantize import disk_bytes, load_dense
+from train.compress.recover import recover
+from train.compress.store import Store
 from train.model_folder import open_model
 
-__all__ = ["compress"]
+__all__ = ["Compressed", "compress"]
+
+_WORK, _RECOVER = "work", "recover"
+_TOLD = ("bytes", "bytes_base", "budget", "certificate", "pass")
 
 
-def compress(config: CompressConfig) -> Artifact:
+class Compressed(Artifact):
+    """The published folder; its summary has the contract's keys at the top."""
+
+    def summary(self) -> dict[str, Any]:
+        """For --json."""
+        return {**Artifact.summary(self), **{name: self.manifest.metrics[name] for name in _TOLD}}
+
+
+def compress(config: CompressConfig) -> Compressed:
     """Compress `config.model` into `config.output` and certify it on held-out prompts.
 
     Raises ValueError for a folder that is no model, has no tokenizer, is quantised already or cannot be compressed, and when
-    there are no usable prompts.
+    there are no usable prompts; Unmet, with the published folder, when the budget cannot be kept to.
     """
     source, digest = open_model(config.model)
     inputs = {"model": digest, "prompts": prompts_digest(config)}
     if done := finished(config.output, stage="compress", inputs=inputs, config=config):
         say(f"{config.output}: already done")
-        return done
-    probes = read_probes(config, Tokenizer(source), config.engine.max_length or read_shape(read_config(source), str(source)).max_length)
+        return _kept(Compressed(done.uri, done.manifest))
+    tokenizer = Tokenizer(source)
+    context = config.engine.max_length or read_shape(read_config(source), str(source)).max_length
+    parts, skipped = read_probes(config, tokenizer, context, _wanted(config))
     model = load_dense(source)
-    plan = plan_int8(model, lm_head=config.lm_head)
     with publish(config.output, stage="compress", inputs=inputs, config=config) as draft:
-        export_int8(model, plan, source, draft.dir)
+        store = Store(Path(config.work) if config.work else draft.dir / _WORK)
+        draft.scratch += [_WORK, _RECOVER]
+        original = study(source, digest, parts, config.engine, config.completion_tokens, store)
+        _warn(config, original)
+        choice = _choose(config, model, original, store)
         del model
-        sizes = {"before": dict(disk_bytes(source)), "after": dict(disk_bytes(draft.dir))}
-        certificate, figures = _judge(config, probes, source, draft.dir)
-        _fill(draft, config, plan, sizes, certificate, figures)
-    return open_artifact(config.output, made_by="compress")
+        for attempt in _attempts(config, source, choice, original, f"{draft.uri}/{_RECOVER}"):
+            export(attempt.model, attempt.choice.variants, source, draft.dir, dense=config.export == "dense")
+            if _certify(draft, config, source, attempt, original, parts["held_out"], skipped) is not False:
+                break
+    made = open_artifact(config.output, made_by="compress")
+    return _kept(Compressed(made.uri, made.manifest))
 
 
-def _judge(config: CompressConfig, probes: Probes, source: Path, compressed: Path) -> tuple[dict[str, Any], dict[str, figure.Figure]]:
-    """The certificate of `compressed` against `source`, and its figures."""
-    exact, coarse = (replace(config.engine, dtype=dtype) for dtype in ("float32", "bfloat16"))
-    base = Engine.load(source, exact)
-    completions = _complete(base, probes.prompts, config.completion_tokens)
-    with progress("compress: judging", 3 * len(probes.prompts) + 2 * len(probes.texts), "passes") as advance:
-        reference = make_reference(base, probes.prompts, completions, done=advance)
-        base_losses = _read(base, probes, advance)
-        del base
-        noisy = judge(Engine.load(source, coarse), reference, done=advance)
-        candidate = Engine.load(compressed, exact)
+def _wanted(config: CompressConfig) -> dict[str, int]:
+    """Prompts for each part that this run has a use for; the held-out ones first, so that they are the same in every run."""
+    wanted = {"held_out": config.num_prompts}
+    if config.budget or config.recover:
+        wanted["search"] = config.search_prompts
+    if config.recover:
+        wanted["recovery"] = config.recover_prompts
+    if config.budget or any(option.needs_moments or option.kind == "lowrank" for option in config.choices):
+        wanted["calibration"] = config.calibration_prompts
+    return wanted
+
+
+def _kept(made: Compressed) -> Compressed:
+    """`made`, where it keeps to its budget or has none."""
+    metrics = made.manifest.metrics
+    if metrics["pass"] is False:
+        reached = ", ".join(f"{name} {metrics['certificate'][name + '_upper']:.3g}" for name in metrics["budget"])
+        share = metrics["bytes"] / metrics["bytes_base"]
+        raise Unmet(
+            f"budget: {spelt(metrics['budget'])} cannot be kept to on these prompts; the best that was reached is {reached} (with 95 % "
+            f"confidence) at {share:.2f} of the bytes, in {made.uri}; raise the budget, or give more prompts",
+            made,
+        )
+    return made
+
+
+def _warn(config: CompressConfig, original: Original) -> None:
+    """Say what can be known of a budget before anything is searched for."""
+    bound = config.bounds.get("flips")
+    if bound is None:
+        return
+    held_out = sum(map(len, original.references["held_out"].completions))
+    if least_flips_upper(held_out) > bound:
+        say(
+            f"budget: {held_out:,} held-out tokens cannot show so little as flips={bound:g}, even if none of them differed "
+            f"(at least {least_flips_upper(held_out):.2g}); give more prompts or raise --num-prompts"
+        )
+    elif bound < original.noise.floor:
+        say(f"budget: flips={bound:g} is below the numeric noise ({original.noise.floor:.2g}), which the original itself makes in bfloat16")
+
+
+def _choose(config: CompressConfig, model: Any, original: Original, store: Store) -> Choice:
+    known = calibrated(model, config.choices, original.calibration)
+    if config.budget:
+        return budgeted(config, model, known, original, store)
+    return uniform(model, config.choices[0], known, lm_head=config.lm_head)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What may be written."""
+
+    model: Any
+    """In its own type, with the parameters that are no compressed matrices as they are to be."""
+    choice: Choice
+    recovery: Mapping[str, Any] | None = None
+
+
+def _attempts(config: CompressConfig, source: Path, choice: Choice, original: Original, place: str) -> Iterator[Attempt]:
+    """The boldest first: a plan after its recovery, then what was chosen, as it is. (That one was tested before: the order is fixed.)"""
+    bold = choice.bolder if config.budget else choice
+    if config.recover and bold is not None:
+        lessons, judged = (original.references[part] for part in ("recovery", "search"))
+        found = recover(
+            source, bold.variants, lessons, judged, way=config.recover, steps=config.recover_steps, folder=place,
+            num_workers=config.recover_workers, seed=config.seed,
+        )  # fmt: skip
+        if found.helped:
+            model = load_dense(source)
+            found.apply_to(model)
+            told = {"way": config.recover, "steps": found.steps, "kl_before": found.kl_before, "kl_after": found.kl_after}
+            yield Attempt(model, replace(bold, variants=found.variants, passes=choice.passes), told)
+        else:
+            say("recover: the model did not come closer to the original, and is left as it was")
+    yield Attempt(load_dense(source), choice)
+
+
+def _certify(
+    draft: Draft, config: CompressConfig, source: Path, attempt: Attempt, original: Original, held_out: Probes, skipped: int
+) -> bool | None:
+    """Judge the folder as it was written, and fill the draft with what was found; whether it keeps to its budget, None without one."""
+    choice = attempt.choice
+    candidate = Engine.load(draft.dir, replace(config.engine, dtype="float32"))
+    reference = original.references["held_out"]
+    with progress("compress: the certificate", len(held_out.prompts) + len(held_out.texts), "passes") as advance:
         traces = judge(candidate, reference, done=advance)
-        losses = _read(candidate, probes, advance)
-    noise = measure_noise(reference, noisy, "bfloat16 against float32")
-    certificate = certify(reference, traces, noise, (base_losses, losses), seed=config.seed)
-    certificate["skipped"] = probes.skipped
-    return certificate, _figures(config.method, reference, traces, noisy, certificate)
-
-
-def _complete(engine: Engine, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
-    """The original's greedy completions, an end token included."""
-    with progress("compress: the original's completions", len(prompts) * num_tokens, "tokens at most") as advance:
-        completions = engine.generate(prompts, Sampling(max_tokens=num_tokens, temperature=0.0), progress=advance)
-    return [list(completion.tokens) for completion in completions]
-
-
-def _read(engine: Engine, probes: Probes, advance: Callable[..., None]) -> list[np.ndarray]:
-    losses = []
-    for text in probes.texts:
-        losses.append(text_losses(engine, text))
-        advance()
-    return losses
-
-
-def _fill(
-    draft: Draft,
-    config: CompressConfig,
-    plan: list[Matrix],
-    sizes: dict[str, dict[str, int]],
-    certificate: dict[str, Any],
-    figures: dict[str, Any],
-) -> None:
-    share = sizes["after"]["total"] / sizes["before"]["total"]
-    draft.counts = {
-        "matrices": len(plan),
-        "compressed": sum(m.option != "keep" for m in plan),
-        "kept": sum(m.option == "keep" for m in plan),
-    }
-    draft.metrics = {
+        losses = losses_of(candidate, held_out.texts, advance)
+    certificate = certify(reference, traces, original.noise, (original.text_losses, losses), seed=config.seed)
+    certificate["skipped"] = skipped
+    sizes = {"before": dict(disk_bytes(source)), "after": dict(disk_bytes(draft.dir))}
+    report = {
+        "options": [option.name for option in config.choices],
+        "objective": config.objective,
         "bytes": sizes["after"]["total"],
         "bytes_base": sizes["before"]["total"],
         "bytes_by_kind": sizes,
+        "budget": config.bounds,
         "certificate": certificate,
+        "pass": bool(choice.variants) and judge_budget(certificate, config.bounds) if config.bounds else None,
+        "passes": choice.passes,
+        "recovery": attempt.recovery,
     }
-    draft.figures = {"bytes": _bytes_table(sizes), **figures}
-    draft.headline = (
-        f"{config.method}: {share:.2f} of the bytes, SDT {certificate['flips']:.2%} (noise {certificate['noise_floor']:.2%}), "
-        f"FDT median {certificate['fdt_median']} of {certificate['longest']}, KL {certificate['kl_mean']:.1g}"
-    )
-    report = {"method": config.method, "bytes": sizes, "certificate": certificate, "plan": [asdict(matrix) for matrix in plan]}
-    (draft.dir / "compression.json").write_text(json.dumps(report, indent=1) + "\n")
-
-
-def _bytes_table(sizes: dict[str, dict[str, int]]) -> figure.Figure:
-    rows = [
-        [kind, f"{before:,}", f"{sizes['after'][kind]:,}", f"{sizes['after'][kind] / before:.2f}" if before else "–"]
-        for kind, before in sizes["before"].items()
-    ]
-    return figure.table("Bytes of the weight files", ["kind", "before", "after", "ratio"], rows)
-
-
-def _figures(
-    method: str, reference: Reference, traces: Sequence[Trace], noisy: Sequence[Trace], certificate: dict[str, Any]
-) -> dict[str, figure.Figure]:
-    candidates = {method: traces, "the original in bfloat16": noisy}
-    noise: Noise = measure_noise(reference, noisy, "")
-    shares = {
-        method: {name: 100 * certificate[name] for name in ("flips", "flips_upper", "flips_beyond_noise")},
-        "numeric noise": {"flips": 100 * noise.flips, "decode flips": 100 * noise.decode_flips},
+    _fill(draft, config, choice, report)
+    draft.figures |= {
+        **figures.divergence(_name(config), reference, traces, original.noisy, certificate, original.noise),
+        "texts": _texts(candidate, original, traces, config.completion_tokens),
     }
-    by_prompt = {name: sorted(float(t.kl.mean()) for t in each) for name, each in candidates.items()}
-    agreeing = {name: survival(observed_fdt(flips_by_prompt(reference, each))) for name, each in candidates.items()}
-    return {
-        "divergence": figure.bars("Tokens that differ from the original's", "% of tokens", shares),
-        "kl": figure.lines(
-            "KL from the original, by prompt",
-            "prompts, in order",
-            "nats per token",
-            {n: (range(1, len(v) + 1), v) for n, v in by_prompt.items()},
-        ),
-        "survival": figure.lines(
-            "Completions that still agree", "tokens", "share", {n: (range(len(s) + 1), [1.0, *s]) for n, s in agreeing.items()}
-        ),
-    }
+    (draft.dir / "README.md").write_text(card(Path(config.model).name, report, choice.rows))
+    (draft.dir / "compression.json").write_text(json.dumps({**report, "plan": choice.rows, "trail": choice.trail}, indent=1) + "\n")
+    return bool(report["pass"]) if config.bounds else None
+
+
+def _fill(draft: Draft, config: CompressConfig, choice: Choice, report: dict[str, Any]) -> None:
+    kept = sum(row["option"] == "keep" for row in choice.rows)
+    draft.counts = {"matrices": len(choice.rows), "compressed": len(choice.rows) - kept, "kept": kept}
+    draft.metrics = report
+    draft.headline = headline(report, _name(config))
+    draft.figures = {"bytes": figures.bytes_table(report["bytes_by_kind"]), "chosen": figures.chosen(choice.rows)}
+    for metric in config.bounds:
+        draft.figures[f"frontier_{metric}"] = figures.frontier(_points(choice.trail, metric), metric, config.bounds)
+
+
+def _name(config: CompressConfig) -> str:
+    return "compressed" if config.budget else config.choices[0].name
+
+
+def _points(trail: Sequence[Mapping[str, Any]], metric: str) -> dict[str, list[tuple[float, float]]]:
+    points: dict[str, list[tuple[float, float]]] = {"tried": [], "chosen": []}
+    for plan in trail:
+        points["chosen" if plan["chosen"] else "tried"].append((plan["bytes"], plan[metric]))
+    return points
+
+
+def _texts(candidate: Engine, original: Original, traces: Sequence[Trace], num_tokens: int) -> Any:
+    reference = original.references["held_out"]
+    return figures.diffs(reference, traces, lambda prompts: greedy(candidate, prompts, num_tokens), candidate.tokenizer.decode)

@@ -1,14 +1,15 @@
-"""The prompts that a compressed model is judged on: from a jsonl file, or the beginnings of held-out documents.
+"""The prompts that models are judged on: from a jsonl file, or the beginnings of held-out documents, in disjoint parts.
 
-Promise: prompts are distinct (repeated ones would feign certainty), drawn by seed, and each fits the model's context with its
-completion. Price: a pass over the file. Lines that cannot be used are counted, not fatal, unless none is left.
+Promise: prompts are distinct (repeated ones would feign certainty), drawn by seed, no part shares one with another, and each fits
+the model's context with its completion. The first part is the same whatever other parts are drawn, unless there are too few for all:
+then each part has its share. Price: a pass over the file. Lines that cannot be used are counted, not fatal, unless too few are left.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,9 +20,8 @@ from pyarrow import fs as arrow_fs
 
 from cluster.artifact import open_artifact
 from cluster.storage import resolve
-from train.compress.config import CompressConfig
 
-__all__ = ["Probes", "prompts_digest", "read_probes"]
+__all__ = ["Probes", "Source", "Tokenizer", "prompts_digest", "read_probes", "share_out"]
 
 _TEXT_TOKENS = 512
 """Held-out text per document for perplexity."""
@@ -35,19 +35,36 @@ class Tokenizer(Protocol):
     def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]: ...
 
 
+class Source(Protocol):
+    """What is needed of the settings: where prompts come from, and their lengths in tokens."""
+
+    @property
+    def prompts(self) -> str: ...
+
+    @property
+    def tokens(self) -> str: ...
+
+    @property
+    def prompt_tokens(self) -> int: ...
+
+    @property
+    def completion_tokens(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """What to judge on, as tokens."""
+    """One part of the prompts, as tokens."""
 
     prompts: list[list[int]]
     """Distinct prompts to complete greedily."""
     texts: list[list[int]]
-    """Held-out texts of at least two tokens, for perplexity."""
-    skipped: int
-    """Lines or documents that could not be used: unreadable, without a prompt, repeated, too long or too short."""
+    """The texts they come from, where they have at least two tokens: for perplexity and calibration."""
 
 
-def prompts_digest(config: CompressConfig) -> str:
+def prompts_digest(config: Source) -> str:
     """The identity of the prompts' source; ValueError when it is missing or not what it should be."""
     if config.tokens:
         return open_artifact(config.tokens, made_by="tokenize").digest
@@ -58,30 +75,50 @@ def prompts_digest(config: CompressConfig) -> str:
         return xxhash.xxh3_128_hexdigest(stream.read())
 
 
-def read_probes(config: CompressConfig, tokenizer: Tokenizer, context: int) -> Probes:
-    """`config.num_prompts` prompts and texts, each prompt leaving room for its completion in `context` tokens.
+def read_probes(config: Source, tokenizer: Tokenizer, context: int, wanted: Mapping[str, int]) -> tuple[dict[str, Probes], int]:
+    """`wanted` prompts for each part by name, each leaving room for its completion in `context` tokens; and how many entries are of no use.
 
-    Raises ValueError when no usable prompt is found.
+    Of no use: unreadable, without a prompt, repeated, too long or too short. Raises ValueError when there are fewer prompts than parts.
     """
     room = context - config.completion_tokens
     if room < 1:
         raise ValueError(f"completion_tokens: {config.completion_tokens} leaves no room for a prompt in this model's {context} tokens")
     candidates = list(_from_documents(config, tokenizer, room) if config.tokens else _from_file(config.prompts, tokenizer))
-    distinct = {tuple(prompt): text for prompt, text in candidates if 0 < len(prompt) <= room}
+    distinct = list({tuple(prompt): text for prompt, text in candidates if 0 < len(prompt) <= room}.items())
     source = config.tokens or config.prompts
     if not distinct:
         raise ValueError(
             f"{source}: none of its {len(candidates)} entries is a usable prompt (at most {room} tokens here); give other prompts"
         )
-    order = np.random.default_rng(config.seed).permutation(len(distinct))[: config.num_prompts]
-    drawn = [list(distinct.items())[index] for index in sorted(order)]
-    texts = [text[: min(_TEXT_TOKENS, context)] for _, text in drawn if len(text) > 1]
-    if not texts:
-        raise ValueError(f"{source}: every prompt is a single token, nothing to measure perplexity on; give longer prompts")
-    return Probes([list(prompt) for prompt, _ in drawn], texts, len(candidates) - len(distinct))
+    if len(distinct) < len(wanted):
+        raise ValueError(f"{source}: {len(distinct)} usable prompts, but {', '.join(wanted)} each need their own; give some hundred")
+    order = np.random.default_rng(config.seed).permutation(len(distinct))
+    parts, at = {}, 0
+    for name, size in share_out(wanted, len(distinct)).items():
+        drawn = [distinct[index] for index in sorted(order[at : at + size])]
+        texts = [text[: min(_TEXT_TOKENS, context)] for _, text in drawn if len(text) > 1]
+        if not texts:
+            raise ValueError(f"{source}: every prompt is a single token, nothing to measure perplexity on; give longer prompts")
+        parts[name] = Probes([list(prompt) for prompt, _ in drawn], texts)
+        at += size
+    return parts, len(candidates) - len(distinct)
 
 
-def _from_documents(config: CompressConfig, tokenizer: Tokenizer, room: int) -> Iterator[tuple[list[int], list[int]]]:
+def share_out(wanted: Mapping[str, int], available: int) -> dict[str, int]:
+    """What each part gets: all it wants, or its share of what there is, and at least 1; the first one gets what rounding leaves.
+
+    >>> share_out({"held_out": 64, "search": 64}, 200), share_out({"held_out": 64, "search": 64}, 9)
+    ({'held_out': 64, 'search': 64}, {'held_out': 5, 'search': 4})
+    """
+    total, spare = sum(wanted.values()), available - len(wanted)
+    if total <= available:
+        return dict(wanted)
+    shares = {name: 1 + (size - 1) * spare // max(total - len(wanted), 1) for name, size in wanted.items()}
+    first = next(iter(shares))
+    return shares | {first: available - sum(size for name, size in shares.items() if name != first)}
+
+
+def _from_documents(config: Source, tokenizer: Tokenizer, room: int) -> Iterator[tuple[list[int], list[int]]]:
     folder = open_artifact(config.tokens, made_by="tokenize").local()
     length = min(config.prompt_tokens, room)
     for text in pq.read_table(folder / "held_out.parquet", columns=["text"])["text"].to_pylist():

@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-__all__ = ["Matrix", "disk_bytes", "export_int8", "linear_layers", "load_dense", "plan_int8", "round_to_nearest"]
+__all__ = ["Matrix", "copy_the_rest", "disk_bytes", "export_int8", "linear_layers", "load_dense", "plan_int8", "round_to_nearest"]
 
 _INT8_MAX = 127
 _NOT_COPIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
@@ -133,7 +133,7 @@ def export_int8(model: Any, plan: list[Matrix], source: Path, output: Path) -> N
     output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(output)
     compressor.update_config(str(output))
-    _copy_the_rest(source, output)
+    copy_the_rest(source, output)
 
 
 def _description(plan: list[Matrix]) -> Any:
@@ -145,7 +145,7 @@ def _description(plan: list[Matrix]) -> Any:
     return QuantizationConfig(config_groups={"int8": group}, ignore=kept, format="pack-quantized")
 
 
-def _copy_the_rest(source: Path, output: Path) -> None:
+def copy_the_rest(source: Path, output: Path) -> None:
     """Tokenizer, chat template, generation settings: every file that is neither weights nor written anew."""
     for file in sorted(source.iterdir()):
         if file.is_file() and not file.name.endswith(_NOT_COPIED) and file.name not in _REWRITTEN and not file.name.startswith("."):

@@ -19,8 +19,8 @@ from train.plan.laws import Interval
 from train.plan.layout import Placed, arrange
 from train.plan.machine import Machine, checkpoint_seconds, pause_seconds, start_seconds, step_seconds
 from train.plan.memory import Footprint
-from train.plan.outlook import Data, Outlook
-from train.plan.price import Bill, Market, bill, lost, save_interval_s
+from train.plan.outlook import PRIORS, Data, Outlook
+from train.plan.price import UNPRICED, Bill, Market, bill, lost, save_interval_s
 from train.plan.shapes import Architecture, ModelShape, candidate_shapes
 from train.recipe import Recipe
 
@@ -94,8 +94,8 @@ def decide(
     max_parameters: float | None = None,
     seed: int = 0,
     architecture: Architecture = "dense",
-    outlook: Outlook = Outlook(),  # noqa: B008 (frozen)
-    market: Market = Market(),  # noqa: B008 (frozen)
+    outlook: Outlook = PRIORS,
+    market: Market = UNPRICED,
 ) -> tuple[Candidate, list[Candidate]]:
     """The best candidate, and all that were possible, smallest first.
 
@@ -126,8 +126,8 @@ def consider(
     budget: Budget,
     machine: Machine,
     seed: int = 0,
-    outlook: Outlook = Outlook(),  # noqa: B008 (frozen)
-    market: Market = Market(),  # noqa: B008 (frozen)
+    outlook: Outlook = PRIORS,
+    market: Market = UNPRICED,
 ) -> list[Candidate]:
     """Each shape with what the budget pays for, up to the first two that the budget is clearly too small for."""
     found: list[Candidate] = []
@@ -159,7 +159,7 @@ def probe_shapes(
     shapes = [shape for shape in shapes if shape.num_parameters < 60e6] or shapes[:1]  # larger ones would not be measured in seconds
 
     def loss(shape: ModelShape) -> float:
-        return Outlook().loss(shape, max(1.0, flops / shape.train_flops_per_token(data.sequence_length)), data).value
+        return PRIORS.loss(shape, max(1.0, flops / shape.train_flops_per_token(data.sequence_length)), data).value
 
     best = min(range(len(shapes)), key=lambda i: loss(shapes[i]))
     return [shapes[i] for i in sorted({max(0, best - 1), min(len(shapes) - 1, best + 2)})]

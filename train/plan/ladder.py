@@ -49,8 +49,9 @@ class Rung:
 
 def ladder_shapes(data: Data, sizes: int, architecture: Architecture = "dense") -> list[list[ModelShape]]:
     """Ladders of `sizes` neighbouring widths, the smallest first."""
+    widths = [width for width in _WIDTHS if architecture == "dense" or _is_whole_heads(width)]
     shapes = [
-        shape_of_width(width, vocab_size=data.vocab_size, max_length=data.sequence_length, architecture=architecture) for width in _WIDTHS
+        shape_of_width(width, vocab_size=data.vocab_size, max_length=data.sequence_length, architecture=architecture) for width in widths
     ]
     return [shapes[first : first + sizes] for first in range(len(shapes) - sizes + 1)]
 
@@ -108,10 +109,16 @@ def verifier(rungs: Sequence[Rung], data: Data) -> Rung:
     shapes = [
         shape_of_width(width, vocab_size=data.vocab_size, max_length=data.sequence_length, architecture=largest.shape.architecture)
         for width in range(32, 8192, 32)
+        if _is_whole_heads(width)
     ]
     shape = min(shapes, key=lambda shape: abs(math.log(shape.num_parameters / wanted)))
     precision: Precision = "bfloat16" if largest.recipe.precision == "bfloat16" else "float32"
     return _rung(shape, largest.positions, data, precision, largest.recipe.seed, name="four-times")
+
+
+def _is_whole_heads(width: int) -> bool:
+    """Whether heads of the width's usual size fill it, as some architectures need."""
+    return width % (32 if width < 256 else 64 if width < 2048 else 128) == 0
 
 
 def seconds_of(rungs: Sequence[Rung], throughput: Throughput, slots: int) -> float:

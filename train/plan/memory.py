@@ -3,8 +3,9 @@
 Promise: every term is a product you can check by hand; the activation terms are what autograd really saves for this repository's
 recipes (tests compare them with saved-tensor hooks), not a rule of thumb; of a recurrent layer, whose chunked scan is not ours, they are
 fitted to what it saves. Where the device is the processor, the copies that the guard and checkpoints make in host memory are counted.
-Price: none. Source: ZeRO (Rajbhandari et al. 2020) for who holds what at which stage; DeepSpeed's mixed precision for the float32 master
-weights, plain torch's autocast where nothing is sharded; checkpointing after Chen et al. 2016; the runtime term is measured.
+Price: the worst case is assumed: packed documents, a guard, a checkpoint being written. Source: ZeRO (Rajbhandari et al. 2020) for who
+holds what at which stage; DeepSpeed's mixed precision for the float32 master weights, plain torch's autocast where nothing is sharded;
+checkpointing after Chen et al. 2016; the runtime term is measured.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ LOGIT_ELEMENTS = 1 << 24  # logits that exist at once: as train/loss.py chunks t
 FRAGMENTATION = 0.08  # of everything that is allocated and freed within a step
 LIVE_ELEMENTS = 200_000_000  # weights that stage 3 holds whole at once: as train/zero.py configures it
 STATE_BYTES = 12  # of a parameter: its float32 master and Adam's two moments; what the guard remembers and a checkpoint holds
+_TOLD_APART = ("dense", "sliding", "moe")  # what honours segments, and so gets packed documents and a mask (train/segments.py tries it)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,14 +132,15 @@ def _activations(
     layer = layer_activation_bytes(shape, precision, sequence_length)
     whole = min(layer, (4.0 * width + 2 * 4) * shape.hidden_size)
     layer = whole + (layer - whole) / tensor
-    ends = shape.hidden_size * (width + 4)
+    mask = sequence_length if _masked(shape, sequence_length, packed=True) else 0  # a byte for each pair of tokens
+    ends = shape.hidden_size * (width + 4) + mask
     if checkpointed:
         return tokens * (shape.num_layers * shape.hidden_size * width + layer + ends)
     return tokens * (shape.num_layers * layer + ends)
 
 
-def layer_activation_bytes(shape: ModelShape, precision: Precision, sequence_length: int) -> float:
-    """Bytes that a layer saves per token for the way back, on average over the layers.
+def layer_activation_bytes(shape: ModelShape, precision: Precision, sequence_length: int, *, packed: bool = True) -> float:
+    """Bytes that a layer saves per token for the way back, on average over the layers; `packed`: several documents to a sequence.
 
     Feed-forward: gate, up, SiLU(gate) and their product. Attention: query and output, key and value; fused, so without a score matrix.
     Residual stream: both norms' inputs in float32, their normalised values and their outputs.
@@ -145,18 +148,22 @@ def layer_activation_bytes(shape: ModelShape, precision: Precision, sequence_len
     width = 2 if precision == "bfloat16" else 4
     if shape.architecture == "alibi":
         return _alibi_bytes(shape, width, sequence_length)
-    mixers = [
-        _attention_bytes(shape, width, sequence_length) if shape.attends(i) else _recurrent_bytes(shape) for i in range(shape.num_layers)
-    ]
+    attention = _attention_bytes(shape, width, sequence_length, _masked(shape, sequence_length, packed=packed))
+    mixers = [attention if shape.attends(i) else _recurrent_bytes(shape) for i in range(shape.num_layers)]
     mixer = sum(mixers) / shape.num_layers
     if shape.architecture == "ssm":
         return mixer
     return mixer + _feed_forward_bytes(shape, width) + (4 * width + 2 * 4) * shape.hidden_size
 
 
-def _attention_bytes(shape: ModelShape, width: int, sequence_length: int) -> float:
+def _masked(shape: ModelShape, sequence_length: int, *, packed: bool) -> bool:
+    """Whether attention is given a mask: for its window, or to keep packed documents apart."""
+    return 0 < shape.window < sequence_length or (packed and shape.architecture in _TOLD_APART)
+
+
+def _attention_bytes(shape: ModelShape, width: int, sequence_length: int, masked: bool) -> float:
     plain = 2.0 * width * shape.head_dim * (shape.num_heads + shape.num_kv_heads)
-    if not 0 < shape.window < sequence_length:
+    if not masked:
         return plain
     # a mask: keys and values are repeated for the query heads, and every layer has the mask as numbers
     return plain + 2.0 * width * shape.head_dim * (shape.num_heads - shape.num_kv_heads) + width * sequence_length

@@ -53,7 +53,7 @@ def plan_sweep(config: SweepConfig) -> LawReport:
         made, told = fitted_to(fit_config, read_runs(fit_config.runs))
         told["rungs"] = rows
         if config.verify:
-            told["verified"] = _verified(rungs, made, tokens, data, slots * threads, draft)
+            told["verified"] = _verified(rungs, made, tokens, data, min(slots * threads, _cpus_of_a_machine()), draft)
         write_law(draft, made, told, "included")
         _describe(draft, told)
     return LawReport(told | {"output": config.output})
@@ -94,7 +94,14 @@ def _room(most: int) -> tuple[int, int]:
 
     gpus, cpus = int(ray.cluster_resources().get("GPU", 0)), num_cpus_available()
     slots = min(most, gpus or cpus)
-    return slots, max(1, cpus // slots) if not gpus else 1
+    return slots, 1 if gpus else max(1, min(cpus // slots, _cpus_of_a_machine()))
+
+
+def _cpus_of_a_machine() -> int:
+    """CPUs of the largest machine: no task gets more."""
+    import ray
+
+    return max([1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])])
 
 
 def _rates(config: SweepConfig, tokens: Artifact, data: Data, precision: Any, threads: int, device: Any) -> list[dict[str, float]]:

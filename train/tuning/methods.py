@@ -8,6 +8,7 @@ bitfit and adapter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,8 @@ from train.loss import Objective, objective_of
 from train.tuning.biases import with_biases
 from train.tuning.bottleneck import with_bottlenecks
 from train.tuning.config import TuneConfig
-from train.tuning.folder import write_biases, write_bottlenecks, write_ranks
+from train.tuning.embeddings import with_updates, without_updates
+from train.tuning.folder import peft_quiet, write_biases, write_bottlenecks, write_low_rank, write_ranks
 from train.tuning.preference_loss import PreferenceLoss
 from train.tuning.prompted import Prompted
 from train.tuning.ranks import AdaptiveRanks, Budget
@@ -78,7 +80,8 @@ def _full(model: PreTrainedModel, config: TuneConfig, steps: int) -> nn.Module:
 def _peft(make: Callable[[TuneConfig, int], PeftConfig]) -> Callable[[PreTrainedModel, TuneConfig, int], PeftModel]:
     def attached(model: PreTrainedModel, config: TuneConfig, steps: int) -> PeftModel:
         try:
-            return get_peft_model(model, make(config, steps))
+            with peft_quiet():
+                return get_peft_model(model, make(config, steps))
         except ValueError as error:
             named = " ".join(config.targets) or f"the default for {config.method} and {model.config.model_type}"
             raise ValueError(f"targets: {named}: {str(error).splitlines()[0]}") from None
@@ -86,11 +89,17 @@ def _peft(make: Callable[[TuneConfig, int], PeftConfig]) -> Callable[[PreTrained
     return attached
 
 
-def _low_rank(**kind: bool) -> Callable[[TuneConfig, int], PeftConfig]:
+def _low_rank(**kind: bool) -> Callable[[PreTrainedModel, TuneConfig, int], PeftModel]:
     def make(config: TuneConfig, steps: int) -> PeftConfig:
         return LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, **_shared(config), **kind)
 
-    return make
+    def attached(model: PreTrainedModel, config: TuneConfig, steps: int) -> PeftModel:
+        tuned = _peft(make)(model, config, steps)
+        if config.adapts_embeddings:
+            with_updates(model, config.rank, config.alpha / (math.sqrt(config.rank) if kind.get("use_rslora") else config.rank))
+        return tuned
+
+    return attached
 
 
 def _shared(config: TuneConfig) -> dict[str, Any]:
@@ -157,6 +166,7 @@ def _itself(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _fold(model: PeftModel) -> PreTrainedModel:
+    without_updates(model.get_base_model())  # first: peft looks whether the output layer still is the embedding
     return model.merge_and_unload()
 
 
@@ -170,9 +180,9 @@ def _save_prompt(model: Prompted, folder: Path) -> None:
 
 METHODS: dict[str, Method] = {
     "full": Method(_full, _itself, None),
-    "lora": Method(_peft(_low_rank()), _fold, _save),
-    "dora": Method(_peft(_low_rank(use_dora=True)), _fold, _save),
-    "rslora": Method(_peft(_low_rank(use_rslora=True)), _fold, _save),
+    "lora": Method(_low_rank(), _fold, write_low_rank),
+    "dora": Method(_low_rank(use_dora=True), _fold, _save),
+    "rslora": Method(_low_rank(use_rslora=True), _fold, write_low_rank),
     "ia3": Method(_peft(_scales), _fold, _save),
     "adalora": Method(_peft(_adaptive), _fold, write_ranks),
     "prompt": Method(_prompted(_prompt), None, _save_prompt),

@@ -98,7 +98,7 @@ class NativeDecoder:
         self.shape = shape
         self._kept: list[NativeLinear | Tensor] = []  # what the C structs point to
         parts = parts_of(shape, weights)
-        embedding = self._keep(weights.tensor(f"{parts.embedding}.weight").contiguous())
+        embedding = self._keep(weights.table(parts.embedding).contiguous())
         self._layers = (_Layer * shape.num_layers)(*weights.side_by_side(partial(self._layer, weights), parts.layers))
         self._struct = _Decoder(
             shape.num_layers,

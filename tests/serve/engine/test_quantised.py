@@ -48,7 +48,7 @@ def test_nothing_said_is_nothing_quantised() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"num_bits": 2},
+        {"num_bits": 1},
         {"type": "float"},
         {"symmetric": False},
         {"strategy": "tensor"},
@@ -63,12 +63,21 @@ def test_what_is_not_run_is_refused(change: dict[str, Any]) -> None:
 
 def test_quantised_activations_and_other_formats_are_refused() -> None:
     good = config((CHANNEL8, ["Linear"]))
-    for change in ({"format": "int-quantized"}, {"input_activations": {"num_bits": 8}}):
+    for change in ({"format": "naive-quantized"}, {"input_activations": {"num_bits": 8}}):
         bad = good | {"config_groups": {"a": good["config_groups"]["group_0"] | change}}
         with pytest.raises(ValueError, match="with activations as they are"):
             Quantisation.of(bad, "x")
     with pytest.raises(ValueError, match="quantised by 'awq'"):
         Quantisation.of(good | {"quant_method": "awq"}, "x")
+
+
+def test_bits_go_with_the_format() -> None:
+    for bits in range(2, 9):
+        assert Quantisation.of(config((GROUP4 | {"num_bits": bits}, ["Linear"])), "x").scheme("a") == Scheme(bits, 64)
+    plain = config((CHANNEL8, ["Linear"])) | {"format": "int-quantized"}
+    assert Quantisation.of(plain, "x").scheme("a") == Scheme(8)
+    with pytest.raises(ValueError, match="x has 4-bit weights"):
+        Quantisation.of(config((GROUP4, ["Linear"])) | {"format": "int-quantized"}, "x")
 
 
 def test_it_is_pure() -> None:

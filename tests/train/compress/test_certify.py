@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from train.compress.certify import certify, flips_by_prompt, flips_upper, measure_noise
+from train.compress.certify import certify, flips_upper, judge_budget, kl_upper, least_flips_upper
 from train.compress.divergence import Reference, Trace
+from train.compress.noise import Noise, flips_by_prompt
 
 
 def trace_of(completion, flipped=(), *, margin=1.0, kl=0.01):
@@ -22,14 +23,17 @@ def reference_of(completions, margin=1.0):
     return Reference(tuple((1,) for _ in completions), tuple(map(tuple, completions)), traces, nothing, nothing)
 
 
+def noise_of(**given):
+    return Noise(**{"flips": 0.0, "batch_flips": 0.0, "decode_flips": 0.0, "kl_mean": 0.0, "margin": 0.0, "arithmetic": "none", **given})
+
+
 TEXTS = ([np.full(10, 1.0)] * 4, [np.full(10, 1.1)] * 4)
 
 
 def test_the_figures_of_a_small_case():
     completions = [[5] * 10 for _ in range(4)]
     reference = reference_of(completions)
-    noise = measure_noise(reference, reference.traces, "itself")
-    assert (noise.flips, noise.decode_flips, noise.margin) == (0, 0, 0)
+    noise = noise_of()
     traces = [trace_of(completions[0], [3, 7]), *(trace_of(c) for c in completions[1:])]
     found = certify(reference, traces, noise, TEXTS, seed=0)
     assert found["flips"] == 2 / 40
@@ -49,13 +53,11 @@ def test_the_figures_of_a_small_case():
 def test_flips_within_the_noise_are_ignored_by_the_margin_aware_share():
     completions = [[5] * 10]
     reference = reference_of(completions, margin=0.01)
-    noise = measure_noise(reference, [trace_of(completions[0], [2], margin=0.05)], "other kernels")
-    assert noise.flips == 0.1
-    assert noise.margin == pytest.approx(0.04)
+    noise = noise_of(flips=0.1, batch_flips=0.2, margin=0.04)
     found = certify(reference, [trace_of(completions[0], [4])], noise, TEXTS, seed=0)
     assert found["flips"] == 0.1
     assert found["flips_beyond_noise"] == 0
-    assert found["noise_floor"] == 0.1
+    assert found["noise_floor"] == 0.2, "the largest of the three"
 
 
 def test_the_upper_bound_holds_on_fresh_prompts():
@@ -72,3 +74,24 @@ def test_flips_by_prompt_compares_with_the_completion():
     reference = reference_of([[1, 2], [3]])
     flips = flips_by_prompt(reference, [trace_of([1, 2], [1]), trace_of([3])])
     assert [each.tolist() for each in flips] == [[False, True], [False]]
+
+
+def test_the_upper_bound_of_kl_holds_on_fresh_prompts():
+    rng = np.random.default_rng(1)
+    held = 0
+    for _ in range(200):
+        means = rng.gamma(0.5, 0.02, 60)  # prompts differ a lot; 0.01 on average
+        held += kl_upper([rng.gamma(1.0, mean, 32) for mean in means], rng) >= 0.01
+    assert held >= 0.9 * 200
+
+
+def test_tokens_without_a_flip_show_the_rule_of_three():
+    flips = [np.zeros(64, bool)] * 50
+    assert flips_upper(flips, np.random.default_rng(0)) == pytest.approx(least_flips_upper(3200))
+
+
+def test_a_budget_is_kept_by_every_bound():
+    certificate = {"flips": 0.001, "flips_upper": 0.02, "kl_mean": 0.001, "kl_upper": 0.003}
+    assert judge_budget(certificate, {"flips": 0.02})
+    assert not judge_budget(certificate, {"flips": 0.019})
+    assert not judge_budget(certificate, {"flips": 0.02, "kl": 0.002})

@@ -47,13 +47,18 @@ def test_the_certificate_adds_up(compressed):
     assert compressed.manifest.metrics["bytes"] < 0.7 * compressed.manifest.metrics["bytes_base"]
     assert compressed.manifest.counts["matrices"] == compressed.manifest.counts["compressed"] + compressed.manifest.counts["kept"]
     assert compressed.manifest.headline.startswith("int8: 0.")
-    assert {"divergence", "kl", "survival", "bytes"} == compressed.manifest.figures.keys()
+    assert {"divergence", "kl", "survival", "bytes", "chosen", "texts"} == compressed.manifest.figures.keys()
+    assert {"bytes", "bytes_base", "budget", "certificate", "pass"} <= compressed.summary().keys()
+    assert compressed.summary()["pass"] is None, "no budget was given"
 
 
 def test_the_report_for_people_lists_every_matrix(compressed):
     report = json.loads((compressed.local() / "compression.json").read_text())
     assert len(report["plan"]) == compressed.manifest.counts["matrices"]
     assert report["certificate"] == compressed.manifest.metrics["certificate"]
+    assert sum(row["bytes_after"] for row in report["plan"]) < report["bytes"]
+    assert "tiny-llama" in (compressed.local() / "README.md").read_text().splitlines()[4]
+    assert not (compressed.local() / "work").exists(), "what only this run needed is gone"
 
 
 def test_our_engine_reads_the_folder_as_the_fake_quantised_model(compressed, tiny_model_dir):

@@ -8,10 +8,12 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.artifact import publish
 from train.compress.config import CompressConfig
-from train.compress.prompts import prompts_digest, read_probes
+from train.compress.prompts import prompts_digest, read_probes, share_out
 
 
 class Bytes:
@@ -28,22 +30,49 @@ def config_of(**given):
     return CompressConfig(model="m", **{"completion_tokens": 4, **given})
 
 
+def held_out_of(config, context):
+    parts, skipped = read_probes(config, Bytes(), context, {"held_out": config.num_prompts})
+    return parts["held_out"], skipped
+
+
 def test_a_file_gives_its_distinct_prompts(tmp_path):
     rows = [{"prompt": "ab"}, {"prompt": "ab"}, {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}]
     file = tmp_path / "prompts.jsonl.gz"
     with gzip.open(file, "wt") as out:
         out.write("\n".join([*map(json.dumps, rows), "not json", "[1]", "", json.dumps({"prompt": "x" * 99}), '{"other": 1}']))
-    probes = read_probes(config_of(prompts=str(file)), Bytes(), context=40)
+    probes, skipped = held_out_of(config_of(prompts=str(file)), 40)
     assert sorted(bytes(p).decode() for p in probes.prompts) == ["ab", "user:hi"]
-    assert probes.skipped == 5  # one repeated, two unreadable, one too long, one without a prompt
+    assert skipped == 5  # one repeated, two unreadable, one too long, one without a prompt
 
 
 def test_the_draw_is_by_seed(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"prompt {n}"}) + "\n" for n in range(50)))
-    drawn = [read_probes(config_of(prompts=str(file), num_prompts=5, seed=seed), Bytes(), 40).prompts for seed in (0, 0, 1)]
+    drawn = [held_out_of(config_of(prompts=str(file), num_prompts=5, seed=seed), 40)[0].prompts for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0]) == 5
+
+
+def test_parts_are_disjoint_and_the_first_does_not_depend_on_the_others(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"prompt {n}"}) + "\n" for n in range(50)))
+    config = config_of(prompts=str(file))
+    parts, _ = read_probes(config, Bytes(), 40, {"held_out": 20, "search": 20, "calibration": 5})
+    drawn = [tuple(prompt) for part in parts.values() for prompt in part.prompts]
+    assert len(set(drawn)) == len(drawn) == 45
+    assert read_probes(config, Bytes(), 40, {"held_out": 20})[0]["held_out"] == parts["held_out"]
+    few, _ = read_probes(config, Bytes(), 40, {"held_out": 64, "search": 64, "calibration": 64})
+    assert [len(part.prompts) for part in few.values()] == [18, 16, 16]
+    with pytest.raises(ValueError, match="50 usable prompts, but 0, 1"):
+        read_probes(config, Bytes(), 40, {str(n): 1 for n in range(51)})
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=4), st.integers(1, 300))
+def test_shares_leave_nothing_and_nobody_empty(sizes, available):
+    available = max(available, len(sizes))
+    shares = share_out({str(n): size for n, size in enumerate(sizes)}, available)
+    assert sum(shares.values()) == min(available, sum(sizes))
+    assert min(shares.values()) >= 1
 
 
 @pytest.fixture
@@ -55,15 +84,15 @@ def tokens_folder(tmp_path):
 
 
 def test_held_out_documents_give_their_beginnings_and_text(tokens_folder):
-    probes = read_probes(config_of(tokens=tokens_folder, prompt_tokens=8), Bytes(), context=1000)
+    probes, skipped = held_out_of(config_of(tokens=tokens_folder, prompt_tokens=8), 1000)
     assert [bytes(p) for p in probes.prompts] == [b"01234567"]
     assert [len(text) for text in probes.texts] == [512]
-    assert probes.skipped == 1
+    assert skipped == 1
     assert prompts_digest(config_of(tokens=tokens_folder)) != ""
 
 
 @pytest.mark.parametrize(
-    ("content", "given", "message"),
+    ("content", "settings", "message"),
     [
         ("", {}, "none of its 0 entries"),
         ("{}\n[]\nbroken\n", {}, "none of its 3 entries is a usable prompt"),
@@ -71,10 +100,10 @@ def test_held_out_documents_give_their_beginnings_and_text(tokens_folder):
         ('{"prompt": "abc"}\n', {"completion_tokens": 40}, "leaves no room for a prompt"),
     ],
 )
-def test_no_usable_prompts_is_one_line(tmp_path, content, given, message):
+def test_no_usable_prompts_is_one_line(tmp_path, content, settings, message):
     (tmp_path / "p.jsonl").write_text(content)
     with pytest.raises(ValueError, match=message):
-        read_probes(config_of(prompts=str(tmp_path / "p.jsonl"), **given), Bytes(), context=40)
+        held_out_of(config_of(prompts=str(tmp_path / "p.jsonl"), **settings), 40)
 
 
 def test_missing_sources_are_named(tmp_path):
@@ -82,6 +111,6 @@ def test_missing_sources_are_named(tmp_path):
         prompts_digest(config_of(prompts=str(tmp_path / "gone.jsonl")))
     with pytest.raises(ValueError, match="tokenize"):
         prompts_digest(config_of(tokens=str(tmp_path)))
-    for given in ({}, {"prompts": "a", "tokens": "b"}):
+    for sources in ({}, {"prompts": "a", "tokens": "b"}):
         with pytest.raises(ValueError, match="either"):
-            config_of(**given)
+            config_of(**sources)

@@ -33,11 +33,13 @@ RECIPE: dict[str, Any] = {
     "precision": "float32", "guard": 0.0,
 }  # fmt: skip
 LAYOUTS: dict[str, dict[str, Any]] = {
+    "pipeline": {"pipeline": 2, "zero_stage": 0},
     "sequence": {"sequence": 2, "zero_stage": 0},
     "sequence-zero3": {"sequence": 2, "zero_stage": 3},
-    "pipeline": {"pipeline": 2, "zero_stage": 0},
-    "tensor": {"tensor": 2, "zero_stage": 0},  # last, since DeepSpeed remembers its groups for the rest of a process
+    "tensor": {"tensor": 2, "zero_stage": 0},
 }
+TOGETHER = (("pipeline",), ("sequence", "sequence-zero3", "tensor"))
+"""DeepSpeed remembers its groups for the rest of a process: a pipeline is the first that it hears of, tensor parts are the last."""
 MODELS = {"dense-tied": ("dense", True), "sliding-untied": ("sliding", False)}
 
 
@@ -110,8 +112,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(folder: Path, tokens_dir: Path) -> dict[str, Any]:
     import json
 
-    (folder / "cases.json").write_text(json.dumps([{kind: shape_of(*of).table() for kind, of in MODELS.items()}, LAYOUTS]))
-    return processes.run_workers(_WORKER, folder, tokens_dir, folder)
+    models, found = {kind: shape_of(*of).table() for kind, of in MODELS.items()}, {}
+    for names in TOGETHER:
+        (folder / "cases.json").write_text(json.dumps([models, {name: LAYOUTS[name] for name in names}]))
+        found |= processes.run_workers(_WORKER, folder, tokens_dir, folder)
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """A ladder: a grid that can tell the law's terms apart, within its budget, with no text seen twice."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from tests.train.plan.test_budget import DATA, sample
 from train.plan.config import Budget, SweepConfig
 from train.plan.ladder import FACTORS, held_out_sequences, ladder, seconds_of, verifier
 from train.plan.machine import Throughput
+from train.plan.shapes import Architecture
 
 SPEED = Throughput((sample(96, 2e10), sample(256, 4e10)))
 
@@ -40,6 +42,13 @@ def test_every_size_is_trained_on_every_amount():
     for rung in rungs:
         assert rung.recipe.steps >= 60
         assert rung.recipe.num_workers == 1
+
+
+@pytest.mark.parametrize("architecture", get_args(Architecture))
+def test_every_architecture_has_a_ladder(architecture):
+    rungs = ladder(DATA, Budget(flops=3e13), SPEED, slots=2, sizes=3, precision="float32", architecture=architecture)
+    assert {rung.shape.architecture for rung in rungs} == {architecture}
+    assert verifier(rungs, DATA).shape.architecture == architecture
 
 
 def test_a_flops_budget_is_the_sum():

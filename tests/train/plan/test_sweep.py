@@ -20,6 +20,7 @@ def _quick(monkeypatch):
     monkeypatch.setattr(measure_module, "_TOKENS", 128)
     real = measure_module.measure
     monkeypatch.setattr(measure_module, "measure", lambda *args, **options: real(*args, **options, seconds=0.05))
+    monkeypatch.setattr(sweep_module, "_room", lambda most: (1, 1))  # one process that imports torch is enough
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,30 @@ def test_what_is_written_alone_makes_the_model_anew(method: str, tiny_model_dir:
     torch.testing.assert_close(logits(again), logits(tuned), rtol=1e-4, atol=1e-4)
 
 
+def test_nobody_is_warned_of_names_that_only_libraries_use(tiny_model_dir: Path, tmp_path: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        METHODS["lora"].write(changed("lora", tiny_model_dir), tmp_path)
+        with_adapter(base(tiny_model_dir), tmp_path)
+
+
+def test_an_update_of_the_embedding_is_not_served_by_name(tiny_model_dir: Path, tmp_path: Path):
+    from serve.engine.config import EngineConfig
+    from serve.engine.engine import Engine
+
+    METHODS["lora"].write(changed("lora", tiny_model_dir), tmp_path)
+    with pytest.raises(ValueError, match=r"adapter: .* changes (model\.embed_tokens|lm_head)") as caught:
+        Engine.load(tiny_model_dir, EngineConfig(dtype="float32", block_size=4, num_blocks=40, adapters=(f"mine={tmp_path}",)))
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("method", [name for name, traits in TRAITS.items() if traits.alone])
 def test_the_engine_serves_low_rank_adapters_by_name_and_refuses_the_others_in_one_line(method: str, tiny_model_dir: Path, tmp_path: Path):
     from serve.engine.config import EngineConfig
     from serve.engine.engine import Engine
     from serve.engine.request import Request, Sampling
 
-    tuned = changed(method, tiny_model_dir)
+    tuned = changed(method, tiny_model_dir, **({"merge": False} if TRAITS[method].alone else {}))
     METHODS[method].write(tuned, tmp_path)
     settings = EngineConfig(dtype="float32", block_size=4, num_blocks=40, adapters=(f"mine={tmp_path}",))
     if method not in SERVED:

@@ -1,0 +1,193 @@
+"""Compression within a divergence budget beside what others do at equal bytes on disk; its promise, its shapes, its cost.
+
+Promise: one table from `runs/compression.json`; everything shown is measured on held-out prompts (programming problems, prompts of
+48 tokens with the model's own 64-token greedy completions). A finished figure is not measured again, so an interrupted run goes on.
+Price on one core, for models/tiny-code: budgets 4 min, equal 6, greedy 12, promise 20, shapes 4, cost 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.compression_bench import Bench, figures, one_thread, parts_of, some, text_reference
+from benchmarks.compression_table import told
+from train.compress.baselines import accumulated, in_order_of_harm, per_byte, uniform
+from train.compress.calibrate import matrices, moments
+from train.compress.candidates import degraded
+from train.compress.find import find, offer, probe_of
+from train.compress.options import option, parse_options
+from train.compress.search import Candidate, at_bytes
+
+BUDGETS = (0.005, 0.02, 0.05, 0.10)
+UNIFORM = ("int8", "int8-gptq", "int4-rtn", "int4", "int4-g32", "int3")
+PRUNED = ("sparse50-magnitude", "sparse50-wanda", "sparse50-sparsegpt", "2:4-magnitude", "2:4-wanda", "2:4-sparsegpt")
+SPARSITIES = (25, 50, 75, 90, 95)
+DRAWS, PROMISED = 20, 0.02
+KERNELS = "int8,int4,int4-g32"
+PARTS = ("budgets", "equal", "greedy", "promise", "shapes", "cost")
+
+
+class Figures:
+    """What has been measured, in a file after every figure."""
+
+    def __init__(self, place: Path, *, fresh: bool) -> None:
+        self._place = place
+        self.all: dict[str, Any] = json.loads(place.read_text()) if place.exists() and not fresh else {}
+
+    def once(self, part: str, name: str, make: Callable[[], Any]) -> Any:
+        """The figure `name` of `part`, measured unless it is there."""
+        rows = self.all.setdefault(part, {})
+        if name not in rows:
+            rows[name] = make()
+            self._place.parent.mkdir(parents=True, exist_ok=True)
+            self._place.write_text(json.dumps(self.all, indent=1))
+        return rows[name]
+
+
+def main() -> None:
+    """Fill in what is missing of the figures, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="../shared/models/tiny-code")
+    parser.add_argument("--data", default="../shared/data")
+    parser.add_argument("--json", default="runs/compression.json")
+    parser.add_argument("--work", default="runs/compression-work", help="folder for the completions")
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
+    parser.add_argument("--fresh", action="store_true", help="forget earlier figures")
+    options = parser.parse_args()
+    one_thread()
+    kept = Figures(Path(options.json), fresh=options.fresh)
+    bench = Bench(Path(options.model), Path(options.data), Path(options.work))
+    for part in options.parts:
+        globals()[f"_{part}"](bench, kept)
+    print(told(kept.all))
+
+
+def _budgets(bench: Bench, kept: Figures) -> None:
+    """The search at each budget, and what its certificate says."""
+    for budget in BUDGETS:
+        kept.once("budgets", f"{budget:g}", lambda budget=budget: _searched(bench, budget))
+
+
+def _searched(bench: Bench, budget: float) -> dict[str, Any]:
+    held_out = sum(map(len, bench.held_out.reference.completions))
+    started, offered = time.perf_counter(), bench.offer
+    made = time.perf_counter()
+    found = find(offered, bench.search, {"flips": budget}, held_out=held_out)
+    seconds = {"offer": made - started, "search": time.perf_counter() - made}
+    row = bench.judged(found.plan) | {"met": found.met, "plan": found.plan, "passes": found.passes, "seconds": seconds}
+    return row | {"foreseen": found.judged.bounds["flips"], "on_search": found.judged.figures["flips"]}
+
+
+def _equal(bench: Bench, kept: Figures) -> None:
+    """One option for all linear layers, against ours in as many bytes: from all options, and from those that have kernels."""
+    linear = [m.name for m in matrices(bench.dense) if m.role == "linear"]
+    names = [m.name for m in matrices(bench.dense)]
+    with_kernels = [c for c in bench.offer.candidates if c.option in ("keep", *KERNELS.split(","))]
+    for chosen in (*UNIFORM, *PRUNED):
+        plan = dict.fromkeys(names, "keep") | dict.fromkeys(linear, chosen)
+        theirs = kept.once("equal", chosen, lambda plan=plan: bench.judged(plan))
+        _ours(bench, kept, "equal", f"ours at {chosen}", bench.offer.candidates, theirs["bytes"])
+        _ours(bench, kept, "equal", f"ours with kernels at {chosen}", with_kernels, theirs["bytes"])
+    for chosen in ("int8", "int4"):
+        kept.once("equal", f"{chosen}, embedding int8", lambda chosen=chosen: bench.judged(_all(bench, chosen)))
+        size = kept.all["equal"][f"{chosen}, embedding int8"]["bytes"]
+        _ours(bench, kept, "equal", f"ours at {chosen}, embedding int8", bench.offer.candidates, size)
+
+
+def _all(bench: Bench, chosen: str) -> dict[str, str]:
+    return uniform(bench.offer.candidates, "int8") | {k: v for k, v in uniform(bench.offer.candidates, chosen).items() if v != "keep"}
+
+
+def _ours(bench: Bench, kept: Figures, part: str, name: str, candidates: list[Candidate], size: int) -> None:
+    plan = at_bytes(candidates, size)
+    if plan is not None:
+        kept.once(part, name, lambda: bench.judged(plan))
+
+
+def _greedy(bench: Bench, kept: Figures) -> None:
+    """Changes one by one in order of harm, by first divergent tokens and by perplexity, at the sizes of our budgets."""
+    fdt, texts = bench.probe(bench.parts["search"][:64]), probe_of(bench.dense, text_reference(bench, bench.parts["search"][:48]))
+    for candidate in bench.offer.candidates:
+        name, chosen = candidate.matrix, candidate.option
+        if chosen != "keep":
+            change = {name: bench.offer.variants[name][chosen].dense}
+            kept.once("fdt", f"{name}|{chosen}", lambda c=change: 64 - figures(fdt.reference, fdt.traces(c))["fdt_mean"])
+            kept.once("perplexity", f"{name}|{chosen}", lambda c=change: _nats(texts.traces(c)))
+    base = kept.once("perplexity", "keep", lambda: _nats(texts.traces({})))
+    harms = {
+        "fdt": {tuple(key.split("|")): value for key, value in kept.all["fdt"].items()},
+        "perplexity": {tuple(key.split("|")): value - base for key, value in kept.all["perplexity"].items() if key != "keep"},
+    }
+    for budget, row in kept.all.get("budgets", {}).items():
+        for guide, values in harms.items():
+            for rank in (in_order_of_harm, per_byte):
+                plan = accumulated(bench.offer.candidates, values, row["bytes"], rank)
+                kept.once("greedy", f"{budget}|{guide}, {rank.__name__}", lambda plan=plan: bench.judged(plan))
+        _ours(bench, kept, "greedy", f"{budget}|ours", bench.offer.candidates, row["bytes"])
+
+
+def _nats(traces: Any) -> float:
+    return float(np.concatenate([trace.losses for trace in traces]).mean())
+
+
+def _promise(bench: Bench, kept: Figures) -> None:
+    """New prompts for calibration, search and certificate in every draw; then fresh ones, on which the budget is to hold."""
+    for seed in range(1, DRAWS + 1):
+        kept.once("promise", str(seed), lambda seed=seed: _drawn(bench, seed))
+
+
+def _drawn(bench: Bench, seed: int) -> dict[str, Any]:
+    parts = parts_of(len(bench.texts), seed, {"held_out": 192, "search": 96, "calibration": 64, "fresh": 256})
+    search = bench.probe(parts["search"])
+    offered = offer(
+        bench.dense, search, parse_options(OPTIONS_OF_DRAWS), moments(bench.dense, [bench.texts[r] for r in parts["calibration"]])
+    )
+    reference = some(bench.reference, parts["held_out"] + parts["fresh"])
+    held_out = sum(map(len, reference.completions[:192]))
+    found = find(offered, search, {"flips": PROMISED}, held_out=held_out, levels=9, swaps=0)
+    traces = probe_of(bench.dense, reference).traces(offered.weights(found.plan))
+    certificate = figures(some(reference, range(192)), traces[:192])
+    fresh = figures(some(reference, range(192, len(traces))), traces[192:])
+    row = {
+        "bytes": found.bytes,
+        "on_search": found.judged.figures["flips"],
+        "foreseen": found.judged.bounds["flips"],
+        "passes": found.passes,
+    }
+    return row | {"certificate": certificate, "pass": certificate["flips_upper"] <= PROMISED, "fresh": fresh}
+
+
+OPTIONS_OF_DRAWS = "int8,int6,int5,int4,int3"
+
+
+def _shapes(bench: Bench, kept: Figures) -> None:
+    """First divergent tokens per component and sparsity (Wanda)."""
+    probe = bench.probe(bench.parts["search"][:48])
+    for matrix in matrices(bench.dense):
+        for percent in SPARSITIES if matrix.role == "linear" else ():
+
+            def pruned(name: str = matrix.name, percent: int = percent) -> dict[str, float]:
+                variant = degraded(bench.dense.get_submodule(name).weight, option(f"sparse{percent}-wanda"), bench.moments[name])
+                found = figures(probe.reference, probe.traces({name: variant.dense}))
+                return {key: found[key] for key in ("fdt_mean", "fdt_median", "flips", "kl", "perplexity")}
+
+            kept.once("shapes", f"{matrix.name}|{percent}", pruned)
+
+
+def _cost(bench: Bench, kept: Figures) -> None:
+    """How the search grows with the number of matrices: random models of more and more layers."""
+    from benchmarks.compression_growth import grown
+
+    for depth in (2, 4, 8, 16):
+        kept.once("cost", str(depth), lambda depth=depth: grown(bench.dense.config, depth))
+
+
+if __name__ == "__main__":
+    main()
