@@ -282,7 +282,7 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], 
     elif hint is bool or set(typing.get_args(hint)) == {bool, type(None)}:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
     else:
-        repeated = {"nargs": "+", "action": "extend"} if many else {}
+        repeated: dict[str, Any] = {"nargs": "+", "action": "extend"} if many else {}
         parser.add_argument(flag, **repeated, default=None, metavar=_metavar(typing.get_args(hint)[0] if many else hint), help=text)
 
 

@@ -23,9 +23,9 @@ RUNTIME_BYTES = 700 * 2**20  # the interpreter, torch, transformers, DeepSpeed a
 BUCKET_ELEMENTS = 20_000_000  # gradients exchanged at once: as train/zero.py configures it
 LOGIT_ELEMENTS = 1 << 24  # logits that exist at once: as train/loss.py chunks them
 FRAGMENTATION = 0.08  # of everything that is allocated and freed within a step
+_TOLD_APART = ("dense", "sliding", "moe")  # what honours segments, and so gets packed documents and a mask (train/segments.py tries it)
 LIVE_ELEMENTS = 200_000_000  # weights that stage 3 holds whole at once: as train/zero.py configures it
 STATE_BYTES = 12  # of a parameter: its float32 master and Adam's two moments; what the guard remembers and a checkpoint holds
-_TOLD_APART = ("dense", "sliding", "moe")  # what honours segments, and so gets packed documents and a mask (train/segments.py tries it)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -87,6 +87,26 @@ def test_a_worked_example():
     assert example.logits == 4 * 256 * 8192 * 8 + 4 * 8192 * 256
 
 
+@pytest.mark.parametrize("architecture", TOLERANCE)
+def test_what_gets_a_mask_is_what_keeps_documents_apart(architecture):
+    shape = shape_of_width(64, vocab_size=300, max_length=LENGTH, architecture=architecture)
+    assert honours_segments(decoder(make_model(make_config(shape))), shape.vocab_size) == (architecture in _TOLD_APART)
+
+
+@pytest.mark.parametrize(("stage", "num_workers"), [(0, 1), (0, 2)])
+def test_copies_are_what_the_guard_and_a_checkpoint_hold(stage, num_workers):
+    """Of a real stepper's pieces; at stage 0 the guard remembers them whole, and each worker writes its share of a checkpoint."""
+    shape = shape_of_width(64, vocab_size=300, max_length=LENGTH)
+    recipe = Recipe(steps=1, global_batch=2, micro_batch=1, sequence_length=LENGTH, learning_rate=1e-3, num_workers=1, zero_stage=stage)
+    stepper = PlainStepper(make_model(make_config(shape)), recipe)
+    parts = [snapshot(stepper.pieces()), snapshot(stepper.pieces(), 0, num_workers)]
+    held = sum(f.values.nbytes for part in parts for f in part if not f.scalar)
+    expected = footprint(
+        shape, zero_stage=stage, num_workers=num_workers, micro_batch=1, sequence_length=LENGTH, precision="float32"
+    ).copies
+    assert held == pytest.approx(expected, rel=1e-3)
+
+
 def test_plain_torch_holds_float32_and_the_casts():
     alone, parameters = of(zero_stage=2, num_workers=1), SHAPE.num_parameters
     assert (alone.weights, alone.gradients, alone.optimizer) == (6 * parameters, 4 * parameters, 8 * parameters)
@@ -112,26 +132,6 @@ def test_splits_checkpointing_and_offload_save_device_memory(tensor, sequence, c
     assert total(gradient_checkpointing=True, sequence=sequence) < total(sequence=sequence)
     assert total(offload="optimizer", gradient_checkpointing=checkpointing) < total(gradient_checkpointing=checkpointing)
     assert host_bytes(wide, zero_stage=1, num_workers=8, offload="optimizer") > host_bytes(wide, zero_stage=1, num_workers=8)
-
-
-@pytest.mark.parametrize("architecture", TOLERANCE)
-def test_what_gets_a_mask_is_what_keeps_documents_apart(architecture):
-    shape = shape_of_width(64, vocab_size=300, max_length=LENGTH, architecture=architecture)
-    assert honours_segments(decoder(make_model(make_config(shape))), shape.vocab_size) == (architecture in _TOLD_APART)
-
-
-@pytest.mark.parametrize(("stage", "num_workers"), [(0, 1), (0, 2)])
-def test_copies_are_what_the_guard_and_a_checkpoint_hold(stage, num_workers):
-    """Of a real stepper's pieces; at stage 0 the guard remembers them whole, and each worker writes its share of a checkpoint."""
-    shape = shape_of_width(64, vocab_size=300, max_length=LENGTH)
-    recipe = Recipe(steps=1, global_batch=2, micro_batch=1, sequence_length=LENGTH, learning_rate=1e-3, num_workers=1, zero_stage=stage)
-    stepper = PlainStepper(make_model(make_config(shape)), recipe)
-    parts = [snapshot(stepper.pieces()), snapshot(stepper.pieces(), 0, num_workers)]
-    held = sum(f.values.nbytes for part in parts for f in part if not f.scalar)
-    expected = footprint(
-        shape, zero_stage=stage, num_workers=num_workers, micro_batch=1, sequence_length=LENGTH, precision="float32"
-    ).copies
-    assert held == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_constants_are_those_of_the_training_code():
