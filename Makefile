@@ -37,7 +37,7 @@ journey: $(READY)  ## text -> served model that survives a preemption, on 2 core
 	$(BIN)/python -m sterna journey --config configs/tiny.toml
 
 test: $(READY)  ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow' tests
+	$(BIN)/python -m pytest -n 2 --dist loadscope -rR -m 'not slow' tests
 
 check: $(READY)  ## format, lint, types of the pure files, layers
 	$(BIN)/ruff format --check .

@@ -55,7 +55,9 @@ class Verb:
     @property
     def table(self) -> str:
         """The verb's table in a TOML file: the function's name, or the group's for `plan run`."""
-        return {"plan_run": "plan", "plan_fit": "fit"}.get(self.function.split(":")[1], self.function.split(":")[1])
+        return {"plan_run": "plan", "plan_fit": "fit", "plan_explain": "explain", "plan_sweep": "sweep"}.get(
+            self.function.split(":")[1], self.function.split(":")[1]
+        )
 
 
 VERBS: dict[str, Verb] = {
@@ -71,12 +73,21 @@ VERBS: dict[str, Verb] = {
     "plan fit": Verb("train.plan.config:FitConfig", "train.plan.fit_run:plan_fit",
                      "a table of runs -> the scaling law they follow, with intervals, tested on its largest runs", "runs",
                      "sterna plan fit runs.csv --predict 1e9:20e9 --plot fit.png"),
+    "plan sweep": Verb("train.plan.config:SweepConfig", "train.plan.sweep:plan_sweep",
+                       "tokens and a budget -> a ladder of small models, and the scaling law of this text", "tokens",
+                       "sterna plan sweep runs/tokens --budget minutes=12 --output runs/law"),
+    "plan explain": Verb("train.plan.config:ExplainConfig", "train.plan.explain:plan_explain",
+                         "a plan -> why it is what it is, term by term, and what twice the budget would buy", "plan",
+                         "sterna plan explain runs/plan"),
     "pretrain": Verb("train.config:PretrainConfig", "train.pretrain:pretrain",
                      "a plan -> a trained model (Ray Train, DeepSpeed ZeRO; resumes)", "plan",
                      "sterna pretrain runs/plan --output runs/base"),
     "tune": Verb("train.tuning.config:TuneConfig", "train.tune:tune",
                  "a model and conversations, or preferences -> a tuned model, or an adapter", "model",
                  "sterna tune runs/base --data runs/corpus --output runs/tuned"),
+    "distill": Verb("train.compress.distill_config:DistillConfig", "train.compress.distill:distill",
+                    "a teacher and a student -> a student that says what the teacher would", "teacher",
+                    "sterna distill runs/base --plan runs/plan --tokens runs/tokens --output runs/student"),
     "compress": Verb("train.compress.config:CompressConfig", "train.compress.compress:compress",
                      "a model -> a smaller one, judged by diverging tokens", "model",
                      "sterna compress runs/tuned --budget flips=0.02 --prompts prompts.jsonl --output runs/small"),
@@ -271,7 +282,7 @@ def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], 
     elif hint is bool or set(typing.get_args(hint)) == {bool, type(None)}:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
     else:
-        repeated = {"nargs": "+", "action": "extend"} if many else {}
+        repeated: dict[str, Any] = {"nargs": "+", "action": "extend"} if many else {}
         parser.add_argument(flag, **repeated, default=None, metavar=_metavar(typing.get_args(hint)[0] if many else hint), help=text)
 
 

@@ -3,7 +3,9 @@
 Promise: every contestant trains the same model on the same batches with the same optimizer, precision and threads, in a process of its
 own; they take turns, a step each, so that a ratio compares steps that met the same machine, however busy it is. `losses` compares 50
 float32 steps of every ZeRO stage on two workers with one process of plain torch; `speed` one worker beside its peers; `options` what guard,
-z-loss, gradient checkpointing, bfloat16 and Muon cost; `workers` what two workers cost or gain. Price: about ten minutes on two free cores.
+z-loss, gradient checkpointing, bfloat16 and Muon cost; `workers` what two workers cost or gain; `checkpoints` how much of a minute one
+takes, by stretches of steps that begin with one and stretches that do not. Price: about a quarter of an hour on two free cores.
+
 
     python -m benchmarks.train --json runs/train.json
 """
@@ -22,12 +24,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.intervals import ratio_of_rounds
+from benchmarks.intervals import Interval, interval, ratio_of_rounds
 from cluster.settings import as_dict
 from train.plan.shapes import ModelShape, shape_of_width
 from train.recipe import Recipe
 
-__all__ = ["Contestant", "losses_table", "speed_table"]
+__all__ = ["Contestant", "checkpoints_table", "losses_table", "speed_table"]
 
 SHAPE = shape_of_width(320, vocab_size=8192, max_length=512)
 SMALL = shape_of_width(64, vocab_size=512, max_length=128)
@@ -37,7 +39,12 @@ RECIPE = Recipe(
     precision="float32",
 )  # fmt: skip
 FIFTY = replace(RECIPE, steps=50, global_batch=8, sequence_length=64)
+STRETCH, PAIRS = 10, 6  # steps, much longer than a checkpoint is being written; with one and without
+KEPT = replace(
+    RECIPE, steps=2 * STRETCH * (PAIRS + 1), checkpoint_every=2 * STRETCH, guard=0.0
+)  # the guard's own copies would fall unevenly
 PEERS = ("bare", "trainer", "sterna")
+PARTS = ["losses", "speed", "checkpoints", "options", "workers"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "no guard": {"guard": 0.0},
@@ -141,6 +148,28 @@ def in_turns(part: str) -> dict[str, Any]:
     return {label: contestant.end() for label, contestant in contestants.items()}
 
 
+def checkpoints() -> dict[str, Any]:
+    """One run, a checkpoint every other stretch: its steps' seconds, stretch by stretch."""
+    contestant = Contestant("checkpointed", SHAPE, KEPT, len(os.sched_getaffinity(0)))
+    for _ in range(KEPT.steps):
+        contestant.step()
+    contestant.end()
+    seconds = [sum(contestant.seconds[start : start + STRETCH]) for start in range(0, KEPT.steps, STRETCH)]
+    return {"with": seconds[2::2], "without": seconds[3::2]}  # none of the first two begins with a checkpoint: they warm up
+
+
+def checkpoints_table(figures: dict[str, Any]) -> str:
+    """What a checkpoint costs, and its share of a minute."""
+    extra = [one - none for one, none in zip(figures["with"], figures["without"], strict=True)]
+    cost = interval(len(extra), lambda i: statistics.median(extra[n] for n in i))
+    share = Interval(*(100 * seconds / 60 for seconds in (cost.value, cost.low, cost.high)))
+    without, with_one = (statistics.median(figures[kind]) for kind in ("without", "with"))
+    return (
+        f"{STRETCH} steps take {without:.1f} s, with a checkpoint {with_one:.1f} s; within a pair it costs {cost} s\n"
+        f"at one a minute: {share} % of wall time ({'met' if share.value <= 5 else 'MISSED'}: 5 %)"
+    )
+
+
 def speed_table(figures: dict[str, Any], reference: str) -> str:
     """Tokens per second (median over steps), against `reference` step by step, and peak memory of worker 0."""
     tokens = RECIPE.global_batch * RECIPE.sequence_length
@@ -168,14 +197,15 @@ def _free_port() -> int:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=["losses", "speed", "options", "workers"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     references = {"speed": "bare", "options": "as it is", "workers": "1 worker, 1 thread"}
     kept: dict[str, Any] = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    alone = {"losses": (losses, losses_table), "checkpoints": (checkpoints, checkpoints_table)}
     for part in options.parts:
-        kept[part] = losses() if part == "losses" else in_turns(part)
-        table = losses_table(kept[part]) if part == "losses" else speed_table(kept[part], references[part])
+        kept[part] = alone[part][0]() if part in alone else in_turns(part)
+        table = alone[part][1](kept[part]) if part in alone else speed_table(kept[part], references[part])
         print(f"{part}\n{table}\n", flush=True)
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """Ways of tuning side by side: the same model, conversations, steps and arithmetic; what each trains, weighs, costs and learns.
 
 Promise: one table from `runs/tuning.json`; losses are of held-out answers, in nats per token; speeds are medians of steps that take
-turns in one process, so that a busy moment hits all alike; each method's learning rate is the best of a short sweep on the training
-data's own tail, which the final runs do not see before. A finished part is not run again, so an interrupted run goes on.
-Price: about 40 minutes of one core.
+turns in one process, so that a busy moment hits all alike; full tuning and LoRA take the best learning rate of a sweep on the training
+data's own tail, by runs as long as the final ones, the others the product's own. A finished part is not run again, so an interrupted run
+goes on. Price: about 40 minutes of one core.
 """
 
 from __future__ import annotations
@@ -36,11 +36,19 @@ from train.tuning.preferences import Pairs
 from train.tuning.reference import likelihoods
 
 LENGTH, MICRO, SEED = 256, 4, 0
-STEPS, SWEEP_STEPS, PREFERENCE_STEPS = 100, 24, 50
+STEPS, PREFERENCE_STEPS = 100, 50
 BATCH = 8
 PARTS = ["sweep", "train", "preferences", "speed"]
-SWEEP = (0.2, 0.5, 1.5)
-"""Times the method's own learning rate."""
+SWEEP = {"full": (9e-4, 2e-3, 4e-3), "lora": (4e-3, 6e-3, 12e-3), "lora, rank 64": (3e-3, 5e-3)}
+"""Peak learning rates that those who are compared with each other choose from; the others take the product's own."""
+ROWS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {},
+    "lora, rank 64": {"method": "lora", "rank": 64, "alpha": 128.0},
+    "lora by name": {"method": "lora", "merge": False},
+    **{name: {} for name in METHODS if name not in ("full", "lora")},
+}
+"""Row of the table -> what it sets besides the method of its name."""
 _ASKED, _ANSWERED = "# {{ m['content'] }}\n", "{{ m['content'] }}<|endoftext|>"
 CHAT = "{% for m in messages %}{% if m['role'] == 'assistant' %}" + _ANSWERED + "{% else %}" + _ASKED + "{% endif %}{% endfor %}"
 
@@ -53,12 +61,12 @@ def main() -> None:
     figures: dict[str, Any] = json.loads(place.read_text()) if place.exists() and not options.fresh else {}
     bench = Bench(Path(options.model), Path(options.data))
     for name in options.methods:
-        for rate in _rates(name) if "sweep" in options.parts else ():
+        for rate in SWEEP.get(name, ()) if "sweep" in options.parts else ():
             if f"{rate:.2g}" not in figures.get("sweep", {}).get(name, {}):
                 _keep(place, ("sweep", name, f"{rate:.2g}"), bench.swept(name, rate))
         if "train" in options.parts and name not in figures.get("methods", {}):
             swept = json.loads(place.read_text()).get("sweep", {}).get(name, {}) if place.exists() else {}
-            best = min(swept, key=swept.__getitem__, default=f"{TRAITS[name].learning_rate}")
+            best = min(swept, key=swept.__getitem__, default=f"{_own_rate(name)}")
             _keep(place, ("methods", name), bench.trained(name, float(best)))
     if "preferences" in options.parts:
         _keep(place, ("preferences",), bench.preferred())
@@ -79,9 +87,10 @@ class Bench:
         self.tokenizer.chat_template = CHAT
         self.train, self.held_out = split(_conversations(data / "code/mbpp.jsonl"), 10_000, 0.1)
 
-    def config(self, method: str) -> TuneConfig:
+    def config(self, row: str) -> TuneConfig:
         """The product's own settings, but for where things are."""
-        return TuneConfig(model=str(self.model), data=("mbpp",), output="unused", method=method, seed=SEED)
+        fields = {"method": row, "model": str(self.model), "data": ("mbpp",), "output": "unused", "seed": SEED}
+        return TuneConfig(**fields | ROWS[row])
 
     def sources(self, *, swept: bool = False) -> tuple[Sequences, Sequences]:
         """(training, held-out) sequences; for the sweep, a tenth of the training data is held out."""
@@ -105,10 +114,10 @@ class Bench:
         return objective(tuned, self.config(method), steps), tuned
 
     def swept(self, method: str, rate: float) -> float:
-        """Loss on the training data's tail after a short run at `rate`."""
+        """Loss on the training data's tail after as long a run as the final one, at `rate`, without that tail."""
         source, held_out = self.sources(swept=True)
-        stepper = PlainStepper(self.asked(method, SWEEP_STEPS)[0], self.recipe(SWEEP_STEPS, rate))
-        return _finite(_loss_after(stepper, source, held_out, self.recipe(SWEEP_STEPS, rate)))
+        stepper = PlainStepper(self.asked(method, STEPS)[0], self.recipe(STEPS, rate))
+        return _finite(_loss_after(stepper, source, held_out, self.recipe(STEPS, rate)))
 
     def trained(self, method: str, rate: float) -> dict[str, Any]:
         """The long run's figures."""
@@ -123,8 +132,9 @@ class Bench:
         figures = {"before": before, "after": after, "trainable": trainable / whole, "rate": recipe.learning_rate, "steps": recipe.steps}
         return figures | {"seconds": time.monotonic() - began, **self._written(method, tuned)}
 
-    def _written(self, method: str, tuned: Any) -> dict[str, Any]:
+    def _written(self, row: str, tuned: Any) -> dict[str, Any]:
         """Bytes of the artifact, and how far the merged model's logits are from the tuned one's."""
+        method = self.config(row).method
         rows = self.sources()[1].batch(np.arange(8)).input_ids
         figures: dict[str, Any] = {}
         with torch.no_grad():
@@ -184,8 +194,8 @@ class Bench:
         return {method: statistics.median(found[1:]) for method, found in seen.items()}
 
 
-def _rates(method: str) -> list[float]:
-    return [TRAITS[method].learning_rate * scale for scale in SWEEP]
+def _own_rate(row: str) -> float:
+    return TRAITS[ROWS[row].get("method", row)].learning_rate
 
 
 def _loss_after(stepper: PlainStepper, source: Any, held_out: Any, recipe: Recipe) -> float:
@@ -224,7 +234,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", default="../shared/models/tiny-code", help="model folder")
     parser.add_argument("--data", default="../shared/data", help="folder of the data (code/mbpp.jsonl)")
     parser.add_argument("--json", default="runs/tuning.json", help="where the figures are kept")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), help="which to run")
+    parser.add_argument("--methods", nargs="+", choices=list(ROWS), default=list(ROWS), help="which to run")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to run")
     parser.add_argument("--fresh", action="store_true", help="forget what is there")
     return parser.parse_args()

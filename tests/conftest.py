@@ -32,6 +32,27 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Lanes(config, log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What talks to processes under load may fail of the load: such a test is tried once more, and named in the summary for it.
+
+    Tests that only compute are not: what they say once is so. Nor are the slow ones, which are proofs and get a machine to themselves.
+    """
+    from tests.lanes import lane, live
+
+    root = Path(__file__).resolve().parents[1]
+    for item in items:
+        file = item.path.relative_to(root).as_posix()
+        if (lane(file) == "cluster" or live(file)) and not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Why tests were tried once more: a test that passes at the second try has still said something."""
+    for report in terminalreporter.stats.get("rerun", []):
+        terminalreporter.section(f"tried once more: {report.nodeid}", sep="-")
+        terminalreporter.line(report.longreprtext[-4000:])
+
+
 _BESIDE = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -12,7 +12,10 @@ from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE_CLUSTERS = ("tests/chaos/", "tests/journey/", "tests/serve/conformance/")
-APART = ("tests/chaos/test_curate.py",)  # its cluster is that of a process of its own: the shorter lane takes it
+APART = (
+    "tests/chaos/test_curate.py",
+    "tests/chaos/test_storm.py",
+)  # their clusters are of processes of their own: the shorter lane takes them
 
 
 @cache
@@ -22,6 +25,11 @@ def lane(file: str) -> str:
         return file
     needs_ray = file.startswith(WHOLE_CLUSTERS) or "ray_session" in (ROOT / file).read_text()
     return "cluster" if needs_ray else file
+
+
+def live(file: str) -> bool:
+    """Whether a test file outside the cluster's lane talks to processes, sockets or clocks."""
+    return file in APART or (file.startswith("tests/serve/") and not file.startswith("tests/serve/engine/"))
 
 
 class Lanes(LoadScopeScheduling):

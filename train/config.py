@@ -29,6 +29,8 @@ class PretrainConfig:
     """Further tokens folders of the same tokenizer, each as FOLDER=SHARE of the sequences that are taken; `tokens` has the rest."""
     model: str | None = None
     """Go on training this model folder (from pretrain, or any Hugging Face folder of a causal model) instead of making the plan's model."""
+    teacher: str | None = None
+    """Learn the distribution of this model folder at every token (distillation) instead of the tokens alone; of the same vocabulary."""
     steps: int | None = None
     """Optimizer steps, instead of the plan's; the learning-rate schedule is fitted to them."""
     num_workers: int | None = None
@@ -124,10 +126,15 @@ def overridden(table: dict[str, Any], config: PretrainConfig) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(Recipe)}
     given = {name: value for name in names if (value := getattr(config, name, None)) is not None}
     merged = {**{k: v for k, v in table.items() if k != "tokens"}, **given}
-    if "steps" in given and "warmup_steps" in merged:
+    if "steps" in given and _counts(merged, "warmup_steps"):
         merged["warmup_steps"] = min(merged["warmup_steps"], given["steps"] // 10)
-    if "num_workers" in given and "micro_batch" not in given and "micro_batch" in merged:
-        group = math.prod(merged.get(name, 1) for name in ("tensor", "pipeline", "sequence"))
-        share = max(1, merged["global_batch"] * max(1, group) // given["num_workers"])
+    layout = [name for name in ("tensor", "pipeline", "sequence") if name in merged]
+    if "num_workers" in given and "micro_batch" not in given and _counts(merged, "num_workers", "micro_batch", "global_batch", *layout):
+        share = max(1, merged["global_batch"] * math.prod(merged[name] for name in layout) // given["num_workers"])
         merged["micro_batch"] = max(n for n in range(1, min(merged["micro_batch"], share) + 1) if share % n == 0)
     return merged
+
+
+def _counts(table: dict[str, Any], *names: str) -> bool:
+    """Whether all of these are there and can be reckoned with; what they should be is for `Recipe` to say."""
+    return all(isinstance(table.get(name), int) and table[name] > 0 for name in names)

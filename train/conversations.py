@@ -15,14 +15,16 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow.parquet as pq
 import xxhash
+from jinja2 import TemplateError
 from pyarrow import fs as arrow_fs
 
 from cluster.artifact import open_artifact
 from cluster.storage import resolve
 from train.corpus import Sequences, pack
+from train.files import read_whole
 from train.instructions import Message, pairs_from_code
 
-__all__ = ["Found", "encode", "encode_pairs", "from_corpus", "from_jsonl", "split"]
+__all__ = ["Found", "encode", "encode_pairs", "from_corpus", "from_jsonl", "split", "told"]
 
 T = TypeVar("T")
 
@@ -50,24 +52,24 @@ def from_jsonl(uri: str, parse: Callable[[str], T], wanted: str) -> Found[T]:
 
     Raises ValueError, saying what is `wanted`, when the file is missing or none of its lines is of use.
     """
-    filesystem, path = resolve(uri)
-    if filesystem.get_file_info(path).type != arrow_fs.FileType.File:
-        raise ValueError(f"{uri}: no such file; give a jsonl file with {wanted}")
+    raw = read_whole(uri, wanted=f"a jsonl file with {wanted}")
     result: Found[T] = Found()
-    with filesystem.open_input_stream(path, compression="detect") as stream:
-        for line in stream.readall().decode("utf-8", errors="replace").split("\n"):  # JSON may hold other separators
-            if not line.strip():
-                continue
-            try:
-                result.found.append(parse(line))
-            except ValueError as reason:
-                result.dropped[str(reason)] += 1
+    for line in raw.decode("utf-8", errors="replace").split("\n"):  # JSON may hold other separators
+        if not line.strip():
+            continue
+        try:
+            result.found.append(parse(line))
+        except RecursionError:  # brackets by the thousand
+            result.dropped["not_json"] += 1
+        except ValueError as reason:
+            result.dropped[str(reason)] += 1
     if not result.found:
-        raise ValueError(f"{uri}: no line can be used ({_told(result.dropped)}); each needs {wanted}")
+        raise ValueError(f"{uri}: no line can be used ({told(result.dropped)}); each needs {wanted}")
     return result
 
 
-def _told(dropped: Counter[str]) -> str:
+def told(dropped: Counter[str]) -> str:
+    """The reasons in words, with their numbers."""
     return ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items()) or "the file is empty"
 
 
@@ -171,13 +173,16 @@ def _encode(conversation: list[Message], tokenizer: Any) -> Encoded | None:
 
 
 def _pieces(conversation: list[Message], tokenizer: Any) -> list[tuple[str, bool]] | None:
-    """The rendered conversation as (text, whether the assistant says it); None if the template rewrites earlier turns."""
+    """The rendered conversation as (text, whether the assistant says it); None if the template refuses it or rewrites earlier turns."""
     pieces, done = [], ""
     for index, message in enumerate(conversation):
         if message["role"] != "assistant":
             continue
-        prompt = tokenizer.apply_chat_template(conversation[:index], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template(conversation[: index + 1], tokenize=False)
+        try:
+            prompt = tokenizer.apply_chat_template(conversation[:index], tokenize=False, add_generation_prompt=True)
+            whole = tokenizer.apply_chat_template(conversation[: index + 1], tokenize=False)
+        except TemplateError:  # many templates refuse roles that they have no place for
+            return None
         if not (prompt.startswith(done) and whole.startswith(prompt)):
             return None
         pieces += [(prompt[len(done) :], False), (whole[len(prompt) :], True)]

@@ -24,7 +24,7 @@ from cluster.storage import absolute, content_digest
 from train.config import EvaluateConfig
 from train.held_out import Document, read_documents
 from train.likelihood import Score, judge
-from train.model_folder import load_model, open_adapter, open_model
+from train.model_folder import load_model, load_tokenizer, open_adapter, open_model, tuned_from
 from train.questions import Answered, Question, accuracy, answer_all, read_questions
 
 __all__ = ["evaluate"]
@@ -134,16 +134,14 @@ def _result(ready: ray.ObjectRef) -> _Marks:
 
 def _judge_part(uri: str, part: tuple[list[str], list[Question]], config: EvaluateConfig) -> _Marks:
     import torch
-    from transformers import AutoTokenizer
 
-    from train.optimize.arithmetic import use_bfloat16
+    from train.optimize.arithmetic import arithmetic_on
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)
     base, adapter = _split(uri)
     path, _ = open_model(base)
-    dtype = torch.bfloat16 if use_bfloat16(config.precision, device) else torch.float32
-    model: Any = load_model(path, dtype)
+    model: Any = load_model(path, getattr(torch, arithmetic_on(device, config.precision)))
     context = getattr(model.config, "max_position_embeddings", None) or _DEFAULT_LENGTH
     if adapter:
         from train.tuning.folder import with_adapter
@@ -151,7 +149,7 @@ def _judge_part(uri: str, part: tuple[list[str], list[Question]], config: Evalua
         model = with_adapter(model, open_adapter(adapter)[0])
         context -= getattr(model, "num_virtual_tokens", 0)
     model = model.to(device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = load_tokenizer(path)
     limits = {"max_length": min(context, config.max_length or _DEFAULT_LENGTH), "batch_tokens": config.batch_tokens}
     texts, questions = part
     return judge(model, tokenizer, texts, overlap=config.overlap, **limits), answer_all(model, tokenizer, questions, **limits)
@@ -250,9 +248,15 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 def _model_digest(uri: str) -> str:
+    """Of a model, or of a model and an adapter; says so where the adapter was made for another (which a compressed one may be)."""
     base, adapter = _split(uri)
     digest = open_model(base)[1]
-    return f"{digest}-{open_adapter(adapter)[1]}" if adapter else digest
+    if not adapter:
+        return digest
+    folder, own = open_adapter(adapter)
+    if tuned_from(folder) not in (None, digest):
+        say(f"{adapter}: was tuned from another model than {base}")
+    return f"{digest}-{own}"
 
 
 def _bounded(documents: list[Document], max_bytes: int) -> list[Document]:

@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs as arrow_fs
 
 from cluster.storage import resolve
+from train.files import read_whole
+from train.instructions import is_text
 
 __all__ = ["Document", "is_tokens_folder", "read_documents"]
 
@@ -56,13 +58,9 @@ def read_documents(uris: Sequence[str]) -> tuple[list[Document], int]:
 
 
 def _read(uri: str) -> tuple[list[Document], int]:
-    filesystem, path = resolve(uri)
-    if filesystem.get_file_info(path).type != arrow_fs.FileType.File:
-        raise ValueError(f"{uri}: no such file; give a tokens folder from `sterna tokenize`, or a parquet, jsonl, txt or md file")
-    suffixes = [s for s in PurePosixPath(path).suffixes if s not in (".gz", ".zst")]
+    suffixes = [s for s in PurePosixPath(resolve(uri)[1]).suffixes if s not in (".gz", ".zst")]
     kind = suffixes[-1] if suffixes else ""
-    with filesystem.open_input_stream(path, compression=None if kind == ".parquet" else "detect") as stream:
-        raw = stream.readall()
+    raw = read_whole(uri, wanted="a tokens folder from `sterna tokenize`, or a parquet, jsonl, txt or md file", packed=kind != ".parquet")
     if kind == ".parquet":
         return _from_parquet(uri, raw), 0
     text = raw.decode("utf-8", errors="replace")
@@ -91,10 +89,10 @@ def _from_jsonl(text: str) -> tuple[list[Document], int]:
             continue
         try:
             row: Any = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # brackets by the thousand
             row = None
         value = row.get("text") if isinstance(row, dict) else None
-        if isinstance(value, str) and value.strip():
+        if is_text(value) and value.strip():
             documents.append(Document(value, str(row.get("kind") or "text")))
         else:
             bad += 1

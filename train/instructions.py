@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["REQUEST", "Message", "pairs_from_code", "parse_conversation", "parse_messages"]
+__all__ = ["REQUEST", "Message", "is_text", "pairs_from_code", "parse_conversation", "parse_messages"]
 
 REQUEST = "Write the body of this function."
 _MAX_REQUEST_CHARS = 1_500
 _BODY_CHARS = (12, 1_500)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ROLES = ("system", "user", "assistant")
 
 Message = dict[str, str]
@@ -76,11 +78,20 @@ def parse_messages(messages: Any) -> list[Message]:
     if not isinstance(messages, list) or not messages:
         raise ValueError("no_messages")
     for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in _ROLES or not isinstance(message.get("content"), str):
+        if not isinstance(message, dict) or message.get("role") not in _ROLES or not is_text(message.get("content")):
             raise ValueError("bad_message")
     if not any(m["role"] == "assistant" and m["content"].strip() for m in messages) or messages[0]["role"] == "assistant":
         raise ValueError("no_answer")
     return [{"role": m["role"], "content": m["content"]} for m in messages]
+
+
+def is_text(value: Any) -> bool:
+    """Whether `value` is a string that UTF-8, and so a tokenizer, can hold: JSON may spell halves of surrogate pairs.
+
+    >>> is_text("\\U0001f426"), is_text("\\ud83d"), is_text(None)
+    (True, False, False)
+    """
+    return isinstance(value, str) and not _SURROGATE.search(value)
 
 
 def _parse(text: str) -> ast.Module | None:

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from train.corpus import IGNORED
 from train.experts import balance_penalty, routes
 from train.segments import apart, honours_segments, positions_taken
 
-__all__ = ["CausalLoss", "Objective", "chunked_nll", "objective_of", "token_nll"]
+__all__ = ["CausalLoss", "Objective", "chunk_size", "chunked_nll", "objective_of", "token_nll"]
 
 _CHUNK_ELEMENTS = 1 << 24  # logits of one chunk: 64 MiB in float32
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")  # families that alter logits after the output layer
@@ -97,7 +98,8 @@ def output_weight(model: PreTrainedModel) -> Tensor | None:
     base = _base(model)
     head = base.get_output_embeddings()
     changed = any(getattr(base.config, name, None) not in (None, 1.0) for name in _LOGIT_CHANGES)
-    if changed or type(head) is not nn.Linear or head.bias is not None:
+    plain = type(head) is nn.Linear or (isinstance(head, nn.Linear) and parametrize.is_parametrized(head, "weight"))
+    if changed or not plain or head.bias is not None:
         return None
     return head.weight
 
@@ -126,7 +128,7 @@ def token_nll(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, l
         found[kept] = nn.functional.cross_entropy(_wide(logits_NV), labels[kept], reduction="none").float()
         return found
     hidden_NH = decoder(model)(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state[kept]
-    size = _chunk_size(weight)
+    size = chunk_size(weight)
     parts = [_nll(h, weight, y)[0] for h, y in zip(hidden_NH.split(size), labels[kept].split(size), strict=True)]
     found[kept] = torch.cat(parts).float()
     return found
@@ -135,7 +137,7 @@ def token_nll(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, l
 class _ChunkedNll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, z_loss: float) -> Tensor:
-        size = _chunk_size(weight_VH)
+        size = chunk_size(weight_VH)
         wide = torch.float64 if hidden_NH.dtype == torch.float64 else torch.float32
         total = torch.zeros((), dtype=wide, device=hidden_NH.device)
         grad_hidden = torch.zeros_like(hidden_NH) if ctx.needs_input_grad[0] else None
@@ -185,5 +187,6 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _chunk_size(weight_VH: Tensor) -> int:
+def chunk_size(weight_VH: Tensor) -> int:
+    """Positions whose logits are made at once."""
     return max(1, _CHUNK_ELEMENTS // weight_VH.shape[0])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pyarrow import fs as arrow_fs
 
 from cluster.artifact import open_artifact
-from cluster.storage import content_digest, downloaded, resolve
+from cluster.storage import MANIFEST, content_digest, downloaded, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 
 Weights = dict[str, "torch.Tensor"]
 
-__all__ = ["MODEL_STAGES", "copy_tokenizer", "is_quantised", "load_model", "open_adapter", "open_model", "write_model"]
+__all__ = [
+    "MODEL_STAGES",
+    "copy_tokenizer",
+    "first_line",
+    "is_quantised",
+    "load_model",
+    "load_tokenizer",
+    "open_adapter",
+    "open_model",
+    "tuned_from",
+    "write_model",
+]
 
 MODEL_STAGES = ("pretrain", "tune", "compress")
 _TOKENIZER_FILES = (
@@ -32,6 +43,7 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 _STORED_OTHERWISE = (".weight_packed", ".weight_scale", ".weight_bitmask", ".weight_right")
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_TOLD = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what is lacking is told, and refused in our words
 
 
 def open_model(uri: str) -> tuple[Path, str]:
@@ -57,8 +69,14 @@ def open_adapter(uri: str) -> tuple[Path, str]:
     return _opened(uri, names, ("tune",))
 
 
+def tuned_from(adapter: Path) -> str | None:
+    """The digest of the model that the adapter in a folder of `sterna tune` was tuned from; None for others' adapters."""
+    manifest = adapter / MANIFEST
+    return _read_json(str(adapter), manifest).get("inputs", {}).get("model") if manifest.exists() else None
+
+
 def _opened(uri: str, names: set[str], stages: tuple[str, ...]) -> tuple[Path, str]:
-    if "manifest.json" in names:
+    if MANIFEST in names:
         artifact = open_artifact(uri, made_by=stages)
         return artifact.local(), artifact.digest
     digest = content_digest(uri)
@@ -73,8 +91,10 @@ def is_quantised(folder: Path) -> bool:
 def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The causal language model of a folder with dense weights in `dtype`, compressed ones widened.
 
-    Raises ValueError when transformers knows no causal language model of that architecture.
+    Raises ValueError when transformers knows no causal language model of that architecture, and when the weights are not all there:
+    transformers alone would draw what is missing at random, with a warning.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging as transformers_log
 
@@ -82,13 +102,39 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     try:
         state = _widened(folder, dtype)
         if state is None:
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-        config = AutoConfig.from_pretrained(folder)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        return AutoModelForCausalLM._model_mapping[type(config)].from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+            model, found = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **_TOLD)
+        else:
+            config = AutoConfig.from_pretrained(folder)
+            if hasattr(config, "quantization_config"):
+                del config.quantization_config
+            kind = AutoModelForCausalLM._model_mapping[type(config)]
+            model, found = kind.from_pretrained(None, config=config, state_dict=state, dtype=dtype, **_TOLD)
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: its weights cannot be read ({first_line(error)}); copy them again") from None
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{folder}: not a causal language model that transformers loads ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{folder}: not a causal language model that transformers loads ({first_line(error)})") from None
+    lacking = sorted({*found["missing_keys"], *(key[0] for key in found["mismatched_keys"])})
+    if lacking:
+        raise ValueError(
+            f"{folder}: config.json asks for {len(lacking)} weights that are not there in that shape, such as {lacking[0]}; "
+            "give the configuration that belongs to the weights"
+        )
+    return model
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder. Raises ValueError when transformers cannot read it."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise ValueError(f"{folder}: its tokenizer cannot be read ({first_line(error)}); restore tokenizer.json") from None
+
+
+def first_line(error: Exception) -> str:
+    """What a library says, to its first line's end; its name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _widened(folder: Path, dtype: torch.dtype) -> Weights | None:
@@ -169,5 +215,5 @@ def _check(uri: str, names: set[str], path: Path) -> None:
 def _read_json(uri: str, path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise ValueError(f"{uri}: {path.name} is not JSON ({error}); restore it") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{uri}: {path.name} is not JSON with names and values ({error}); restore it") from None

@@ -7,6 +7,7 @@ from its newest checkpoint; the result is a Hugging Face folder that AutoModelFo
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,14 @@ from cluster.artifact import Artifact, Draft, finished, open_artifact, publish
 from cluster.console import say
 from cluster.runtime import attached
 from cluster.settings import parse
-from cluster.storage import absolute, copy_tree, digest_of, resolve
+from cluster.storage import absolute, copy_tree, digest_of
 from train.config import PretrainConfig, overridden
-from train.continuation import check_base, continued
+from train.continuation import check_base, check_teacher, continued, taught
+from train.files import read_whole
 from train.progress.figures import training_figures
 from train.recipe import Recipe
 from train.sources import Shares, open_shares, sequences_of
+from train.unfinished import refuse_to_lose
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,15 +31,21 @@ if TYPE_CHECKING:
 
     from train.workers import Outcome
 
-__all__ = ["pretrain"]
+__all__ = ["pretrain", "trained"]
 
 _STAGE = "pretrain"
 
 
 def pretrain(config: PretrainConfig) -> Artifact:
     """Train the plan's model, or go on with another, and write it to `config.output`."""
-    plan, plan_digest = _read_plan(config.plan, model=config.model)
+    return trained(config, *_read_plan(config.plan, model=config.model))
+
+
+def trained(config: PretrainConfig, plan: dict[str, Any], plan_digest: str) -> Artifact:
+    """The same for a plan that has been read: its tables, and a digest of them."""
     recipe = parse(Recipe, overridden(plan["train"], config), where=f"{config.plan} [train]")
+    if config.min_workers > recipe.num_workers:
+        raise ValueError(f"min_workers: is {config.min_workers}, but num_workers is {recipe.num_workers}; it would wait for ever")
     tokens = _tokens(config, plan)
     shares = open_shares(tokens, config.mix)
     inputs = {"plan": plan_digest, "tokens": tokens.digest}
@@ -45,12 +54,16 @@ def pretrain(config: PretrainConfig) -> Artifact:
         inputs["model"] = check_base(plan["model"]["from"], recipe, tokens)
     else:
         _check_fit(plan, recipe, tokens)
+    if config.teacher:
+        config, plan = replace(config, teacher=absolute(config.teacher)), {**plan, "predicted": {}}
+        inputs["teacher"] = check_teacher(str(config.teacher), plan["model"], recipe, tokens)
     if done := finished(config.output, stage=_STAGE, inputs=inputs, config=config):
         say(f"{config.output}: already done")
         return done
+    refuse_to_lose(config.output, stage=_STAGE, inputs=inputs, config=config)
     with publish(config.output, stage=_STAGE, inputs=inputs, config=config) as draft:
         outcome = _train(config, plan, recipe, shares, draft)
-        _describe(draft, plan, recipe, tokens, outcome)
+        _describe(draft, plan, recipe, shares, outcome, config.teacher)
     return open_artifact(config.output, made_by=_STAGE)
 
 
@@ -60,11 +73,12 @@ def _train(config: PretrainConfig, plan: dict[str, Any], recipe: Recipe, shares:
     tokens = shares[0][0]
     draft.scratch += ["ray", "checkpoints"]
     base = plan["model"].get("from")
+    build = partial(continued, base) if base else partial(_build, plan["model"], tokens, recipe.seed)
     job = Job(
         label="pretrain",
         recipe=recipe,
         folder=draft.uri,
-        build=partial(continued, base) if base else partial(_build, plan["model"], tokens, recipe.seed),
+        build=partial(taught, build, config.teacher) if config.teacher else build,
         source=partial(sequences_of, shares),
         export=partial(_export, draft.uri, tokens, base, config.save_precision),
         max_failures=config.max_failures,
@@ -84,22 +98,29 @@ def _build(table: dict[str, Any], tokens: Artifact, seed: int) -> PreTrainedMode
     return make_model(make_config(table, SpecialTokens.of(tokenizer)), seed=seed)
 
 
-def _export(uri: str, tokens: Artifact, base: str | None, precision: str, model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+def _export(uri: str, tokens: Artifact, base: str | None, precision: str, model: Any, weights: dict[str, Tensor]) -> None:
     import tempfile
 
     import torch
 
+    from train.loss import Objective
     from train.model_folder import open_model, write_model
 
     tokenizer = open_model(base)[0] if base else tokens.local() / "tokenizer"  # a base may bring a chat template along
     with tempfile.TemporaryDirectory(prefix="sterna-export-") as scratch:
-        write_model(model, Path(scratch), dtype=getattr(torch, precision), tokenizer=tokenizer, state=weights)
+        write_model(
+            model.model if isinstance(model, Objective) else model,
+            Path(scratch),
+            dtype=getattr(torch, precision),
+            tokenizer=tokenizer,
+            state=weights,
+        )
         copy_tree(scratch, uri)
 
 
-def _describe(draft: Draft, plan: dict[str, Any], recipe: Recipe, tokens: Artifact, outcome: Outcome) -> None:
-    state = outcome.state
-    predicted = plan.get("predicted", {}).get("loss", {}).get("value")
+def _describe(draft: Draft, plan: dict[str, Any], recipe: Recipe, shares: Shares, outcome: Outcome, teacher: str | None = None) -> None:
+    state, (tokens, share) = outcome.state, shares[0]
+    predicted = _predicted_loss(plan) if recipe.steps == plan["train"].get("steps") else None  # it is of that many steps
     loss, rate = state.final_loss(), state.tokens_per_second()
     draft.counts = {
         "steps": state.step,
@@ -112,10 +133,10 @@ def _describe(draft: Draft, plan: dict[str, Any], recipe: Recipe, tokens: Artifa
         "tokens_per_second": rate,
         "steps": state.step,
         "train_seconds": sum(r.seconds for r in state.records),
-        "epochs": state.step * recipe.global_batch / tokens.manifest.metrics["num_sequences"],
+        "epochs": share * state.step * recipe.global_batch / tokens.manifest.metrics["num_sequences"],
         "precision": outcome.precision,
         "zero_stage": recipe.zero_stage,
-        "num_workers": recipe.num_workers,
+        "num_workers": outcome.attempts[-1].num_workers,
         "resumed_at": outcome.resumed_at,
         "groups": len(outcome.attempts),
         "steps_done_again": sum(attempt.lost for attempt in outcome.attempts),
@@ -123,9 +144,11 @@ def _describe(draft: Draft, plan: dict[str, Any], recipe: Recipe, tokens: Artifa
     }
     last = [state.records[0].step, state.records[-1].step]
     flat = {"predicted": (last, [predicted, predicted])} if predicted is not None else {}
-    draft.figures = training_figures("Pretraining loss", state, flat)
+    what = "Pretraining loss" if teacher is None else "KL to the teacher"
+    draft.figures = training_figures(what, state, flat)
     expected = f" (predicted {predicted:.2f})" if predicted is not None else ""
-    draft.headline = f"loss {loss:.2f} after {state.step:,} steps{expected}, {rate:,.0f} tokens/s"
+    said = f"loss {loss:.2f}" if teacher is None else f"KL to the teacher {loss:.3f}"
+    draft.headline = f"{said} after {state.step:,} steps{expected}, {rate:,.0f} tokens/s"
 
 
 def _read_plan(uri: str, model: str | None = None) -> tuple[dict[str, Any], str]:
@@ -134,12 +157,7 @@ def _read_plan(uri: str, model: str | None = None) -> tuple[dict[str, Any], str]
     Its [model] table is then, or is in the file, no more than `from`, the model's folder; what was predicted for the plan's own is gone.
     """
     if uri.endswith(".toml"):
-        filesystem, path = resolve(uri)
-        try:
-            with filesystem.open_input_stream(path) as stream:
-                raw = stream.readall()
-        except FileNotFoundError:
-            raise ValueError(f"{uri}: no such file; `sterna plan run` writes a plan.toml") from None
+        raw = read_whole(uri, wanted="the plan.toml, or the folder, that `sterna plan run` wrote")
         digest = digest_of(raw.decode(errors="replace"))
     else:
         artifact = open_artifact(uri, made_by="plan")
@@ -153,19 +171,37 @@ def _read_plan(uri: str, model: str | None = None) -> tuple[dict[str, Any], str]
     for name in ("model", "train"):
         if not isinstance(plan.get(name), dict):
             raise ValueError(f"{uri}: has no [{name}] table; `sterna plan run` writes one")
-    if base := plan["model"].get("from"):
-        plan["model"]["from"] = absolute(str(base))  # workers stand elsewhere
+    if "from" in plan["model"]:
+        if list(plan["model"]) != ["from"] or not isinstance(plan["model"]["from"], str) or not plan["model"]["from"]:
+            raise ValueError(f"{uri} [model]: from is a model folder and stands alone: a shape, or where to go on")
+        plan["model"]["from"] = absolute(plan["model"]["from"])  # workers stand elsewhere
+    _predicted_loss(plan, uri)
     return plan, digest
+
+
+def _predicted_loss(plan: dict[str, Any], uri: str = "plan") -> float | None:
+    """The loss that the plan expects, if it expects one; ValueError where that is no number."""
+    found: Any = plan
+    for key in ("predicted", "loss", "value"):
+        found = found.get(key, {}) if isinstance(found, dict) else None
+    if found == {}:
+        return None
+    if not isinstance(found, int | float) or isinstance(found, bool):
+        raise ValueError(f"{uri}: value in [predicted.loss] must be a number; or leave [predicted] out")
+    return float(found)
 
 
 def _tokens(config: PretrainConfig, plan: dict[str, Any]) -> Artifact:
     """The tokens folder that the command line names, else the plan."""
     if config.tokens:
         return open_artifact(config.tokens, made_by="tokenize")
-    if not plan["train"].get("tokens"):
+    named = plan["train"].get("tokens")
+    if not named:
         raise ValueError(f"{config.plan}: [train] names no tokens; give --tokens FOLDER")
+    if not isinstance(named, str):
+        raise ValueError(f"{config.plan} [train] tokens: is {named!r}; give one folder; further ones are for --mix FOLDER=SHARE")
     try:
-        return open_artifact(plan["train"]["tokens"], made_by="tokenize")
+        return open_artifact(named, made_by="tokenize")
     except ValueError as error:
         raise ValueError(f"{config.plan} [train] tokens: {error}; or give --tokens FOLDER") from None
 

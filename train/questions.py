@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from train.conversations import from_jsonl
-from train.instructions import Message
+from train.instructions import Message, is_text
 from train.likelihood import nats_of
 from train.tuning.preferences import parse_pair
 
@@ -107,9 +109,12 @@ def _rendered(question: Question, tokenizer: Any) -> tuple[str, list[str]]:
         raise ValueError(
             "tasks: the questions are conversations, and the model's tokenizer has no chat template; give them as prompt and choices"
         )
-    prompt = tokenizer.apply_chat_template(question.prompt, tokenize=False, add_generation_prompt=True)
     whole = [[*question.prompt, {"role": "assistant", "content": choice}] for choice in question.choices]
-    return prompt, [tokenizer.apply_chat_template(one, tokenize=False).removeprefix(prompt) for one in whole]
+    try:
+        prompt = tokenizer.apply_chat_template(question.prompt, tokenize=False, add_generation_prompt=True)
+        return prompt, [tokenizer.apply_chat_template(one, tokenize=False).removeprefix(prompt) for one in whole]
+    except TemplateError as error:
+        raise ValueError(f"tasks: the model's chat template refuses a question ({error}); give prompt and choices as texts") from None
 
 
 def _parse(line: str) -> Question:
@@ -126,11 +131,11 @@ def _parse(line: str) -> Question:
 
 def _of_choices(data: Any) -> Question:
     choices = data.get("choices") if isinstance(data, dict) else None
-    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) and choice for choice in choices):
+    if not isinstance(choices, list) or len(choices) < 2 or not all(is_text(choice) and choice for choice in choices):
         raise ValueError("no_choices")
     if len(set(choices)) < len(choices):
         raise ValueError("same_choice")
-    if not isinstance(data.get("prompt"), str) or not data["prompt"]:
+    if not is_text(data.get("prompt")) or not data["prompt"]:
         raise ValueError("no_prompt")
     answer = data.get("answer")
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):

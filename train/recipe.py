@@ -5,6 +5,7 @@ Promise: plain frozen data, checked when it is made; a mistake is one `ValueErro
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from cluster.settings import settings
@@ -71,6 +72,9 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("steps", "global_batch", "micro_batch", "sequence_length", "num_workers", "checkpoint_every"):
             at_least(getattr(self, name), 1, name)
+        for name in ("learning_rate", "weight_decay", "decay_share", "clip", "z_loss", "guard"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name}: is {getattr(self, name)}; must be a finite number")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate: is {self.learning_rate}; must be above 0")
         if self.zero_stage not in (0, 1, 2, 3):
@@ -80,8 +84,14 @@ class Recipe:
                 raise ValueError(f"{name}: is {getattr(self, name)}; must not be negative")
         if not 0 < self.decay_share <= 1:
             raise ValueError(f"decay_share: is {self.decay_share}; must lie above 0 and at most at 1")
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps: is {self.warmup_steps}, of {self.steps} steps; the learning rate would never reach its peak")
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"seed: is {self.seed}; must be from 0 to 2^63 - 1")
         if self.optimizer == "muon" and self.zero_stage and self.num_workers > 1:
             raise ValueError(f"optimizer: muon needs whole matrices on every worker; set zero_stage to 0 (it is {self.zero_stage})")
+        if self.optimizer == "muon" and self.offload != "none":
+            raise ValueError(f"offload: {self.offload} is for adamw; muon keeps its momentum beside the weights; set offload to none")
         if self.offload != "none" and self.zero_stage < (least := {"optimizer": 1, "parameters": 3}[self.offload]):
             raise ValueError(f"offload: {self.offload} needs zero_stage {least} or more, it is {self.zero_stage}")
         self._check_layout()
@@ -89,7 +99,7 @@ class Recipe:
             raise ValueError(
                 f"global_batch: {self.global_batch} sequences cannot be dealt evenly to {self.num_replicas} "
                 f"{'workers' if self.workers_per_replica == 1 else 'groups of workers'} in micro-batches of {self.micro_batch}; "
-                f"make it a multiple of {self.num_replicas * self.micro_batch}"
+                f"make it a multiple of {self.num_replicas * self.micro_batch}{', or micro_batch smaller' if self.micro_batch > 1 else ''}"
             )
 
     def _check_layout(self) -> None:
@@ -100,7 +110,10 @@ class Recipe:
         if len(used) > 1:
             raise ValueError(f"{used[1]}: cannot be combined with {used[0]} yet; set one of them to 1")
         if used and self.num_workers % self.workers_per_replica:
-            raise ValueError(f"{used[0]}: {self.num_workers} workers do not make groups of {self.workers_per_replica}")
+            raise ValueError(
+                f"{used[0]}: {self.num_workers} worker{'s' if self.num_workers > 1 else ''} do not make groups of "
+                f"{self.workers_per_replica}; make num_workers a multiple of {self.workers_per_replica}"
+            )
         if self.sequence_length % self.sequence:
             raise ValueError(f"sequence: {self.sequence} workers cannot split {self.sequence_length} tokens evenly")
         if max(self.tensor, self.pipeline) > 1 and (self.zero_stage, self.offload, self.optimizer) != (0, "none", "adamw"):

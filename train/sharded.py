@@ -1,4 +1,4 @@
-"""The loop's step on DeepSpeed: ZeRO 0 to 3 over the workers of an initialised process group.
+"""The loop's step on DeepSpeed: ZeRO 1 to 3 over the workers of an initialised process group.
 
 Promise: the same step as `PlainStepper`'s, sharded; weights come back whole and in float32 (the optimizer's masters),
 whatever the stage. Price: DeepSpeed's import, and its collectives per step. Source: ZeRO (arXiv 1910.02054).
@@ -39,7 +39,8 @@ class ShardedStepper(Member):
         deepspeed = quiet_deepspeed(self._device)
         assert self.world_size == recipe.num_workers, f"{self.world_size} workers for a recipe of {recipe.num_workers}"
         self.replica, self.num_replicas = self.rank // recipe.workers_per_replica, recipe.num_replicas
-        self._micro_steps, self._stage = recipe.micro_steps, recipe.zero_stage
+        assert recipe.zero_stage, "where nothing is sharded, plain torch does (train/steppers.py)"
+        self._micro_steps = recipe.micro_steps
         self.precision = arithmetic_of_all(self._device, recipe.precision)
         loss = prepared(model, recipe)
         weight = output_weight(loss.model)
@@ -70,10 +71,9 @@ class ShardedStepper(Member):
             if number == self._micro_steps:
                 loss = self.total(total) / num_labels
                 judge(loss)
-                norm = _norm(engine) if self._stage == 0 else 0.0  # stage 0 in float32 keeps no norm of its own
             engine.step()
         engine.module.after_step()
-        return loss, float(engine.get_global_grad_norm() or norm)
+        return loss, float(engine.get_global_grad_norm() or 0.0)  # none where float16 overflowed in the first step
 
     def nll(self, batch: Batch) -> float:
         """See Stepper."""
@@ -97,8 +97,8 @@ class ShardedStepper(Member):
         for name, parameter in self._engine.module.named_parameters():
             if parameter.requires_grad:
                 master = safe_get_full_fp32_param(parameter)
-                if self.rank == 0:  # without ZeRO in float32 there is no master: the parameter is it
-                    found[name.removeprefix("model.")] = (parameter if master is None else master).detach().cpu()
+                if self.rank == 0:
+                    found[name.removeprefix("model.")] = master.detach().cpu()
         return found
 
     def _forget(self, pieces: Sequence[Piece]) -> None:
@@ -110,11 +110,6 @@ class ShardedStepper(Member):
     def _forward(self, batch: Batch) -> Tensor:
         batch = batch.to(self._device)
         return self._engine(*batch.tensors)
-
-
-def _norm(engine: Any) -> float:
-    grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
 
 
 def quiet_deepspeed(device: torch.device) -> Any:

@@ -19,10 +19,11 @@ from cluster.console import say
 from cluster.runtime import attached
 from cluster.settings import as_dict, parse
 from cluster.storage import absolute, content_digest, copy_tree
-from train.model_folder import copy_tokenizer, is_quantised, load_model, open_model, write_model
+from train.model_folder import copy_tokenizer, first_line, is_quantised, load_model, open_model, write_model
 from train.progress.figures import training_figures
 from train.recipe import Recipe
 from train.tuning.config import TuneConfig
+from train.unfinished import refuse_to_lose
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,6 +35,7 @@ __all__ = ["tune"]
 
 _STAGE = "tune"
 _WARMUP_SHARE = 0.03
+_GUARD = 1e9  # deviations: only a loss that is no number is undone, for one badly ordered pair among well learnt ones is no spike
 
 
 def tune(config: TuneConfig) -> Artifact:
@@ -48,6 +50,7 @@ def tune(config: TuneConfig) -> Artifact:
     if done := finished(config.output, stage=_STAGE, inputs=inputs, config=config):
         say(f"{config.output}: already done")
         return done
+    refuse_to_lose(config.output, stage=_STAGE, inputs=inputs, config=config)
     _check_fit(config, path)
     with publish(config.output, stage=_STAGE, inputs=inputs, config=config) as draft:
         data = read_data(config, path)
@@ -61,9 +64,10 @@ def tune(config: TuneConfig) -> Artifact:
 def _recipe(config: TuneConfig, data: TuningData, model: Path) -> Recipe:
     from transformers import AutoConfig
 
-    steps = config.steps or max(1, math.ceil(config.epochs * len(data.train) / config.global_batch))
-    if config.steps is None and config.max_steps is not None:
-        steps = min(steps, config.max_steps)
+    steps = config.steps
+    if steps is None:
+        needed = max(1, math.ceil(config.epochs * len(data.train) / config.global_batch))
+        steps = needed if config.max_steps is None else min(needed, config.max_steps)
     shared = (
         "global_batch",
         "micro_batch",
@@ -77,7 +81,7 @@ def _recipe(config: TuneConfig, data: TuningData, model: Path) -> Recipe:
     table = {name: value for name, value in as_dict(config).items() if name in shared}
     table |= {"steps": steps, "sequence_length": data.train.sequence_length, "warmup_steps": round(_WARMUP_SHARE * steps)}
     width = AutoConfig.from_pretrained(model).get_text_config().hidden_size
-    table |= {"learning_rate": config.peak_learning_rate(width), "zero_stage": config.sharded}
+    table |= {"learning_rate": config.peak_learning_rate(width), "zero_stage": config.sharded, "guard": _GUARD}
     return parse(Recipe, table, where="tune")
 
 
@@ -116,10 +120,14 @@ def _check_fit(config: TuneConfig, path: Path) -> None:
 
     from train.tuning.methods import attach
 
-    if config.method == "prefix":
-        return  # begins from keys and values that a model without weights cannot compute
-    with torch.device("meta"):
-        attach(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)), config, config.steps or 1)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{config.model}: not a causal language model that transformers knows ({first_line(error)})") from None
+    if config.method != "prefix":  # that begins from keys and values, which a model without weights cannot compute
+        with torch.device("meta"):
+            attach(model, config, config.steps or 1)
 
 
 def _build(config: TuneConfig, steps: int) -> nn.Module:
@@ -175,7 +183,7 @@ def _describe(draft: Draft, config: TuneConfig, recipe: Recipe, data: TuningData
         "train_seconds": sum(r.seconds for r in state.records),
         "num_sequences": len(data.train),
         "precision": outcome.precision,
-        "num_workers": recipe.num_workers,
+        "num_workers": outcome.attempts[-1].num_workers,
         "merged": config.merged,
         "resumed_at": outcome.resumed_at,
     }

@@ -47,15 +47,13 @@ def deepspeed_config(recipe: Recipe, arithmetic: str) -> dict[str, Any]:
         "steps_per_print": 1 << 30,
         "wall_clock_breakdown": False,
     }
-    if arithmetic == "bfloat16" and recipe.zero_stage > 0:  # without ZeRO, DeepSpeed accumulates in the model's own type
+    if arithmetic == "bfloat16":
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
 
 
 def _zero(recipe: Recipe) -> dict[str, Any]:
     stage = recipe.zero_stage
-    if stage == 0:
-        return {"stage": 0}
     zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": _BUCKET_ELEMENTS, "allgather_bucket_size": _BUCKET_ELEMENTS}
     if stage == 3:
         del zero["allgather_bucket_size"]

@@ -119,7 +119,27 @@ def sterna(model: PreTrainedModel, recipe: Recipe, source: Sequences) -> list[fl
     return [r.loss for r in state.records]
 
 
-CONTESTANTS: dict[str, Callable[[PreTrainedModel, Recipe, Sequences], list[float]]] = {"bare": bare, "trainer": trainer, "sterna": sterna}
+def checkpointed(model: PreTrainedModel, recipe: Recipe, source: Sequences) -> list[float]:
+    """The same with a checkpoint, as a run's workers make them, every `recipe.checkpoint_every` steps."""
+    from train.checkpoint import Checkpoints
+    from train.loop import run
+    from train.state import State
+    from train.steppers import make_stepper
+
+    stepper = make_stepper(model, recipe)
+    with tempfile.TemporaryDirectory(prefix="sterna-checkpoints-") as folder:
+        checkpoints = Checkpoints(folder, stepper, "benchmark")
+        state = run(stepper, source, recipe, state=State(), report=lambda _: turn(), checkpoint=checkpoints.save)
+        checkpoints.settle()
+    return [r.loss for r in state.records]
+
+
+CONTESTANTS: dict[str, Callable[[PreTrainedModel, Recipe, Sequences], list[float]]] = {
+    "bare": bare,
+    "trainer": trainer,
+    "sterna": sterna,
+    "checkpointed": checkpointed,
+}
 
 
 def main() -> None:

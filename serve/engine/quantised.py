@@ -92,7 +92,7 @@ def _scheme(group: Mapping[str, Any], form: str | None, where: str) -> Scheme:
     bits, strategy, size = weights.get("num_bits"), weights.get("strategy"), weights.get("group_size")
     plain = weights.get("type") == "int" and weights.get("symmetric", True) and not group.get("input_activations")
     sized = strategy == "channel" or (strategy == "group" and isinstance(size, int) and size > 0)
-    if not plain or not sized or not isinstance(bits, int) or bits not in _FORMATS.get(form or "", ()):
+    if not plain or not sized or bits is None or bits not in _FORMATS.get(form or "", ()):
         raise ValueError(
             f"model: {where} has {bits}-bit weights ({weights.get('type')}, per {strategy}, {form}); "
             f"the engine runs int8 and int4 weights (and what fits into them), per channel or by groups, symmetric, "

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.mfu import measured
-from benchmarks.train import RECIPE, Contestant, losses_table, speed_table
+from benchmarks.train import RECIPE, Contestant, checkpoints_table, losses_table, speed_table
 from benchmarks.workers.training import CONTESTANTS, sequences_of
 from train.architectures import make_config, make_model
 from train.plan.shapes import shape_of_width
@@ -24,6 +24,7 @@ def test_contestants_do_the_same_work(monkeypatch: pytest.MonkeyPatch):
         losses[name] = contestant(make_model(make_config(SHAPE), seed=0), SHORT, sequences_of(SHORT, SHAPE.vocab_size))
         assert len(turns) == SHORT.steps * len(losses)
     assert losses["sterna"] == pytest.approx(losses["bare"], rel=1e-4)  # it decays norms, too
+    assert losses["checkpointed"] == losses["sterna"]
 
 
 def test_a_contestant_steps_when_it_is_its_turn():
@@ -44,6 +45,13 @@ def test_tables_say_what_is_met():
     table = speed_table({name: {"seconds": [seconds] * 8, "peak_bytes": 1e9} for name, seconds in one.items()}, "bare")
     assert "sterna ÷ bare: 0.91 (0.91 to 0.91) (MISSED: 0.95)" in table
     assert "sterna ÷ trainer: 1.14 (1.14 to 1.14) (met: 1.0)" in table
+
+
+def test_a_checkpoints_cost_is_told_as_a_share_of_a_minute():
+    told = checkpoints_table({"with": [12.0, 13.0, 12.5], "without": [11.5, 12.5, 12.0]})
+    assert "it costs 0.50 (0.50 to 0.50) s" in told
+    assert "at one a minute: 0.83 (0.83 to 0.83) % of wall time (met: 5 %)" in told
+    assert "MISSED" in checkpoints_table({"with": [16.0], "without": [12.0]})
 
 
 def test_the_plain_loop_measures_its_own_share_of_the_machine():

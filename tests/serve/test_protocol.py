@@ -43,11 +43,11 @@ def test_an_unknown_model_is_not_found() -> None:
 @pytest.mark.parametrize("item", ["{}", '"a", 1'])
 def test_a_million_mistakes_are_refused_as_fast_as_one(item: str) -> None:
     raw = ('{"model": "tern", "prompt": [' + ", ".join([item] * 300_000) + "]}").encode()
-    began = time.monotonic()
+    began = time.thread_time()
     with pytest.raises(ApiError) as refused:
         read_body(raw, CompletionRequest, models=MODELS)
     assert refused.value.status == 400
-    assert time.monotonic() - began < 1.0
+    assert time.thread_time() - began < 1.0
 
 
 def test_hundreds_of_unknown_fields_are_one_line() -> None:

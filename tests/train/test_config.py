@@ -58,6 +58,25 @@ def test_overrides_replace_the_plan_and_keep_it_consistent():
     assert parse(Recipe, overridden(TABLE, PretrainConfig(plan="p", output="o")), where="test") == Recipe(**TABLE)
 
 
+@pytest.mark.parametrize(
+    ("table", "given", "message"),
+    [
+        ({}, {"num_workers": 0}, "num_workers: is 0"),
+        ({"global_batch": None}, {"num_workers": 1}, "'global_batch' is required"),
+        ({"global_batch": "many"}, {"num_workers": 1}, "global_batch: is 'many'; give a whole number"),
+        ({"micro_batch": 0}, {"num_workers": 1}, "micro_batch: is 0"),
+        ({"micro_batch": []}, {"num_workers": 1}, "micro_batch"),
+        ({"tensor": "two"}, {"num_workers": 2}, "tensor: is 'two'; give a whole number"),
+        ({"warmup_steps": "few"}, {"steps": 3}, "warmup_steps: is 'few'; give a whole number"),
+    ],
+)
+def test_overrides_of_a_plan_that_is_wrong_leave_the_word_to_the_recipe(table: dict, given: dict, message: str):
+    plan = {name: value for name, value in {**TABLE, **table}.items() if value is not None}
+    with pytest.raises(ValueError, match=message) as caught:
+        parse(Recipe, overridden(plan, PretrainConfig(plan="p", output="o", **given)), where="test")
+    assert str(caught.value).startswith("test: ")
+
+
 def test_muon_on_one_worker_needs_no_stage_of_its_own():
     config = PretrainConfig(plan="p", output="o", num_workers=1, optimizer="muon", guard=0.0, gradient_checkpointing=True)
     recipe = parse(Recipe, overridden(TABLE, config), where="test")

@@ -57,6 +57,22 @@ def test_bad_lines_of_a_jsonl_file_are_set_aside(tmp_path: Path):
         from_jsonl(str(tmp_path / "absent.jsonl"), parse_conversation, "messages")
 
 
+def test_lines_that_no_tokenizer_takes_are_set_aside(tmp_path: Path):
+    path = tmp_path / "pairs.jsonl"
+    halves = json.dumps({"messages": [{"role": "user", "content": "\ud83d"}, {"role": "assistant", "content": "x"}]})
+    path.write_text("\n".join([json.dumps({"messages": conversation(1)}), halves, "[" * 100_000]))
+    assert from_jsonl(str(path), parse_conversation, "messages").dropped == {"bad_message": 1, "not_json": 1}
+
+
+def test_what_the_chat_template_refuses_is_counted(tiny_model_dir: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    tokenizer.chat_template = refusal + tokenizer.chat_template
+    packed, dropped = encode([[{"role": "system", "content": "be kind"}, *conversation(1)], conversation(2)], tokenizer, 64)
+    assert packed is not None
+    assert dropped == {"template": 1}
+
+
 def test_the_split_is_a_function_of_the_pairs_alone():
     pairs = [conversation(n) for n in range(40)]
     train, held_out = split(pairs, 30, 0.2)

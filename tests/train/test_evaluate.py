@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from cluster.artifact import publish
 from train.config import EvaluateConfig
-from train.evaluate import _bounded, _slices, evaluate
+from train.evaluate import _bounded, _model_digest, _slices, evaluate
 from train.held_out import Document, read_documents
+from train.model_folder import open_model
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -76,6 +78,19 @@ def test_slices_and_bounds_keep_documents_whole():
     assert len(_slices(documents[:2], 4)) == 2
     assert sum(d.num_bytes for d in _bounded(documents, 100)) <= 100
     assert _bounded(documents, 0) == documents
+
+
+def test_an_adapter_beside_another_model_than_its_own_is_told(tmp_path: Path, tiny_model_dir: Path, tiny_adapter_dir: Path, capsys):
+    folder = shutil.copytree(tiny_adapter_dir, tmp_path / "foreign")
+    _model_digest(f"{tiny_model_dir}+{folder}")
+    assert not capsys.readouterr().err
+    for digest, said in ((open_model(str(tiny_model_dir))[1], False), ("another", True)):
+        output = tmp_path / digest
+        config = EvaluateConfig(models=("m",), data=("d",), output=str(output))
+        with publish(str(output), stage="tune", inputs={"model": digest}, config=config) as draft:
+            shutil.copytree(tiny_adapter_dir, draft.dir, dirs_exist_ok=True)
+        _model_digest(f"{tiny_model_dir}+{output}")
+        assert ("was tuned from another model" in capsys.readouterr().err) == said
 
 
 def test_data_mistakes_are_named(tmp_path: Path, tiny_model_dir: Path):

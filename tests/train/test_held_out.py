@@ -37,6 +37,8 @@ def test_bytes_are_counted_as_stored():
         ("absent.txt", None, "no such file"),
         ("empty.txt", b"  ", "no text to judge"),
         ("bad.jsonl", b"[1]\n{}\n", "no text to judge .2 unreadable lines"),
+        ("half.jsonl", b'{"text": "\\ud83d"}\n' + b"[" * 100_000, "no text to judge .2 unreadable lines"),
+        ("cut.txt.gz", gzip.compress(b"text" * 99)[:-9], "cannot be read"),
         ("broken.parquet", b"not parquet", "not a parquet file"),
         ("picture.png", b"x", "a .png file is not text"),
     ],

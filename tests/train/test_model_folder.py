@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import json
 import shutil
+import typing
 from pathlib import Path
 
 import pytest
 import torch
 
 from cluster.artifact import publish
+from train.architectures import make_config, make_model
 from train.config import EvaluateConfig
-from train.model_folder import is_quantised, load_model, open_model, write_model
+from train.model_folder import is_quantised, load_model, load_tokenizer, open_model, write_model
+from train.plan.shapes import Architecture, shape_of_width
 
 SETTINGS = EvaluateConfig(models=("m",), data=("d",), output="o")  # any settings will do
 
@@ -46,12 +50,50 @@ def test_other_mistakes_have_their_own_line(tmp_path: Path, plain_copy: Path):
     (plain_copy / "model.safetensors").rename(plain_copy / "pytorch_model.bin")
     with pytest.raises(ValueError, match="pickled, not safetensors"):
         open_model(str(plain_copy))
-    (plain_copy / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
-        open_model(str(plain_copy))
+    for text in ("{", "[1]"):
+        (plain_copy / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+            open_model(str(plain_copy))
     (plain_copy / "config.json").rename(plain_copy / "adapter_config.json")
     with pytest.raises(ValueError, match="adapter without its model"):
         open_model(str(plain_copy))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_hidden_layers": 3}, r"asks for 9 weights that are not there in that shape, such as model\.layers\.2\."),
+        ({"intermediate_size": 96}, r"asks for 6 weights that are not there in that shape, such as model\.layers\.0\.mlp"),
+        ({"model_type": "t5"}, "not a causal language model"),
+        ({"model_type": "no-such-family"}, "not a causal language model"),
+    ],
+)
+def test_a_configuration_that_is_not_the_weights_is_one_line(plain_copy: Path, change: dict, message: str):
+    """transformers would draw what is missing at random, and warn."""
+    config = json.loads((plain_copy / "config.json").read_text())
+    (plain_copy / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(plain_copy, torch.float32)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", typing.get_args(Architecture))
+def test_what_is_written_of_any_architecture_is_all_there(architecture: str, tiny_model_dir: Path, tmp_path: Path):
+    model = make_model(make_config(shape_of_width(32, vocab_size=400, max_length=32, architecture=architecture)))
+    write_model(model, tmp_path, dtype=torch.float32, tokenizer=tiny_model_dir)
+    again = dict(load_model(tmp_path, torch.float32).named_parameters())
+    assert {name: again[name].equal(weight) for name, weight in model.named_parameters()} == dict.fromkeys(again, True)
+
+
+def test_weights_and_tokenizers_that_are_cut_short_are_one_line(plain_copy: Path):
+    weights = plain_copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ValueError, match="its weights cannot be read"):
+        load_model(plain_copy, torch.float32)
+    (plain_copy / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="its tokenizer cannot be read") as caught:
+        load_tokenizer(plain_copy)
+    assert "\n" not in str(caught.value)
 
 
 def test_quantised_weights_are_loaded_dense(tmp_path: Path, tiny_model_dir: Path):

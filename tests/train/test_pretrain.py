@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from train.config import PretrainConfig
-from train.pretrain import pretrain
+from train.pretrain import _predicted_loss, _read_plan, pretrain
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -38,6 +38,9 @@ def test_a_plan_becomes_a_model_folder_that_transformers_loads(tmp_path: Path, p
         ({"sequence_length": 16}, "the plan says 16"),
         ({"num_heads": 3}, "does not divide"),
         ({"global_batch": 7}, "cannot be dealt evenly"),
+        ({"tokens": ["a", "b"]}, r"tokens: is \['a', 'b'\]; give one folder"),
+        ({"value": "'low'"}, r"value in \[predicted.loss\] must be a number"),
+        ({"architecture": "'dense'\nfrom = 'runs/base'"}, "from is a model folder and stands alone"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused_before_any_work(tmp_path: Path, plan_file: Path, change: dict, message: str):
@@ -51,6 +54,21 @@ def test_a_plan_that_does_not_fit_is_refused_before_any_work(tmp_path: Path, pla
     assert not (tmp_path / "model.partial").exists()
 
 
+def test_more_workers_than_there_can_be_are_not_waited_for(tmp_path: Path, plan_file: Path):
+    with pytest.raises(ValueError, match="min_workers: is 3, but num_workers is 2; it would wait for ever"):
+        pretrain(PretrainConfig(plan=str(plan_file), output=str(tmp_path / "model"), min_workers=3))
+
+
+def test_a_prediction_is_of_the_plans_own_number_of_steps(plan_file: Path):
+    plan, _ = _read_plan(str(plan_file))
+    assert _predicted_loss(plan) == 5.5
+    assert _predicted_loss({}) is None
+    assert _predicted_loss({"predicted": {"loss": {}}}) is None
+    for wrong in (3, {"loss": "x"}, {"loss": {"value": True}}):
+        with pytest.raises(ValueError, match="must be a number"):
+            _predicted_loss({"predicted": wrong})
+
+
 def test_missing_inputs_are_named(tmp_path: Path, plan_file: Path):
     output = str(tmp_path / "model")
     with pytest.raises(ValueError, match="no such file"):
@@ -59,6 +77,9 @@ def test_missing_inputs_are_named(tmp_path: Path, plan_file: Path):
         pretrain(PretrainConfig(plan=str(tmp_path / "absent"), output=output))
     with pytest.raises(ValueError, match="sterna tokenize"):
         pretrain(PretrainConfig(plan=str(plan_file), tokens=str(tmp_path), output=output))
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(ValueError, match="no such file"):
+        pretrain(PretrainConfig(plan=str(tmp_path / "folder.toml"), output=output))
     plan_file.write_text("[model\n")
     with pytest.raises(ValueError, match="not TOML"):
         pretrain(PretrainConfig(plan=str(plan_file), output=output))

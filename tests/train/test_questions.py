@@ -47,14 +47,24 @@ def test_accuracy_counts_ties_as_wrong():
     assert found.error == pytest.approx((1 / 3 * 2 / 3 / 3) ** 0.5)
 
 
+def test_a_template_that_refuses_a_question_is_one_line(tiny_model_dir: Path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tokenizer.chat_template = "{{ raise_exception('no such role') }}"
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    question = Question([{"role": "user", "content": "add 3"}], ("return 3", "no"), 0)
+    with pytest.raises(ValueError, match=r"chat template refuses a question \(no such role\)"):
+        answer_all(model, tokenizer, [question], max_length=16, batch_tokens=64)
+
+
 def test_unusable_lines_are_counted(tmp_path: Path):
     good = [{"prompt": "p", "choices": ["a", "b"], "answer": 1}, {"prompt": "p", "chosen": "a", "rejected": "b"}]
     bad = [
         {"prompt": "p", "choices": ["a", "b"], "answer": 2}, {"prompt": "p", "choices": ["a", "b"], "answer": True},
         {"prompt": "p", "choices": ["a"], "answer": 0}, {"prompt": "", "choices": ["a", "b"], "answer": 0},
         {"prompt": "p", "choices": ["a", "a"], "answer": 0}, {"prompt": "p", "chosen": "a", "rejected": "a"},
+        {"prompt": "p", "choices": ["a", "\ud800"], "answer": 0}, {"prompt": "\udfff", "choices": ["a", "b"], "answer": 0},
     ]  # fmt: skip
     (tmp_path / "q.jsonl").write_text("\n".join([*map(json.dumps, good + bad), "[]"]))
     found, unusable = read_questions(str(tmp_path / "q.jsonl"))
-    assert unusable == 7
+    assert unusable == 9
     assert found == [Question("p", ("a", "b"), 1), Question([{"role": "user", "content": "p"}], ("a", "b"), 0)]

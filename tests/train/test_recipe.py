@@ -23,11 +23,19 @@ def test_micro_batches_make_up_the_global_batch(workers: int, micro: int, rounds
         ({"offload": "parameters"}, "offload: parameters needs zero_stage 3 or more, it is 2"),
         ({"guard": -1.0}, "guard: is -1.0; must not be negative"),
         ({"decay_share": 0.0}, "decay_share: is 0.0"),
+        ({"optimizer": "muon", "num_workers": 1, "offload": "optimizer"}, "offload: optimizer is for adamw"),
+        ({"learning_rate": float("nan")}, "learning_rate: is nan; must be a finite number"),
+        ({"z_loss": float("inf")}, "z_loss: is inf"),
+        ({"warmup_steps": 11}, "warmup_steps: is 11, of 10 steps"),
+        ({"seed": -1}, "seed: is -1"),
+        ({"seed": 1 << 63}, "seed: is 9223372036854775808"),
+        ({"tensor": 2, "num_workers": 3, "zero_stage": 0}, "tensor: 3 workers do not make groups of 2; make num_workers a multiple of 2"),
+        ({"num_workers": 4}, "make it a multiple of 8, or micro_batch smaller"),
     ],
 )
 def test_what_cannot_be_done_is_refused(change: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        Recipe(**RECIPE, global_batch=4, micro_batch=2, **change)
+        Recipe(**{**RECIPE, "global_batch": 4, "micro_batch": 2} | change)
 
 
 def test_a_setting_has_its_least_value():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ import torch
 
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
-from train.tune import _build, _export, tune
+from tests.train.tuning.test_methods import sequences
+from train.optimize.guard import spike
+from train.tune import _build, _export, _recipe, tune
 from train.tuning.config import TuneConfig
+from train.tuning.data import TuningData
 
 
 @pytest.fixture
@@ -106,12 +110,25 @@ def test_the_written_result_equals_the_trained_model(tmp_path: Path, tiny_model_
     torch.testing.assert_close(logits(written), logits(trained), rtol=1e-4, atol=1e-4)
 
 
+def test_a_hard_batch_among_well_learnt_ones_is_no_spike(tiny_model_dir: Path):
+    """Sixteen pairs a step, of which one is ordered badly now and then: the guard of pretraining would undo and at last end such a run."""
+    config = TuneConfig(model=str(tiny_model_dir), data=("unused",), output="unused", objective="preferences", steps=9)
+    recipe = _recipe(config, TuningData(sequences(), sequences(), {}), tiny_model_dir)
+    recent = [0.01, 0.012, 0.008, 0.011] * 8
+    assert spike(recent, 0.3, 8.0) is not None
+    assert spike(recent, 0.3, recipe.guard) is None
+    assert spike(recent, math.nan, recipe.guard) == "loss nan"
+
+
 def test_mistakes_are_one_line_before_any_work(tmp_path: Path, tiny_model_dir: Path, pairs_file: Path, models_dir: Path):
     def mistaken(**changes) -> TuneConfig:
         return TuneConfig(**{"model": str(tiny_model_dir), "data": (str(pairs_file),), "output": str(tmp_path / "out")} | changes)
 
     long = [{"role": "user", "content": "more " * 20}, {"role": "assistant", "content": "text"}]
     (tmp_path / "long.jsonl").write_text("\n".join(json.dumps({"messages": [*long, *long[:n]]}) for n in range(2)))
+    refusing = shutil.copytree(tiny_model_dir, tmp_path / "refusing")
+    settings = json.loads((refusing / "tokenizer_config.json").read_text())
+    (refusing / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "{{ raise_exception('no') }}"}))
     for config, message in [
         (mistaken(model=str(tmp_path / "absent")), "no such model folder"),
         (mistaken(model=str(models_dir / "tiny-code")), "no chat template"),
@@ -122,6 +139,10 @@ def test_mistakes_are_one_line_before_any_work(tmp_path: Path, tiny_model_dir: P
         (mistaken(global_batch=3), "cannot be dealt evenly"),
         (mistaken(targets=("nonsense",)), "targets: nonsense"),
         (mistaken(method="prompt", max_length=500), "500 tokens exceed the model's context of 512 less 20 virtual tokens"),
+        (mistaken(method="prompt", virtual_tokens=512), "virtual_tokens: 512 leave no room"),
+        (mistaken(steps=0), "steps: is 0; must be at least 1"),
+        (mistaken(model=str(refusing)), "57 template: the chat template of .* refuses those"),
+        (mistaken(method="full", targets=("q_proj",)), "targets: full adapts no modules"),
         (mistaken(objective="preferences"), "no line can be used .* each needs `chosen` and `rejected`"),
     ]:
         with pytest.raises(ValueError, match=message) as caught:

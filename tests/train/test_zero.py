@@ -10,7 +10,7 @@ from train.zero import deepspeed_config
 RECIPE = {"steps": 9, "global_batch": 12, "micro_batch": 3, "sequence_length": 64, "learning_rate": 1e-3}
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("arithmetic", ["float32", "bfloat16", "float16"])
 def test_the_configuration_says_what_the_recipe_says(stage: int, arithmetic: str):
     config = deepspeed_config(Recipe(**RECIPE, zero_stage=stage, clip=0.5), arithmetic)

@@ -8,8 +8,9 @@ Source: fixed-sequence testing (Maurer et al., 1995), as in "Learn then Test" (a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import Any
 
 from cluster.console import progress, say
@@ -17,7 +18,7 @@ from train.compress.calibrate import Moments, matrices
 from train.compress.certify import judge_budget, upper_bounds
 from train.compress.choose import Choice, row_of
 from train.compress.config import CompressConfig
-from train.compress.find import Offer, find, offer, probe_of
+from train.compress.find import Judging, Offer, find, offer, probe_of
 from train.compress.options import Option
 from train.compress.original import Original
 from train.compress.probe import Probe
@@ -28,6 +29,8 @@ __all__ = ["budgeted", "settled"]
 
 _TESTED = 4
 """Plans that are tested on the held-out prompts at most."""
+_WON_BACK = 1.5
+"""How many times the budget a plan may diverge by that is to be recovered."""
 Plan = dict[str, str]
 
 
@@ -35,11 +38,20 @@ def budgeted(config: CompressConfig, model: Any, known: Mapping[str, Moments], o
     """The smallest (or fastest) plan for `model` that keeps to the budget of `config`, or the best there is."""
     probe = probe_of(model, original.references["search"])
     offered = offer(model, probe, config.choices, known, seconds=_timer(config), seed=config.seed)
-    result = _found(config, offered, probe, original, store)
-    plan = _tested(config, Probe(probe.model, original.references["held_out"]), result, offered)
+    with _judging(config, model, probe) as judging:
+        result = _found(config, offered, judging, original, store, config.bounds)
+        plan, all_passed = _tested(config, Probe(probe.model, original.references["held_out"]), result, offered)
+        choice = _choice(model, offered, result, plan)
+        if config.recover and result.met and all_passed:  # after one that failed nothing bolder may be tested
+            bolder = _found(config, offered, judging, original, store, {name: _WON_BACK * bound for name, bound in config.bounds.items()})
+            choice = replace(choice, bolder=_choice(model, offered, bolder, bolder.plan))
+    return replace(choice, passes=probe.passes + (judging.passes if judging is not probe else 0.0))
+
+
+def _choice(model: Any, offered: Offer, result: Found, plan: Plan) -> Choice:
     taken = {name: offered.variants[name][option] for name, option in plan.items() if option != "keep"}
     rows = [row_of(matrix, taken.get(matrix.name), _reason(result, plan, matrix.name)) for matrix in matrices(model)]
-    return Choice(variants=taken, rows=rows, trail=_trail(result, plan), passes=probe.passes)
+    return Choice(variants=taken, rows=rows, trail=_trail(result, plan))
 
 
 def _timer(config: CompressConfig) -> Callable[[Option, int, int], float] | None:
@@ -51,7 +63,24 @@ def _timer(config: CompressConfig) -> Callable[[Option, int, int], float] | None
     return lambda option, rows, columns: seconds(option, rows, columns)[0]
 
 
-def _found(config: CompressConfig, offered: Offer, probe: Probe, original: Original, store: Store) -> Found:
+@contextmanager
+def _judging(config: CompressConfig, model: Any, probe: Probe) -> Iterator[Any]:
+    """Who judges whole plans: `probe`, or actors of the cluster where more than one worker is asked for."""
+    if config.num_workers == 1:
+        yield probe
+        return
+    from cluster.runtime import attached
+    from train.compress.spread import Spread
+
+    with attached():
+        spread = Spread(model, probe.reference, config.num_workers)
+        try:
+            yield spread
+        finally:
+            spread.close()
+
+
+def _found(config: CompressConfig, offered: Offer, probe: Judging, original: Original, store: Store, bounds: Mapping[str, float]) -> Found:
     """The search's result, every judged plan kept as soon as it is judged."""
     held_out = sum(map(len, original.references["held_out"].completions))
     key = [probe.reference.prompts, probe.reference.completions, [asdict(each) for each in offered.candidates], held_out]
@@ -61,7 +90,7 @@ def _found(config: CompressConfig, offered: Offer, probe: Probe, original: Origi
     return find(
         offered,
         probe,
-        config.bounds,
+        bounds,
         held_out=held_out,
         objective=config.objective,
         known=known,
@@ -69,8 +98,8 @@ def _found(config: CompressConfig, offered: Offer, probe: Probe, original: Origi
     )
 
 
-def _tested(config: CompressConfig, probe: Probe, result: Found, offered: Offer) -> Plan:
-    """The boldest plan that the held-out prompts let pass; the safest one tested if they let none."""
+def _tested(config: CompressConfig, probe: Probe, result: Found, offered: Offer) -> tuple[Plan, bool]:
+    """(the boldest plan that the held-out prompts let pass, the safest one tested if they let none; whether all passed)."""
     ladder = _ladder(result)
     with progress("compress: held-out prompts", len(ladder), "plans") as advance:
 
@@ -79,7 +108,8 @@ def _tested(config: CompressConfig, probe: Probe, result: Found, offered: Offer)
             advance()
             return judge_budget(upper_bounds(probe.reference, traces, config.seed), config.bounds)
 
-        return ladder[max(settled(ladder, passes) - 1, 0)]
+        passed = settled(ladder, passes)
+    return ladder[max(passed - 1, 0)], passed == len(ladder)
 
 
 def settled(ladder: Sequence[Any], passes: Callable[[Any], bool]) -> int:

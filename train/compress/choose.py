@@ -30,6 +30,8 @@ class Choice:
     """Every plan that was judged on the search's prompts: bytes, figures, what it was tried for."""
     passes: float = 0.0
     """Passes over the search's prompts that this took."""
+    bolder: Choice | None = None
+    """A smaller plan beyond the budget, from which recovery may win enough back."""
 
 
 def calibrated(model: Any, choices: Sequence[Option], sequences: Sequence[list[int]]) -> dict[str, Moments]:

@@ -10,8 +10,8 @@ Source: Divergent Token Metrics (arXiv 2311.01544); see divergence.py and certif
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,17 @@ from train.compress.certify import certify, judge_budget, least_flips_upper
 from train.compress.choose import Choice, calibrated, uniform
 from train.compress.config import CompressConfig
 from train.compress.divergence import Trace, judge
-from train.compress.export import export
+from train.compress.export import Exported, export
 from train.compress.original import Original, greedy, losses_of, study
 from train.compress.prompts import Probes, prompts_digest, read_probes
 from train.compress.quantize import disk_bytes, load_dense
+from train.compress.recover import recover
 from train.compress.store import Store
 from train.model_folder import open_model
 
 __all__ = ["Compressed", "compress"]
 
-_WORK = "work"
+_WORK, _RECOVER = "work", "recover"
 _TOLD = ("bytes", "bytes_base", "budget", "certificate", "pass")
 
 
@@ -66,13 +67,17 @@ def compress(config: CompressConfig) -> Compressed:
     model = load_dense(source)
     with publish(config.output, stage="compress", inputs=inputs, config=config) as draft:
         store = Store(Path(config.work) if config.work else draft.dir / _WORK)
-        draft.scratch.append(_WORK)
+        draft.scratch += [_WORK, _RECOVER]
         original = study(source, digest, parts, config.engine, config.completion_tokens, store)
         _warn(config, original)
         choice = _choose(config, model, original, store)
-        export(model, choice.variants, source, draft.dir, dense=config.export == "dense")
         del model
-        _certify(draft, config, source, choice, original, parts["held_out"], skipped)
+        for attempt in _attempts(config, source, choice, original, f"{draft.uri}/{_RECOVER}"):
+            exported = export(attempt.model, attempt.choice.variants, source, draft.dir, dense=config.export == "dense")
+            if exported.why_not:
+                say(f"compress: {exported.why_not}")
+            if _certify(draft, config, source, attempt, exported, original, parts["held_out"], skipped) is not False:
+                break
     made = open_artifact(config.output, made_by="compress")
     return _kept(Compressed(made.uri, made.manifest))
 
@@ -80,8 +85,10 @@ def compress(config: CompressConfig) -> Compressed:
 def _wanted(config: CompressConfig) -> dict[str, int]:
     """Prompts for each part that this run has a use for; the held-out ones first, so that they are the same in every run."""
     wanted = {"held_out": config.num_prompts}
-    if config.budget:
+    if config.budget or config.recover:
         wanted["search"] = config.search_prompts
+    if config.recover:
+        wanted["recovery"] = config.recover_prompts
     if config.budget or any(option.needs_moments or option.kind == "lowrank" for option in config.choices):
         wanted["calibration"] = config.calibration_prompts
     return wanted
@@ -123,10 +130,47 @@ def _choose(config: CompressConfig, model: Any, original: Original, store: Store
     return uniform(model, config.choices[0], known, lm_head=config.lm_head)
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What may be written."""
+
+    model: Any
+    """In its own type, with the parameters that are no compressed matrices as they are to be."""
+    choice: Choice
+    recovery: Mapping[str, Any] | None = None
+
+
+def _attempts(config: CompressConfig, source: Path, choice: Choice, original: Original, place: str) -> Iterator[Attempt]:
+    """The boldest first: a plan after its recovery, then what was chosen, as it is. (That one was tested before: the order is fixed.)"""
+    bold = choice.bolder if config.budget else choice
+    if config.recover and bold is not None:
+        lessons, judged = (original.references[part] for part in ("recovery", "search"))
+        found = recover(
+            source, bold.variants, lessons, judged, way=config.recover, steps=config.recover_steps, folder=place,
+            num_workers=config.recover_workers, seed=config.seed,
+        )  # fmt: skip
+        if found.helped:
+            model = load_dense(source)
+            found.apply_to(model)
+            told = {"way": config.recover, "steps": found.steps, "kl_before": found.kl_before, "kl_after": found.kl_after}
+            yield Attempt(model, replace(bold, variants=found.variants, passes=choice.passes), told)
+        else:
+            say("recover: the model did not come closer to the original, and is left as it was")
+    yield Attempt(load_dense(source), choice)
+
+
 def _certify(
-    draft: Draft, config: CompressConfig, source: Path, choice: Choice, original: Original, held_out: Probes, skipped: int
-) -> None:
-    """Judge the folder as it was written, and fill the draft with what was found."""
+    draft: Draft,
+    config: CompressConfig,
+    source: Path,
+    attempt: Attempt,
+    exported: Exported,
+    original: Original,
+    held_out: Probes,
+    skipped: int,
+) -> bool | None:
+    """Judge the folder as it was written, and fill the draft with what was found; whether it keeps to its budget, None without one."""
+    choice = attempt.choice
     candidate = Engine.load(draft.dir, replace(config.engine, dtype="float32"))
     reference = original.references["held_out"]
     with progress("compress: the certificate", len(held_out.prompts) + len(held_out.texts), "passes") as advance:
@@ -145,6 +189,8 @@ def _certify(
         "certificate": certificate,
         "pass": bool(choice.variants) and judge_budget(certificate, config.bounds) if config.bounds else None,
         "passes": choice.passes,
+        "readers": list(exported.readers),
+        "recovery": attempt.recovery,
     }
     _fill(draft, config, choice, report)
     draft.figures |= {
@@ -153,6 +199,7 @@ def _certify(
     }
     (draft.dir / "README.md").write_text(card(Path(config.model).name, report, choice.rows))
     (draft.dir / "compression.json").write_text(json.dumps({**report, "plan": choice.rows, "trail": choice.trail}, indent=1) + "\n")
+    return bool(report["pass"]) if config.bounds else None
 
 
 def _fill(draft: Draft, config: CompressConfig, choice: Choice, report: dict[str, Any]) -> None:

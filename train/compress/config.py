@@ -21,6 +21,7 @@ METRICS: Mapping[str, float] = {"flips": 1.0, "kl": math.inf}
 
 _SEARCHED = "int8,int4,int4-g32"
 _UNIFORM = "int8"
+_RECOVERY = ("recover_steps", "recover_prompts", "recover_workers")
 
 
 def parse_budget(entries: tuple[str, ...]) -> dict[str, float]:
@@ -80,6 +81,18 @@ class CompressConfig:
     """Length in tokens of the prompts cut from held-out documents; prompts from a file are used whole."""
     completion_tokens: int = 64
     """Length in tokens of the original's greedy completions; the first divergent token is censored there."""
+    num_workers: int = 1
+    """Processors of the Ray cluster that judge whole plans side by side; 1 is this process alone."""
+    recover: Literal["", "norms", "lora", "full"] = ""
+    """Let the compressed model learn the original's distribution again, on the original's own completions: its norms, biases and the
+    scales of its integers; these and low-rank updates of the other linear layers; or all that is not an integer or a zero. With a budget
+    a smaller plan is recovered first, and taken if it then keeps to the budget."""
+    recover_steps: int = 200
+    """Training steps of 16 completions each."""
+    recover_prompts: int = 256
+    """Further prompts, which recovery learns on."""
+    recover_workers: int = 1
+    """Ray Train workers for it."""
     work: str = ""
     """Folder for what another run with the same model and prompts can use again (completions, traces); by default it stands inside
     the unfinished output, so that an interrupted run goes on, and is gone when that is published."""
@@ -96,7 +109,15 @@ class CompressConfig:
             )
         _check_source(self.prompts, self.tokens)
         _check_engine(self.engine)
-        for name in ("num_prompts", "search_prompts", "calibration_prompts", "prompt_tokens", "completion_tokens"):
+        for name in (
+            "num_prompts",
+            "search_prompts",
+            "calibration_prompts",
+            "prompt_tokens",
+            "completion_tokens",
+            "num_workers",
+            *_RECOVERY,
+        ):
             _at_least_one(name, getattr(self, name))
 
     @property

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -27,16 +27,26 @@ from train.compress.probe import Probe
 from train.compress.scores import Score, scores
 from train.compress.search import Candidate, Found, Judged, Objective, plan_key, search
 
-__all__ = ["Offer", "Seconds", "allowed", "find", "judged", "offer", "probe_of"]
+__all__ = ["Judging", "Offer", "Seconds", "allowed", "find", "judged", "offer", "probe_of"]
 
 Seconds = Callable[[Option, int, int], float]
 """(option, rows, columns) -> the time that a step of the engine spends on such a matrix."""
+Offers = Callable[[CompressibleMatrix, Option], bool]
 _UNSURE = 0.25
 """Relative standard error from which a prediction is measured instead."""
 _LARGE = 0.03
 """Nats per token from which a prediction, which is the second-order term, is measured instead."""
 _HOPELESS = 0.5
 """Nats per token from which no exact figure is needed."""
+
+
+class Judging(Protocol):
+    """Who judges plans: a `Probe`, or a `Spread` over a cluster."""
+
+    @property
+    def reference(self) -> Reference: ...
+
+    def traces(self, plan: Mapping[str, Tensor], /) -> list[Trace]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,7 @@ class Offer:
 
 
 def allowed(matrix: CompressibleMatrix, choice: Option) -> bool:
-    """Whether the option is offered for the matrix: an embedding's rows are looked up, and readers know 8 bits for that."""
+    """Whether every reader takes the option for the matrix: of an embedding, whose rows are looked up, transformers reads 8 bits only."""
     return matrix.role in ("linear", "head") or (choice.kind == "int" and choice.bits == 8)
 
 
@@ -64,14 +74,18 @@ def offer(
     known: Mapping[str, Moments],
     *,
     seconds: Seconds | None = None,
+    offers: Offers = allowed,
     measured: int = 12,
     draws: int = 2,
     seed: int = 0,
 ) -> Offer:
-    """Every allowed option of every matrix of `model` (in its own type; `probe` has it in float32) with its bytes, time and harm."""
+    """Every option of every matrix of `model` (in its own type; `probe` has it in float32) with its bytes, time and harm.
+
+    `offers` says which option may be had for which matrix, besides keeping it.
+    """
     found = matrices(model)
-    variants = _variants(model, found, options, known)
-    dense = {name: {chosen: variant.dense for chosen, variant in each.items()} for name, each in variants.items() if each}
+    variants = _variants(model, [(m, o) for m in found for o in options if o.kind != "keep" and offers(m, o)], known)
+    dense = {name: {chosen: variant.dense for chosen, variant in each.items()} for name, each in variants.items()}
     with progress("compress: gradients", len(probe.batches), "batches") as advance:
         predicted = scores(probe, dense, draws=draws, seed=seed, done=advance)
     alone = _measured(probe, dense, _unsure(predicted, variants, measured))
@@ -81,7 +95,7 @@ def offer(
         keep = option("keep")
         row = Candidate(matrix=matrix.name, option="keep", bytes=matrix.bytes, harm=0.0, seconds=time(keep), reason="as it was")
         candidates.append(row)
-        for name, variant in variants[matrix.name].items():
+        for name, variant in variants.get(matrix.name, {}).items():
             key = (matrix.name, name)
             harm, reason = (alone[key], "measured alone") if key in alone else (predicted[key].kl, "predicted from gradients")
             candidates.append(
@@ -91,13 +105,12 @@ def offer(
 
 
 def _variants(
-    model: Any, found: Sequence[CompressibleMatrix], options: Sequence[Option], known: Mapping[str, Moments]
+    model: Any, wanted: Sequence[tuple[CompressibleMatrix, Option]], known: Mapping[str, Moments]
 ) -> dict[str, dict[str, Variant]]:
-    made: dict[str, dict[str, Variant]] = {matrix.name: {} for matrix in found}
-    wanted = [(matrix, choice) for matrix in found for choice in options if choice.kind != "keep" and allowed(matrix, choice)]
+    made: dict[str, dict[str, Variant]] = {}
     with progress("compress: the options of each matrix", len(wanted), "variants") as advance:
         for matrix, choice in wanted:
-            made[matrix.name][choice.name] = degraded(weight_of(model, matrix.name), choice, known.get(matrix.name))
+            made.setdefault(matrix.name, {})[choice.name] = degraded(weight_of(model, matrix.name), choice, known.get(matrix.name))
             advance()
     return made
 
@@ -137,7 +150,7 @@ def judged(reference: Reference, traces: Sequence[Trace], held_out: int) -> Judg
 
 def find(
     offered: Offer,
-    probe: Probe,
+    probe: Judging,
     budget: Mapping[str, float],
     *,
     held_out: int,

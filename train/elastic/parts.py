@@ -93,10 +93,6 @@ class StoredParts:
             raise ValueError(f"{self._uri}: has no {kind} of {name} from element {filled} on; it is a checkpoint of another model")
         return torch.from_numpy(values)
 
-    def names(self) -> list[str]:
-        """Every parameter of which there is something."""
-        return list(self._found)
-
     def _values(self, stretch: _Stretch, first: int, count: int) -> np.ndarray:
         file = self._open(stretch.path)
         file.seek(stretch.offset + 4 * first)

@@ -1,6 +1,6 @@
 """The pieces of a DeepSpeed engine: where ZeRO keeps which stretch of which parameter, and how its masters reach the model again.
 
-Promise: every stage's layout (whole, partitioned by group, partitioned by parameter) as the same list of pieces.
+Promise: the layouts of stages 1 to 3 (partitioned by group, partitioned by parameter) as the same list of pieces.
 Price: reads DeepSpeed's own attributes, which no documentation fixes; tests hold them for the release in constraints.txt.
 Source: deepspeed/utils/tensor_fragment.py, runtime/zero/stage3.py.
 """
@@ -8,12 +8,11 @@ Source: deepspeed/utils/tensor_fragment.py, runtime/zero/stage3.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 import torch
 
-from train.elastic.pieces import Piece, pieces_of_optimizer
+from train.elastic.pieces import Piece
 
 __all__ = ["publish_masters", "zero_pieces"]
 
@@ -24,11 +23,7 @@ def zero_pieces(engine: Any, rename: Callable[[str], str]) -> list[Piece]:
     optimizer = engine.optimizer
     if hasattr(optimizer, "fp32_partitioned_groups_flat"):
         return _by_parameter(optimizer, named)
-    if flat := _flat_groups(optimizer):
-        return _by_group(optimizer, flat, named)
-    if hasattr(optimizer, "fp32_groups"):
-        return _with_masters(optimizer, named)
-    return pieces_of_optimizer(named, optimizer)
+    return _by_group(optimizer, _flat_groups(optimizer), named)
 
 
 def publish_masters(engine: Any) -> None:
@@ -40,12 +35,9 @@ def publish_masters(engine: Any) -> None:
         if kept := optimizer.persistent_parameters:
             kept[0].partition(kept, has_been_updated=False)
             kept[0].all_gather(kept)
-    elif _flat_groups(optimizer):
+    else:
         optimizer._hp_optimizer_states_linked = False  # its views of the optimizer's state may be of tensors that are gone
         optimizer.update_lp_params()
-    elif hasattr(optimizer, "fp32_groups"):
-        for parameter, master in _pairs(optimizer):
-            parameter.data.copy_(master.data)
 
 
 def _by_parameter(optimizer: Any, named: list[tuple[str, Any]]) -> list[Piece]:
@@ -74,24 +66,9 @@ def _by_group(optimizer: Any, flat: list[torch.Tensor], named: list[tuple[str, A
     return found
 
 
-def _with_masters(optimizer: Any, named: list[tuple[str, Any]]) -> list[Piece]:
-    """Stage 0 in bfloat16: a float32 master for each parameter, on every worker."""
-    masters, inner = {id(parameter): master for parameter, master in _pairs(optimizer)}, optimizer.optimizer
-    return [
-        Piece(
-            name, 0, p.numel(), masters[id(p)], 0, inner.state[masters[id(p)]], shared=True, scalars_on=_scalars_on(inner, masters[id(p)])
-        )
-        for name, p in named
-    ]
-
-
-def _flat_groups(optimizer: Any) -> list[torch.Tensor] | None:
+def _flat_groups(optimizer: Any) -> list[torch.Tensor]:
     """The masters of stages 1 and 2, one flat part a group; stage 1 in bfloat16 is another class with another name for them."""
-    return getattr(optimizer, "single_partition_of_fp32_groups", None) or getattr(optimizer, "fp32_groups_flat_partition", None)
-
-
-def _pairs(optimizer: Any) -> list[tuple[Any, torch.Tensor]]:
-    return list(zip(chain(*optimizer.fp16_groups), chain(*optimizer.fp32_groups), strict=True))
+    return list(getattr(optimizer, "single_partition_of_fp32_groups", None) or optimizer.fp32_groups_flat_partition)
 
 
 def _scalars_on(inner: Any, master: torch.Tensor) -> str | None:

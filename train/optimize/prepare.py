@@ -25,7 +25,7 @@ def prepared(model: nn.Module, recipe: Recipe) -> Objective:
         inner = objective.model
         if not getattr(inner, "supports_gradient_checkpointing", False):
             raise ValueError(f"gradient_checkpointing: {type(inner).__name__} does not support it; switch it off")
-        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        inner.activation_checkpointing_enable({"use_reentrant": False})
     return objective
 
 

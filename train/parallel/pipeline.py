@@ -39,6 +39,7 @@ class PipelineSplit:
         _check(model, recipe.pipeline)
         from deepspeed import pipe
 
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # a PipelineModule asks for its rank before `initialize`
         model = model.float()
         names = {id(p): name for name, p in model.named_parameters()}
         self._z_loss, self._scale, self.nll = recipe.z_loss, 1.0, 0.0

@@ -23,7 +23,7 @@ from train.optimize.prepare import prepared
 from train.parallel.split import engine_config
 from train.recipe import Recipe
 
-__all__ = ["TensorSplit", "layer_specs"]
+__all__ = ["TensorSplit", "layer_specs", "stretches"]
 
 _FAMILIES = ("llama", "mistral")
 _CUTS = {"colwise": "column", "rowwise": "row"}
@@ -105,13 +105,22 @@ class TensorSplit:
             yield Piece(name, 0, p.numel(), p, 0, state, shared=True, scalars_on=on)
             return
         module, dim = self._cut[id(p)]
-        rows, columns = p.shape
-        if dim == 0:
-            yield Piece(name, module.tp_index * rows * columns, p.numel(), p, 0, state, scalars_on=on)
-            return
-        for row in range(rows):
-            start = row * columns * self._size + module.tp_index * columns
-            yield Piece(name, start, columns, p, row * columns, state, scalars_on=on)
+        for start, count, offset in stretches(p.shape, dim, module.tp_index, self._size):
+            yield Piece(name, start, count, p, offset, state, scalars_on=on)
+
+
+def stretches(shape: Sequence[int], dim: int, index: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """(start in the whole matrix, count, offset in the part) of each run of numbers of part `index` of `size` along `dim`, all flattened.
+
+    >>> list(stretches((2, 3), 0, 1, 2)), list(stretches((2, 3), 1, 1, 2))
+    ([(6, 6, 0)], [(3, 3, 0), (9, 3, 3)])
+    """
+    rows, columns = shape
+    if dim == 0:
+        yield index * rows * columns, rows * columns, 0
+        return
+    for row in range(rows):
+        yield (row * size + index) * columns, columns, row * columns
 
 
 def layer_specs(model: PreTrainedModel, size: int) -> list[dict[str, Any]]:

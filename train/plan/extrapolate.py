@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train.plan.fit import Fitted, bootstrap, fit
+from train.plan.fit import OUTLIER_SIGMAS, Fitted, bootstrap, fit
 from train.plan.forms import Form
 from train.plan.laws import Interval
 from train.plan.runs import Floats, Runs
@@ -97,7 +97,9 @@ def hidden_runs(runs: Runs, least_seen: int = _LEAST_SEEN) -> tuple[float, NDArr
     return None
 
 
-def ranked(forms: Sequence[Form], runs: Runs, advance: Callable[[int], None] = lambda _: None) -> list[tuple[float, Fitted]]:
+def ranked(
+    forms: Sequence[Form], runs: Runs, advance: Callable[[int], None] = lambda _: None, *, outlier_sigmas: float = OUTLIER_SIGMAS
+) -> list[tuple[float, Fitted]]:
     """The forms fitted to the runs, best first: by their error on hidden runs among them, or, with too few to hide any, by their residuals.
 
     A form needs more runs than it has coefficients; the error of each is a mean |log|.
@@ -105,25 +107,35 @@ def ranked(forms: Sequence[Form], runs: Runs, advance: Callable[[int], None] = l
     split = hidden_runs(runs, least_seen=max(_LEAST_SEEN, 1 + min(len(form.coefficients) for form in forms)))
     found = []
     for form in forms:
-        whole = fit(form, runs)
+        whole = fit(form, runs, outlier_sigmas=outlier_sigmas)
         error = float(np.abs(whole.residuals).mean() * len(runs) / max(1, len(runs) - len(form.coefficients)))
         if split is not None:
             seen, hidden = runs.subset(~split[1]), runs.subset(split[1])
-            few = len(seen) <= len(form.coefficients)
-            error = np.inf if few else float(np.abs(np.log(fit(form, seen).loss(hidden) / hidden.loss)).mean())
+            error = np.inf
+            if len(seen) > len(form.coefficients):
+                error = float(np.abs(np.log(fit(form, seen, outlier_sigmas=outlier_sigmas).loss(hidden) / hidden.loss)).mean())
         found.append((error, whole))
         advance(1)
     return sorted(found, key=lambda pair: pair[0])
 
 
-def predictor(fitted: Fitted, runs: Runs, *, draws: int, seed: int = 0, advance: Callable[[int], None] = lambda _: None) -> Predictor:
-    """The law with its intervals, stretched by what hidden runs among `runs` ask for."""
-    made = Predictor(fitted, bootstrap(fitted, draws, seed=seed, advance=advance), seed=seed)
+def predictor(
+    fitted: Fitted,
+    runs: Runs,
+    *,
+    draws: int,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda _: None,
+    outlier_sigmas: float = OUTLIER_SIGMAS,
+    thetas: Floats | None = None,
+) -> Predictor:
+    """The law with its intervals, stretched by what hidden runs among `runs` ask for; `thetas`: its resamples, where they are there."""
+    made = Predictor(fitted, bootstrap(fitted, draws, seed=seed, advance=advance) if thetas is None else thetas, seed=seed)
     split = hidden_runs(runs, least_seen=len(fitted.form.coefficients) + 1)
     if split is None:
         return made
     seen, hidden = runs.subset(~split[1]), runs.subset(split[1])
-    inner = fit(fitted.form, seen, start=fitted.theta)
+    inner = fit(fitted.form, seen, start=fitted.theta, outlier_sigmas=outlier_sigmas)
     value, low, high = Predictor(inner, bootstrap(inner, draws, seed=seed, advance=advance), seed=seed).predict(hidden)
     gap = np.log(hidden.loss / value)
     needed = np.maximum(gap / np.maximum(np.log(high / value), 1e-9), gap / np.minimum(np.log(low / value), -1e-9))
@@ -131,7 +143,13 @@ def predictor(fitted: Fitted, runs: Runs, *, draws: int, seed: int = 0, advance:
 
 
 def extrapolation(
-    forms: Sequence[Form], runs: Runs, *, draws: int, seed: int = 0, advance: Callable[[int], None] = lambda _: None
+    forms: Sequence[Form],
+    runs: Runs,
+    *,
+    draws: int,
+    seed: int = 0,
+    advance: Callable[[int], None] = lambda _: None,
+    outlier_sigmas: float = OUTLIER_SIGMAS,
 ) -> Extrapolation | None:
     """Hide the largest runs, choose and fit on the others, and see; None where there are too few runs to hide any."""
     split = hidden_runs(runs, least_seen=max(_LEAST_SEEN, 1 + min(len(form.coefficients) for form in forms)))
@@ -139,9 +157,10 @@ def extrapolation(
         return None
     share, mask = split
     seen, hidden = runs.subset(~mask), runs.subset(mask)
-    found = ranked([form for form in forms if len(form.coefficients) < len(seen)], seen, advance)
+    found = ranked([form for form in forms if len(form.coefficients) < len(seen)], seen, advance, outlier_sigmas=outlier_sigmas)
     errors = {fitted.form.name: fitted.loss(hidden) / hidden.loss - 1 for _, fitted in found}
     best = found[0][1]
-    _, low, high = predictor(best, seen, draws=draws, seed=seed, advance=advance).predict(hidden)
+    made = predictor(best, seen, draws=draws, seed=seed, advance=advance, outlier_sigmas=outlier_sigmas)
+    _, low, high = made.predict(hidden)
     covered = float(((hidden.loss >= low) & (hidden.loss <= high)).mean())
     return Extrapolation(share, len(seen), np.flatnonzero(mask), best.form.name, errors, low, high, covered)

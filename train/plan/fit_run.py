@@ -9,22 +9,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cluster.artifact import finished, publish
+from cluster.artifact import Draft, finished, publish
 from cluster.console import progress, say
 from cluster.storage import content_digest
 from train.plan.config import FitConfig
 from train.plan.extrapolate import Extrapolation, Predictor, extrapolation, predictor, ranked
-from train.plan.fit import Fitted, bootstrap, fit
+from train.plan.fit import Fitted, bootstrap
 from train.plan.fit_figures import figures, write_plot
 from train.plan.forms import FORMS, KAPLAN, Form
+from train.plan.law_file import PREDICTOR, Embeddings, predictor_document
 from train.plan.laws import Interval
 from train.plan.runs import Floats, Runs, read_runs
 
-__all__ = ["LawReport", "plan_fit"]
+__all__ = ["Fits", "LawReport", "fitted_to", "plan_fit", "write_law"]
 
 CONFIDENCE = 0.95
 _STAGE = "fit"
@@ -32,9 +34,52 @@ _STAGE = "fit"
 
 @dataclass(frozen=True, slots=True)
 class LawReport:
-    """What a table of runs says."""
+    """What a table of runs says: what `--json` prints, and, in words, what is printed without it."""
 
-    config: FitConfig
+    told: Mapping[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """The whole as JSON."""
+        return dict(self.told)
+
+    def __str__(self) -> str:
+        counted = {"included": "N includes the embeddings", "excluded": "N is without the embeddings", "unsaid": "N as the table counts it"}
+        fitted = self.told["runs"] - len(self.told["outliers"])
+        head = [f"L(N, D) = E + A/N^alpha + B/D^beta over {fitted} runs; {counted[self.told['embeddings']]}"]
+        rows = [f"{name:>6}  {x['value']:>10.5g}   {x['low']:.5g} to {x['high']:.5g}" for name, x in self.told["law"].items()]
+        return "\n".join(head + rows + self._trust() + self._left_out() + self._asked())
+
+    def _trust(self) -> list[str]:
+        chosen, found = self.told["chosen"], self.told["extrapolation"]
+        if found is None:
+            return [f"chosen: {chosen['law']} ({chosen['formula']}); too few runs to hide the largest ones and see"]
+        by_error = sorted(found["errors_by_law"].items(), key=lambda item: item[1])
+        return [
+            f"the {found['runs_hidden']} largest runs, hidden: {found['law']} is off by {100 * found['error']:.2g} % "
+            f"(at most {100 * found['largest_error']:.2g} %), its 90 % intervals hold {100 * found['interval_covers']:.0f} % of them",
+            "all laws on them: " + ", ".join(f"{name} {100 * error:.2g} %" for name, error in by_error),
+            f"chosen for predictions: {chosen['law']} ({chosen['formula']})",
+        ]
+
+    def _left_out(self) -> list[str]:
+        return [
+            f"left out: line {row['line']:.0f}, {row['parameters']:.3g} parameters, {row['tokens']:.3g} tokens: loss {row['loss']:.4g}, "
+            f"expected {row['expected']:.4g}"
+            for row in self.told["outliers"]
+        ]
+
+    def _asked(self) -> list[str]:
+        return [
+            f"{row['parameters']:.3g} parameters on {row['tokens']:.3g} tokens: loss {row['loss']['value']:.4g} "
+            f"({row['loss']['low']:.4g} to {row['loss']['high']:.4g})"
+            for row in self.told["predictions"]
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Fits:
+    """What was fitted to a table of runs."""
+
     runs: Runs
     law: Mapping[str, Interval]
     """E, A, B, alpha, beta of E + A/N^alpha + B/D^beta, with 95 % intervals."""
@@ -46,12 +91,23 @@ class LawReport:
     """The laws that were not chosen."""
     beyond: Extrapolation | None
 
-    def predictions(self) -> list[dict[str, Any]]:
-        """What was asked for, with nine-in-ten intervals."""
-        pairs = [FitConfig.pair(text) for text in self.config.predict]
-        return [{"parameters": n, "tokens": d, "loss": self.best.interval(n, d).table()} for n, d in pairs]
+    def told(self, config: FitConfig) -> dict[str, Any]:
+        """As JSON has it."""
+        chosen = self.best.fitted
+        pairs = [FitConfig.pair(text) for text in config.predict]
+        return {
+            "runs": len(self.runs), "tokens_from": self.runs.tokens_from, "embeddings": config.embeddings,
+            "law": {name: interval.table() for name, interval in self.law.items()}, "confidence": CONFIDENCE,
+            "objective": self.parametric.objective, "outliers": self._outliers(),
+            "chosen": {"law": chosen.form.name, "formula": chosen.form.formula, "stretch": self.best.stretch}
+            | chosen.form.table(chosen.theta),
+            "laws": {each.form.name: each.form.table(each.theta) for each in (chosen, *self.others)},
+            "published": {"kaplan": {name: {"critical": x, "exponent": a} for name, (x, a) in KAPLAN.items()}},
+            "extrapolation": self.beyond.table() if self.beyond else None,
+            "predictions": [{"parameters": n, "tokens": d, "loss": self.best.interval(n, d).table()} for n, d in pairs],
+        } | ({"output": config.output} if config.output else {})  # fmt: skip
 
-    def outliers(self) -> list[dict[str, float]]:
+    def _outliers(self) -> list[dict[str, float]]:
         """The runs that the parametric law left out, worst first."""
         left = self.runs.subset(self.parametric.outliers)
         expected = self.parametric.loss(left)
@@ -61,81 +117,53 @@ class LawReport:
         ]
         return sorted(rows, key=lambda row: -abs(np.log(row["loss"] / row["expected"])))
 
-    def summary(self) -> dict[str, Any]:
-        """The whole as JSON."""
-        chosen = self.best.fitted
-        return {
-            "runs": len(self.runs), "tokens_from": self.runs.tokens_from, "embeddings": self.config.embeddings,
-            "law": {name: interval.table() for name, interval in self.law.items()}, "confidence": CONFIDENCE,
-            "objective": self.parametric.objective, "outliers": self.outliers(),
-            "chosen": {"law": chosen.form.name, "formula": chosen.form.formula, "stretch": self.best.stretch}
-            | chosen.form.table(chosen.theta),
-            "laws": {each.form.name: each.form.table(each.theta) for each in (chosen, *self.others)},
-            "published": {"kaplan": {name: {"critical": x, "exponent": a} for name, (x, a) in KAPLAN.items()}},
-            "extrapolation": self.beyond.table() if self.beyond else None, "predictions": self.predictions(),
-        } | ({"output": self.config.output} if self.config.output else {})  # fmt: skip
-
-    def __str__(self) -> str:
-        counted = {"included": "N includes the embeddings", "excluded": "N is without the embeddings", "unsaid": "N as the table counts it"}
-        fitted = len(self.runs) - len(self.parametric.outliers)
-        head = [f"L(N, D) = E + A/N^alpha + B/D^beta over {fitted} runs; {counted[self.config.embeddings]}"]
-        rows = [f"{name:>6}  {x.value:>10.5g}   {x.low:.5g} to {x.high:.5g}" for name, x in self.law.items()]
-        return "\n".join(head + rows + self._trust() + self._left_out() + self._asked())
-
-    def _trust(self) -> list[str]:
-        chosen = self.best.fitted.form
-        if self.beyond is None:
-            return [f"chosen: {chosen.name} ({chosen.formula}); too few runs to hide the largest ones and see"]
-        found = self.beyond.table()
-        errors = ", ".join(
-            f"{name} {100 * error:.2g} %" for name, error in sorted(found["errors_by_law"].items(), key=lambda item: item[1])
-        )
-        return [
-            f"the {found['runs_hidden']} largest runs, hidden: {found['law']} is off by {100 * found['error']:.2g} % "
-            f"(at most {100 * found['largest_error']:.2g} %), its 90 % intervals hold {100 * found['interval_covers']:.0f} % of them",
-            f"all laws on them: {errors}",
-            f"chosen for predictions: {chosen.name} ({chosen.formula})",
-        ]
-
-    def _left_out(self) -> list[str]:
-        return [
-            f"left out: line {row['line']:.0f}, {row['parameters']:.3g} parameters, {row['tokens']:.3g} tokens: loss {row['loss']:.4g}, "
-            f"expected {row['expected']:.4g}"
-            for row in self.outliers()
-        ]
-
-    def _asked(self) -> list[str]:
-        return [
-            f"{row['parameters']:.3g} parameters on {row['tokens']:.3g} tokens: loss {row['loss']['value']:.4g} "
-            f"({row['loss']['low']:.4g} to {row['loss']['high']:.4g})"
-            for row in self.predictions()
-        ]
-
 
 def plan_fit(config: FitConfig) -> LawReport:
     """Fit the laws to the table, judge them, and print or write what comes of it.
 
     Raises ValueError for a table that cannot be read or cannot hold a law.
     """
+    if done := _done(config):
+        return done
     runs = read_runs(config.runs)
+    made, told = fitted_to(config, runs)
+    if config.plot:
+        write_plot(config.plot, runs, made.parametric, made.best, made.beyond)
+    if config.output:
+        with publish(config.output, stage=_STAGE, inputs={"runs": content_digest(config.runs)}, config=config) as draft:
+            write_law(draft, made, told, config.embeddings)
+    return LawReport(told)
+
+
+def fitted_to(config: FitConfig, runs: Runs) -> tuple[Fits, dict[str, Any]]:
+    """(the fits, what there is to tell of them) of a table that has been read."""
     _say_what_is_thin(runs)
     forms = [form for form in FORMS.values() if (form.name == "data_constrained") <= (runs.unique is not None)]
     with progress("fit", 2 * len(forms) + 5 * config.resamples, "fits") as advance:
         made = _fitted(config, runs, forms, advance)
-    if config.plot:
-        write_plot(config.plot, runs, made.parametric, made.best, made.beyond)
-    if config.output:
-        _write(config, made)
-    return made
+    return made, made.told(config)
 
 
-def _fitted(config: FitConfig, runs: Runs, forms: list[Form], advance: Callable[[int], None]) -> LawReport:
-    parametric = fit(FORMS["chinchilla"], runs, outlier_sigmas=config.outlier_sigmas)
-    draws = bootstrap(parametric, config.resamples, seed=config.seed, advance=advance)
-    beyond = extrapolation(forms, runs, draws=config.resamples, seed=config.seed, advance=advance)
-    laws = [fitted for _, fitted in ranked(forms, runs, advance)]
-    best = predictor(laws[0], runs, draws=config.resamples, seed=config.seed, advance=advance)
-    return LawReport(config, runs, _intervals(parametric, draws), parametric, best, tuple(laws[1:]), beyond)
+def _done(config: FitConfig) -> LawReport | None:
+    """What this very fit found before, where it was written and its picture is still there."""
+    if not config.output or not Path(config.runs).is_file() or (config.plot and not Path(config.plot).is_file()):
+        return None
+    done = finished(config.output, stage=_STAGE, inputs={"runs": content_digest(config.runs)}, config=config)
+    if done is None:
+        return None
+    say(f"{config.output}: already done")
+    return LawReport(json.loads((done.local() / "law.json").read_text(encoding="utf-8")) | {"output": config.output})
+
+
+def _fitted(config: FitConfig, runs: Runs, forms: list[Form], advance: Callable[[int], None]) -> Fits:
+    draws, seed, sigmas = config.resamples, config.seed, config.outlier_sigmas
+    laws = [fitted for _, fitted in ranked(forms, runs, advance, outlier_sigmas=sigmas)]
+    parametric = next(fitted for fitted in laws if fitted.form.name == "chinchilla")
+    thetas = bootstrap(parametric, draws, seed=seed, advance=advance)
+    beyond = extrapolation(forms, runs, draws=draws, seed=seed, advance=advance, outlier_sigmas=sigmas)
+    known = thetas if laws[0] is parametric else None
+    best = predictor(laws[0], runs, draws=draws, seed=seed, advance=advance, outlier_sigmas=sigmas, thetas=known)
+    return Fits(runs, _intervals(parametric, thetas), parametric, best, tuple(laws[1:]), beyond)
 
 
 def _intervals(fitted: Fitted, draws: Floats) -> dict[str, Interval]:
@@ -155,18 +183,13 @@ def _say_what_is_thin(runs: Runs) -> None:
             say(f"{what} differ by a factor of {spread:.2g} only: what the law says of them is hardly more than a guess")
 
 
-def _write(config: FitConfig, made: LawReport) -> None:
-    """The folder: law.json and the manifest with its figures."""
-    assert config.output
-    inputs = {"runs": content_digest(config.runs)}
-    if finished(config.output, stage=_STAGE, inputs=inputs, config=config):
-        say(f"{config.output}: already done")
-        return
-    with publish(config.output, stage=_STAGE, inputs=inputs, config=config) as draft:
-        (draft.dir / "law.json").write_text(json.dumps(made.summary(), indent=1) + "\n", encoding="utf-8")
-        draft.counts = {"runs_in": len(made.runs), "fitted": len(made.parametric.runs), "left_out": len(made.parametric.outliers)}
-        draft.metrics = {key: value for key, value in made.summary().items() if key in ("law", "chosen", "extrapolation", "predictions")}
-        draft.figures = figures(made.runs, made.parametric, made.best, made.beyond)
-        law = {name: f"{interval.value:.4g}" for name, interval in made.law.items()}
-        error = f"; {100 * made.beyond.table()['error']:.2g} % off on the largest runs, hidden" if made.beyond else ""
-        draft.headline = f"L = {law['E']} + {law['A']}/N^{law['alpha']} + {law['B']}/D^{law['beta']}{error}"
+def write_law(draft: Draft, made: Fits, told: Mapping[str, Any], embeddings: Embeddings) -> None:
+    """Into a stage's folder: law.json, the law as the planner reads it, and the manifest's counts, metrics and figures."""
+    (draft.dir / "law.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    (draft.dir / PREDICTOR).write_text(json.dumps(predictor_document(made.best, made.runs, embeddings)), encoding="utf-8")
+    draft.counts = {"runs_in": len(made.runs), "fitted": len(made.parametric.runs), "left_out": len(made.parametric.outliers)}
+    draft.metrics = {key: value for key, value in told.items() if key in ("law", "chosen", "extrapolation", "predictions")}
+    draft.figures = figures(made.runs, made.parametric, made.best, made.beyond)
+    law = {name: f"{interval.value:.4g}" for name, interval in made.law.items()}
+    error = f"; {100 * made.beyond.table()['error']:.2g} % off on the largest runs, hidden" if made.beyond else ""
+    draft.headline = f"L = {law['E']} + {law['A']}/N^{law['alpha']} + {law['B']}/D^{law['beta']}{error}"

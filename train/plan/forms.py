@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from train.plan.laws import LossLaw, Repetition
+from train.plan.laws import LossLaw, Repetition, worth
 from train.plan.runs import Floats, Runs
 
 __all__ = ["FORMS", "KAPLAN", "Form", "as_law"]
@@ -134,15 +134,9 @@ def _repeated_log_loss(theta: Floats, runs: Runs) -> Floats:
     unique = runs.tokens if runs.unique is None else runs.unique
     worth_data, worth_size = np.exp(np.clip([log_data, log_size], -12, 12))
     useful = np.minimum(runs.parameters, np.exp((a - b) / exponent) * unique)  # αA/N^α = βB/D^β with α = β
-    n = np.log(_worth(runs.parameters, useful, worth_size))
-    d = np.log(_worth(runs.tokens, unique, worth_data))
+    n = np.log(worth(runs.parameters, useful, worth_size))
+    d = np.log(worth(runs.tokens, unique, worth_data))
     return _terms(np.stack([a - exponent * n, b - exponent * d, np.full_like(n, e)]))[0]
-
-
-def _worth(total: Floats, fresh: Floats, decay: float) -> Floats:
-    """See laws._worth; for arrays."""
-    worth: Floats = fresh * (1 - decay * np.expm1(-np.maximum(total / fresh - 1, 0) / decay))
-    return worth
 
 
 def _repeated_starts(runs: Runs) -> Floats:

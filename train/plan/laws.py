@@ -17,8 +17,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
-__all__ = ["CHINCHILLA", "MUENNIGHOFF", "SMALL_RUNS", "Interval", "LossLaw", "Repetition", "predict_loss"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CHINCHILLA", "MUENNIGHOFF", "SMALL_RUNS", "Interval", "LossLaw", "Priors", "Repetition", "predict_loss", "priors", "worth"]
+
+Amount = TypeVar("Amount", float, NDArray[np.float64])
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +96,18 @@ class LossLaw:
         """
         own = min(tokens, unique)
         useful = min(parameters, self.optimal_parameters(own))
-        return self.loss(_worth(parameters, useful, repetition.parameters), _worth(tokens, own, repetition.data))
+        return self.loss(worth(parameters, useful, repetition.parameters), worth(tokens, own, repetition.data))
 
 
-def _worth(total: float, fresh: float, decay: float) -> float:
-    """What `total` is worth when only `fresh` of it is new: fresh·(1 + r*·(1 - e^(-r/r*))) with r = total/fresh - 1 repetitions."""
-    return fresh * (1 - decay * math.expm1(-max(total / fresh - 1, 0) / decay))
+def worth(total: Amount, fresh: Amount, decay: float) -> Amount:
+    """What `total` is worth when only `fresh` of it is new: fresh·(1 + r*·(1 - e^(-r/r*))) with r = total/fresh - 1 repetitions.
+
+    Of one run, or of arrays of them.
+
+    >>> round(float(worth(8.0, 2.0, 15.0)), 3)
+    7.438
+    """
+    return fresh * (1 - decay * np.expm1(-np.maximum(total / fresh - 1, 0) / decay))  # type: ignore[no-any-return]
 
 
 MUENNIGHOFF = LossLaw(
@@ -111,6 +123,29 @@ _SMALL_BELOW_FLOPS, _LARGE_ABOVE_FLOPS = 1e16, 1e19  # SMALL_RUNS was fitted bel
 _SPREAD, _SPREAD_BETWEEN = 0.15, 0.15  # of nine in ten: in a fitted regime, and how much more halfway between the two
 
 
+@dataclass(frozen=True, slots=True)
+class Priors:
+    """What both priors say of a run, and how far it lies from the small ones towards the large."""
+
+    small: float
+    large: float
+    weight: float
+    """Of the large: 0 below 10^16 FLOPs, 1 above 10^19."""
+
+    @property
+    def value(self) -> float:
+        """Their weighted geometric mean."""
+        return float(self.small ** (1 - self.weight) * self.large**self.weight)
+
+
+def priors(*, parameters: float, tokens: float, unique: float, bytes_per_token: float, zstd_bits_per_byte: float) -> Priors:
+    """Both priors, in nats per token of your tokenizer."""
+    span = math.log(_LARGE_ABOVE_FLOPS / _SMALL_BELOW_FLOPS)
+    weight = min(1.0, max(0.0, math.log(6 * parameters * tokens / _SMALL_BELOW_FLOPS) / span))
+    small, large = (_converted(law, parameters, tokens, unique, bytes_per_token, zstd_bits_per_byte) for law in (SMALL_RUNS, CHINCHILLA))
+    return Priors(small, large, weight)
+
+
 def predict_loss(
     *, parameters: float, tokens: float, unique: float, vocab_size: int, bytes_per_token: float, zstd_bits_per_byte: float
 ) -> Interval:
@@ -119,12 +154,11 @@ def predict_loss(
     Below 10^16 FLOPs (6·N·D) the small-run prior speaks, above 10^19 Chinchilla's, between them their weighted geometric mean. Since
     power laws grow without bound towards no data, the uniform guess ln V caps them smoothly: L^-1.5 = L_law^-1.5 + (ln V)^-1.5.
     """
-    span = math.log(_LARGE_ABOVE_FLOPS / _SMALL_BELOW_FLOPS)
-    weight = min(1.0, max(0.0, math.log(6 * parameters * tokens / _SMALL_BELOW_FLOPS) / span))
-    small, large = (_converted(law, parameters, tokens, unique, bytes_per_token, zstd_bits_per_byte) for law in (SMALL_RUNS, CHINCHILLA))
-    power_law = small ** (1 - weight) * large**weight
-    value = (power_law**-1.5 + math.log(vocab_size) ** -1.5) ** (-1 / 1.5)
-    made = Interval.around(value, _SPREAD + _SPREAD_BETWEEN * 4 * weight * (1 - weight))
+    found = priors(
+        parameters=parameters, tokens=tokens, unique=unique, bytes_per_token=bytes_per_token, zstd_bits_per_byte=zstd_bits_per_byte
+    )
+    value = (found.value**-1.5 + math.log(vocab_size) ** -1.5) ** (-1 / 1.5)
+    made = Interval.around(value, _SPREAD + _SPREAD_BETWEEN * 4 * found.weight * (1 - found.weight))
     return Interval(made.value, made.low, min(made.high, 1.02 * math.log(vocab_size)))
 
 

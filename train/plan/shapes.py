@@ -8,6 +8,7 @@ Chinchilla study does (Hoffmann et al. 2022; Pearce & Song 2024 on why that matt
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from cluster.settings import as_dict, parse, settings
@@ -113,7 +114,7 @@ class ModelShape:
     @property
     def parts(self) -> list[Part]:
         """Mixers and feed-forward layers, from the first to the last."""
-        return list(layer_parts(self))
+        return list(_parts(self))
 
     @property
     def num_embedding_parameters(self) -> int:
@@ -123,8 +124,7 @@ class ModelShape:
     @property
     def num_parameters(self) -> int:
         """All trained weights: N of the scaling laws, where every token uses them all."""
-        layers = sum(part.matrices + part.idle + part.vectors for part in self.parts)
-        return self.num_embedding_parameters + layers + self.hidden_size
+        return self.num_embedding_parameters + _layer_weights(self) + self.hidden_size
 
     @property
     def num_active_parameters(self) -> int:
@@ -164,6 +164,16 @@ class ModelShape:
     def from_table(cls, table: Mapping[str, Any], *, where: str = "[model]") -> ModelShape:
         """The shape in a `[model]` table; ValueError naming `where` and the key if it is not one."""
         return parse(cls, table, where=where)
+
+
+@lru_cache(maxsize=256)
+def _parts(shape: ModelShape) -> tuple[Part, ...]:
+    return tuple(layer_parts(shape))
+
+
+@lru_cache(maxsize=1024)
+def _layer_weights(shape: ModelShape) -> int:
+    return sum(part.matrices + part.idle + part.vectors for part in _parts(shape))
 
 
 def shape_of_width(hidden_size: int, *, vocab_size: int, max_length: int, architecture: Architecture = "dense") -> ModelShape:

@@ -113,7 +113,7 @@ def model_flops_per_token(model: nn.Module, sequence_length: int) -> float:
     total = 0.0
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
-        if isinstance(module, nn.Embedding) or weight is None or weight.ndim != 2:
+        if isinstance(module, nn.Embedding) or not isinstance(weight, torch.Tensor) or weight.ndim != 2:
             continue
         total += _per_weight(weight) * weight.numel() * (_visited(config) if ".experts." in name else 1.0)
     for name, weight in model.named_parameters():

@@ -56,9 +56,18 @@ def telling(run: str, folder: str, state: State, meter: Meter | None, news: Call
         return
     log = MetricsLog(folder, state)
     try:
-        yield _Aloud(meter, log, news, ray_gauges(run))
+        yield _Aloud(meter, log, news, ray_gauges(f"{run} {_name(folder)}"))
     finally:
         log.close()
+
+
+def _name(folder: str) -> str:
+    """The output folder's, which tells a run from others of its verb.
+
+    >>> _name("s3://bucket/runs/base.partial/")
+    'base'
+    """
+    return folder.rstrip("/").rpartition("/")[2].removesuffix(".partial")
 
 
 def note(reading: Reading) -> str:

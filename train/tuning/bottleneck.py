@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-__all__ = ["RESIDUAL_OUTPUTS", "Bottleneck", "with_bottlenecks"]
+__all__ = ["Bottleneck", "bypassed", "with_bottlenecks"]
 
-RESIDUAL_OUTPUTS = ("o_proj", "down_proj", "out_proj", "dense_4h_to_h", "dense", "c_proj", "fc2", "w2", "wo")
+_RESIDUAL_OUTPUTS = ("o_proj", "down_proj", "out_proj", "dense_4h_to_h", "dense", "c_proj", "fc2", "w2", "wo")
 """What architectures call the linear layers that write to the residual stream."""
 
 
@@ -38,20 +38,28 @@ class Bottleneck(nn.Module):
         return y + self.up(nn.functional.gelu(self.down(y)))
 
 
+def bypassed(model: nn.Module) -> list[str]:
+    """Names of the linear layers whose weight the layer above hands to a fused kernel of its own instead of calling them: the output
+    projection of Mamba-2 in training. What is put beside such a layer would not be computed there."""
+    return [f"{name}.out_proj" for name, module in model.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")]
+
+
 def with_bottlenecks(model: PreTrainedModel, width: int, targets: Sequence[str] = ()) -> PreTrainedModel:
     """`model` itself, frozen, with an adapter of `width` after each linear layer whose name ends in one of `targets`.
 
     Raises ValueError when no layer is called so.
     """
-    wanted = set(targets or RESIDUAL_OUTPUTS)
+    wanted = set(targets or _RESIDUAL_OUTPUTS)
+    left_out = {*bypassed(model)}
     head = model.get_output_embeddings()
     found = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.split(".")[-1] in wanted and module is not head
+        if isinstance(module, nn.Linear) and name.split(".")[-1] in wanted and module is not head and name not in left_out
     ]
     if not found:
-        raise ValueError(f"targets: {' '.join(sorted(wanted))}: the model has no linear layer of such a name; name those to adapt")
+        named = " ".join(sorted(wanted))
+        raise ValueError(f"targets: {named}: the model has no linear layer of such a name that an adapter can follow; name others")
     model.requires_grad_(False)
     for name, module in found:
         parent, _, own = name.rpartition(".")

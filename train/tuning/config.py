@@ -47,6 +47,7 @@ TRAITS: dict[str, Traits] = {
     "bitfit": Traits(learning_rate=1e-2, matrices=False),
     "adapter": Traits(learning_rate=4e-3, merges=False),
 }
+_ON_EMBEDDINGS = ("lora", "rslora")
 _WIDTH, _WIDTH_POWER = 256, 0.78  # LoRA's best rates over Llama's sizes (Schulman et al., LoRA Without Regret, 2025)
 _PREFERENCES_SHARE = 0.1  # of a method's learning rate, where preferences are learnt: a policy that must stay near its reference
 
@@ -69,15 +70,18 @@ class TuneConfig:
     """What is learnt: the assistant's answers, or to prefer the chosen answer to the rejected one (DPO)."""
     beta: float = 0.1
     """How closely preferences keep to the model as it was; larger is closer."""
-    rank: int = 16
+    rank: int = 32
     """Rank of the update of each matrix (AdaLoRA: on average, after pruning), or width of an adapter."""
-    alpha: float = 32.0
+    alpha: float = 64.0
     """Scale of a low-rank update: it is multiplied by alpha / rank (rslora: alpha / √rank)."""
     dropout: float = 0.0
     """Dropout on the input of a low-rank update."""
     targets: tuple[str, ...] = ()
-    """Names of the modules to adapt; by default what the method's paper adapts, for low-rank updates every linear layer but the output
-    layer."""
+    """Names of the modules to adapt; by default what the method's paper adapts, for low-rank updates every linear layer (the output layer
+    is a matter of its own: embeddings)."""
+    embeddings: bool | None = None
+    """Whether low-rank updates (lora, rslora) change the embedding and the output layer as well; by default where they are merged and no
+    targets are named: served by name, an update can change the layers between alone."""
     virtual_tokens: int = 20
     """Length of the learnt prompt of prompt, prefix and p_tuning."""
     merge: bool | None = None
@@ -145,6 +149,10 @@ class TuneConfig:
             raise ValueError(f"merge: {self.method} changes every weight, so there is no adapter to write alone; leave --no-merge out")
         if self.method == "adalora" and self.zero_stage:
             raise ValueError(f"zero_stage: adalora prunes whole updates, which stage {self.zero_stage} does not keep; leave it out")
+        if self.embeddings and self.method not in _ON_EMBEDDINGS:
+            raise ValueError(f"embeddings: {self.method} does not change them; leave it out, or choose {' or '.join(_ON_EMBEDDINGS)}")
+        if self.adapts_embeddings and self.zero_stage == 3:
+            raise ValueError("zero_stage: 3 keeps no embedding whole to be updated; choose a lower one, or leave them be (--no-embeddings)")
         if self.method == "adalora" and self.objective == "preferences":
             raise ValueError("objective: adalora learns from answers only; take lora for preferences")
 
@@ -152,6 +160,13 @@ class TuneConfig:
     def merged(self) -> bool:
         """Whether a whole model is written."""
         return TRAITS[self.method].merges if self.merge is None else self.merge
+
+    @property
+    def adapts_embeddings(self) -> bool:
+        """Whether the embedding and the output layer have low-rank updates."""
+        if self.embeddings is None:
+            return self.method in _ON_EMBEDDINGS and self.merged and not self.targets
+        return self.embeddings
 
     @property
     def sharded(self) -> int:

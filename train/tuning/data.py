@@ -15,9 +15,10 @@ from typing import Any
 from pyarrow import fs as arrow_fs
 
 from cluster.storage import copy_tree, resolve
-from train.conversations import encode, encode_pairs, from_corpus, from_jsonl, split
+from train.conversations import encode, encode_pairs, from_corpus, from_jsonl, split, told
 from train.corpus import Sequences, Source
 from train.instructions import parse_conversation
+from train.model_folder import load_tokenizer
 from train.tuning.config import TRAITS, TuneConfig
 from train.tuning.preferences import Pairs, parse_pair
 
@@ -42,9 +43,9 @@ def read_data(config: TuneConfig, model: Path) -> TuningData:
 
     Raises ValueError for a model without a chat template, and for data of which nothing can be used.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = load_tokenizer(model)
     if not tokenizer.chat_template:
         raise ValueError(f"{config.model}: its tokenizer has no chat template; add one as chat_template in tokenizer_config.json")
     length = _length(config, AutoConfig.from_pretrained(model))
@@ -55,6 +56,9 @@ def read_data(config: TuneConfig, model: Path) -> TuningData:
     to_train, unfit = _encoded(train, tokenizer, length, config)
     to_judge, also_unfit = _encoded(held_out, tokenizer, length, config)
     if to_train is None or to_judge is None:
+        reasons = unfit if to_train is None else also_unfit
+        if reasons["template"]:
+            raise ValueError(f"data: {told(reasons)}: the chat template of {config.model} refuses those, or rewrites earlier turns")
         raise ValueError(f"data: no pair fits into {length} tokens; raise --max-length or give shorter conversations")
     counts: dict[str, float] = {"pairs_in": len(found) + dropped.total(), "pairs_unused": len(found) - len(train) - len(held_out)}
     counts |= {"pairs_trained": len(train) - unfit.total(), "pairs_held_out": len(held_out) - also_unfit.total()}
@@ -83,6 +87,8 @@ def _length(config: TuneConfig, model: Any) -> int:
     """Tokens per sequence, beside what a learnt prompt takes of the context."""
     prompt = config.virtual_tokens if TRAITS[config.method].ahead else 0
     context = (getattr(model, "max_position_embeddings", None) or _DEFAULT_LENGTH + prompt) - prompt
+    if context < 2:
+        raise ValueError(f"virtual_tokens: {prompt} leave no room for text in the model's context of {context + prompt}; take fewer")
     length = config.max_length or min(context, _DEFAULT_LENGTH)
     if length > context:
         ahead = f" less {prompt} virtual tokens" if prompt else ""

@@ -8,30 +8,41 @@ not, use the same two files with types of their own. Price: the tensors alone.
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from train.model_folder import first_line
 from train.tuning.biases import with_biases
 from train.tuning.bottleneck import Bottleneck, with_bottlenecks
+from train.tuning.embeddings import updates_of
 from train.tuning.prompted import Prompted
 
-__all__ = ["is_adapter", "with_adapter", "write_biases", "write_bottlenecks", "write_ranks"]
+__all__ = ["peft_quiet", "with_adapter", "write_biases", "write_bottlenecks", "write_low_rank", "write_ranks"]
 
 _CONFIG, _TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
 _PROMPTS = ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING")
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether `folder` holds what was trained beside a model."""
-    return (folder / _CONFIG).is_file()
+@contextmanager
+def peft_quiet() -> Iterator[None]:
+    """Without what peft warns of and we have seen to: it asks transformers for gradient checkpointing by the name of before, and fears for
+    tied matrices."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # the update is one as well, written twice
+        yield
 
 
 def with_adapter(model: PreTrainedModel, folder: Path) -> Any:
@@ -43,11 +54,11 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> Any:
             return _loaded(with_biases(model), folder)
         if kind == "BOTTLENECK":
             return _loaded(with_bottlenecks(model, config["width"], config["targets"]), folder)
-        tuned = PeftModel.from_pretrained(model, folder)
+        with peft_quiet():
+            tuned = PeftModel.from_pretrained(model, folder)
+        _check_all_loaded(tuned, folder)
     except Exception as error:  # peft, safetensors and json each have their own
-        raise ValueError(
-            f"{folder}: no adapter of this model ({str(error).splitlines()[0]}); give the model that it was tuned from"
-        ) from None
+        raise ValueError(f"{folder}: no adapter of this model ({first_line(error)}); give the model that it was tuned from") from None
     return Prompted(tuned) if kind in _PROMPTS else tuned
 
 
@@ -62,6 +73,22 @@ def write_bottlenecks(model: PreTrainedModel, folder: Path) -> None:
     targets = sorted({name.split(".")[-1] for name in found})
     width = next(iter(found.values())).down.out_features
     _write({"peft_type": "BOTTLENECK", "width": width, "targets": targets}, _trained(model), model, folder)
+
+
+def write_low_rank(model: PeftModel, folder: Path) -> None:
+    """LoRA's updates; those of embedding and output layer as peft has them, each its own."""
+    model.save_pretrained(folder)
+    found = updates_of(model.get_base_model())
+    if not found:
+        return
+    tensors, config = load_file(folder / _TENSORS), json.loads((folder / _CONFIG).read_text())
+    for name, (kind, update) in found.items():
+        a, b = update.a.detach(), update.b.detach()
+        parts = {"lora_embedding_A": b.T, "lora_embedding_B": a.T} if kind is nn.Embedding else {"lora_A.weight": a, "lora_B.weight": b}
+        tensors |= {f"{_PEFT_PREFIX}{name}.{part}": tensor.contiguous().clone() for part, tensor in parts.items()}
+    config["target_modules"] = sorted({*config["target_modules"], *found})
+    (folder / _CONFIG).write_text(json.dumps(config, indent=2))
+    save_file(tensors, folder / _TENSORS)
 
 
 def write_ranks(model: PeftModel, folder: Path) -> None:
@@ -100,6 +127,18 @@ def _write(config: dict[str, Any], tensors: dict[str, Tensor], model: PreTrained
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": model.name_or_path}, indent=2))
     save_file(tensors, folder / _TENSORS)
+
+
+def _check_all_loaded(tuned: PeftModel, folder: Path) -> None:
+    """ValueError unless the adapter's tensors are those that the model has places for: peft passes over what is too much or too little."""
+    settings = tuned.active_peft_config
+    layers = tuned.get_base_model().config.get_text_config().num_hidden_layers
+    if settings.peft_type == "PREFIX_TUNING" and settings.num_layers != layers:
+        raise ValueError(f"it has keys and values for {settings.num_layers} layers, the model has {layers}")
+    wanted = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))  # only what was added to them, where they are adapted
+    there = set(load_peft_weights(str(folder), device="cpu"))
+    if wanted != there:
+        raise ValueError(f"its tensors are not the model's, such as {min(wanted ^ there)}")
 
 
 def _loaded(model: PreTrainedModel, folder: Path) -> PreTrainedModel:

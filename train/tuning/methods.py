@@ -8,6 +8,7 @@ bitfit and adapter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from peft import (
     PeftModel,
     PrefixTuningConfig,
     PromptEncoderConfig,
+    PromptLearningConfig,
     PromptTuningConfig,
     get_peft_model,
 )
@@ -29,10 +31,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from train.loss import Objective, objective_of
+from train.model_folder import first_line
 from train.tuning.biases import with_biases
-from train.tuning.bottleneck import with_bottlenecks
+from train.tuning.bottleneck import bypassed, with_bottlenecks
 from train.tuning.config import TuneConfig
-from train.tuning.folder import write_biases, write_bottlenecks, write_ranks
+from train.tuning.embeddings import with_updates, without_updates
+from train.tuning.folder import peft_quiet, write_biases, write_bottlenecks, write_low_rank, write_ranks
 from train.tuning.preference_loss import PreferenceLoss
 from train.tuning.prompted import Prompted
 from train.tuning.ranks import AdaptiveRanks, Budget
@@ -40,6 +44,8 @@ from train.tuning.ranks import AdaptiveRanks, Budget
 __all__ = ["METHODS", "Method", "attach", "objective"]
 
 _SPARE_RANKS = 1.5  # AdaLoRA begins with so many times the ranks that it ends with
+_TARGETED = frozenset({"lora", "dora", "rslora", "ia3", "adalora", "adapter"})
+"""The methods that adapt modules by name."""
 _FEEDFORWARD = ("down_proj", "fc2", "w2", "dense_4h_to_h", "wo")  # (IA)³ scales the input of these, and the output of all others
 
 
@@ -60,6 +66,10 @@ def attach(model: PreTrainedModel, config: TuneConfig, steps: int) -> nn.Module:
 
     Raises ValueError when the method or its targets do not fit the model.
     """
+    if config.targets and config.method not in _TARGETED:
+        raise ValueError(f"targets: {config.method} adapts no modules; leave them out, or take one of {', '.join(sorted(_TARGETED))}")
+    if config.method == "adalora" and config.precision == "float16":
+        raise ValueError("precision: adalora judges updates by their gradients, which float16 scales and drops; take bfloat16 or float32")
     torch.manual_seed(config.seed)
     return METHODS[config.method].attach(model, config, steps)
 
@@ -77,20 +87,34 @@ def _full(model: PreTrainedModel, config: TuneConfig, steps: int) -> nn.Module:
 
 def _peft(make: Callable[[TuneConfig, int], PeftConfig]) -> Callable[[PreTrainedModel, TuneConfig, int], PeftModel]:
     def attached(model: PreTrainedModel, config: TuneConfig, steps: int) -> PeftModel:
+        settings = make(config, steps)
+        if isinstance(settings, LoraConfig) and not config.targets:
+            settings.exclude_modules = bypassed(model) or None
+        if isinstance(settings, PromptLearningConfig):  # peft knows some of the names that families have for it
+            settings.num_attention_heads = getattr(model.config, "num_attention_heads", None)
         try:
-            return get_peft_model(model, make(config, steps))
+            with peft_quiet():
+                return get_peft_model(model, settings)
         except ValueError as error:
-            named = " ".join(config.targets) or f"the default for {config.method} and {model.config.model_type}"
-            raise ValueError(f"targets: {named}: {str(error).splitlines()[0]}") from None
+            if config.method == "ia3" and not config.targets:
+                raise ValueError(f"targets: nobody has said which modules of {model.config.model_type} ia3 scales; name them") from None
+            where = f"targets: {' '.join(config.targets)}" if config.targets else f"method: {config.method} for {model.config.model_type}"
+            raise ValueError(f"{where}: {first_line(error)}") from None
 
     return attached
 
 
-def _low_rank(**kind: bool) -> Callable[[TuneConfig, int], PeftConfig]:
+def _low_rank(**kind: bool) -> Callable[[PreTrainedModel, TuneConfig, int], PeftModel]:
     def make(config: TuneConfig, steps: int) -> PeftConfig:
         return LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, **_shared(config), **kind)
 
-    return make
+    def attached(model: PreTrainedModel, config: TuneConfig, steps: int) -> PeftModel:
+        tuned = _peft(make)(model, config, steps)
+        if config.adapts_embeddings:
+            with_updates(model, config.rank, config.alpha / (math.sqrt(config.rank) if kind.get("use_rslora") else config.rank))
+        return tuned
+
+    return attached
 
 
 def _shared(config: TuneConfig) -> dict[str, Any]:
@@ -130,9 +154,9 @@ def _prompted(make: Callable[[TuneConfig, int], PeftConfig]) -> Callable[[PreTra
 
 def _prefix(model: PreTrainedModel, config: TuneConfig, steps: int) -> nn.Module:
     tokens = torch.randint(model.config.vocab_size, (1, config.virtual_tokens), device=model.device)
-    with torch.no_grad():
-        cache = model(input_ids=tokens, use_cache=True).past_key_values
     try:
+        with torch.no_grad():
+            cache = model(input_ids=tokens, use_cache=True).past_key_values
         pairs = [torch.stack((layer.keys[0], layer.values[0])) for layer in cache.layers]  # each [2, heads, tokens, width]
         drawn = torch.stack(pairs).permute(3, 0, 1, 2, 4).flatten(1)  # [tokens, layers · 2 · heads · width]
     except (AttributeError, TypeError, RuntimeError):
@@ -157,6 +181,7 @@ def _itself(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _fold(model: PeftModel) -> PreTrainedModel:
+    without_updates(model.get_base_model())  # first: peft looks whether the output layer still is the embedding
     return model.merge_and_unload()
 
 
@@ -170,9 +195,9 @@ def _save_prompt(model: Prompted, folder: Path) -> None:
 
 METHODS: dict[str, Method] = {
     "full": Method(_full, _itself, None),
-    "lora": Method(_peft(_low_rank()), _fold, _save),
-    "dora": Method(_peft(_low_rank(use_dora=True)), _fold, _save),
-    "rslora": Method(_peft(_low_rank(use_rslora=True)), _fold, _save),
+    "lora": Method(_low_rank(), _fold, write_low_rank),
+    "dora": Method(_low_rank(use_dora=True), _fold, _save),
+    "rslora": Method(_low_rank(use_rslora=True), _fold, write_low_rank),
     "ia3": Method(_peft(_scales), _fold, _save),
     "adalora": Method(_peft(_adaptive), _fold, write_ranks),
     "prompt": Method(_prompted(_prompt), None, _save_prompt),

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from train.corpus import IGNORED
-from train.loss import Objective, decoder, output_weight
+from train.loss import Objective, chunk_size, decoder, output_weight
 
 __all__ = ["PreferenceLoss", "log_likelihoods"]
-
-_CHUNK_ELEMENTS = 1 << 24  # logits of one chunk: 64 MiB in float32
 
 
 class PreferenceLoss(Objective):
@@ -44,7 +42,7 @@ def log_likelihoods(model: Any, input_ids: Tensor, labels: Tensor, position_ids:
         found = -nn.functional.cross_entropy(logits_NV.float(), labels[kept], reduction="none")
     else:
         hidden_NH = decoder(model)(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state[kept]
-        size = max(1, _CHUNK_ELEMENTS // weight.shape[0])
+        size = chunk_size(weight)
         parts = zip(hidden_NH.split(size), labels[kept].split(size), strict=True)
         found = torch.cat([checkpoint(_log_p, hidden, weight, targets, use_reentrant=False) for hidden, targets in parts])
     rows = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)[kept]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cluster.runtime import num_cpus_available
 from train.corpus import Sequences
 from train.model_folder import load_model, open_model
-from train.optimize.arithmetic import use_bfloat16
+from train.optimize.arithmetic import arithmetic_on
 from train.tuning.preference_loss import log_likelihoods
 from train.tuning.preferences import Pairs, trimmed
 
@@ -36,7 +36,8 @@ def _judge(rows: Sequences, part: NDArray[np.int64], uri: str, precision: str) -
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(open_model(uri)[0], torch.float32).to(device).eval()
-    with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(precision, device)):
+    arithmetic = arithmetic_on(device, precision)
+    with torch.autocast(device.type, getattr(torch, arithmetic), enabled=arithmetic != "float32"):
         return likelihoods(model, rows, part)
 
 

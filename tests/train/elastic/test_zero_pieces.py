@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo")
 tokens = np.random.default_rng(0).integers(0, 400, (8, 16)).astype(np.uint16)
 source, found = Sequences([tokens], [np.ones_like(tokens)]), {}
-for stage in range(4):
+for stage in (1, 2, 3):
     for precision in ("float32", "bfloat16"):
         recipe = Recipe(steps=1, global_batch=2, micro_batch=2, sequence_length=16, learning_rate=1e-2, num_workers=1,
                         zero_stage=stage, precision=precision, guard=0.0)
@@ -70,11 +70,11 @@ def layouts(tiny_model_dir: Path) -> dict:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_what_is_held_is_everything_and_comes_back(layouts: dict, stage: int, precision: str):
     found = layouts[f"{stage}-{precision}"]
     assert found["whole"]
     assert found["kinds"] == ["exp_avg", "exp_avg_sq", "step", "weight"]
     assert found["lost"] == 0.0
     assert found["same"]
-    assert found["computes"] == pytest.approx(layouts["0-float32"]["computes"], rel=2e-2)
+    assert found["computes"] == pytest.approx(layouts["1-float32"]["computes"], rel=2e-2)

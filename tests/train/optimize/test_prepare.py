@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,11 @@ def test_the_objective_has_what_the_recipe_asks_for(tiny_model_dir: Path):
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
     assert prepared(model, RECIPE).z_loss == 1e-4
-    assert not model.is_gradient_checkpointing
-    prepared(model, replace(RECIPE, gradient_checkpointing=True))
-    assert model.is_gradient_checkpointing
+    assert not model.is_activation_checkpointing
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        prepared(model, replace(RECIPE, gradient_checkpointing=True))
+    assert model.is_activation_checkpointing
 
 
 def test_a_model_that_cannot_compute_again_is_named(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch):

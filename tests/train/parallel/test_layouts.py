@@ -12,11 +12,11 @@ import torch
 
 from train.architectures import make_config, make_model
 from train.corpus import Sequences
-from train.elastic.pieces import Held, load, snapshot
+from train.elastic.pieces import Held, Piece, load, snapshot
 from train.loop import held_out_loss, run
 from train.parallel.pipeline import PipelineSplit
 from train.parallel.sequence import SequenceLoss
-from train.parallel.tensor import TensorSplit, layer_specs
+from train.parallel.tensor import TensorSplit, layer_specs, stretches
 from train.plain import PlainStepper
 from train.plan.shapes import ModelShape, shape_of_width
 from train.recipe import Recipe
@@ -33,11 +33,13 @@ RECIPE: dict[str, Any] = {
     "precision": "float32", "guard": 0.0,
 }  # fmt: skip
 LAYOUTS: dict[str, dict[str, Any]] = {
+    "pipeline": {"pipeline": 2, "zero_stage": 0},
     "sequence": {"sequence": 2, "zero_stage": 0},
     "sequence-zero3": {"sequence": 2, "zero_stage": 3},
-    "pipeline": {"pipeline": 2, "zero_stage": 0},
-    "tensor": {"tensor": 2, "zero_stage": 0},  # last, since DeepSpeed remembers its groups for the rest of a process
+    "tensor": {"tensor": 2, "zero_stage": 0},
 }
+TOGETHER = (("pipeline",), ("sequence", "sequence-zero3", "tensor"))
+"""DeepSpeed remembers its groups for the rest of a process: a pipeline is the first that it hears of, tensor parts are the last."""
 MODELS = {"dense-tied": ("dense", True), "sliding-untied": ("sliding", False)}
 
 
@@ -110,8 +112,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(folder: Path, tokens_dir: Path) -> dict[str, Any]:
     import json
 
-    (folder / "cases.json").write_text(json.dumps([{kind: shape_of(*of).table() for kind, of in MODELS.items()}, LAYOUTS]))
-    return processes.run_workers(_WORKER, folder, tokens_dir, folder)
+    models, found = {kind: shape_of(*of).table() for kind, of in MODELS.items()}, {}
+    for names in TOGETHER:
+        (folder / "cases.json").write_text(json.dumps([models, {name: LAYOUTS[name] for name in names}]))
+        found |= processes.run_workers(_WORKER, folder, tokens_dir, folder)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -200,24 +205,23 @@ def test_numbers_that_do_not_divide_are_named():
             Recipe(**RECIPE | changes)
 
 
-def test_a_piece_of_a_cut_matrix_is_where_it_says():
-    """What TensorSplit promises of rows and columns, by hand: two halves of a matrix read back as the whole."""
-    from train.elastic.pieces import Piece
-
-    whole = torch.arange(24.0).view(4, 6)
-    for dim in (0, 1):
-        halves = whole.chunk(2, dim=dim)
-        pieces = []
-        for index, half in enumerate(halves):
-            rows, columns = half.shape
-            if dim == 0:
-                pieces.append(Piece("w", index * rows * columns, half.numel(), half.clone(), 0, {}))
-                continue
-            mine = half.clone()
-            pieces += [Piece("w", row * columns * 2 + index * columns, columns, mine, row * columns, {}) for row in range(rows)]
-        written = snapshot(pieces)
-        flat = torch.full((24,), np.nan)
-        for fragment in written:
-            flat[fragment.start : fragment.start + len(fragment.values)] = fragment.values
-        assert torch.equal(flat.view(4, 6), whole)
-        load(pieces, Held(written))
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_piece_of_a_cut_matrix_is_where_it_says(dim: int, size: int):
+    """The parts of a matrix read back as the whole, and go where they were."""
+    whole = torch.arange(36.0).view(6, 6)
+    parts = [part.clone() for part in whole.chunk(size, dim=dim)]
+    pieces = [
+        Piece("w", start, count, part, offset, {})
+        for index, part in enumerate(parts)
+        for start, count, offset in stretches(part.shape, dim, index, size)
+    ]
+    written = snapshot(pieces)
+    flat = torch.full((36,), np.nan)
+    for fragment in written:
+        flat[fragment.start : fragment.start + len(fragment.values)] = fragment.values
+    assert torch.equal(flat.view(6, 6), whole)
+    for part in parts:
+        part.zero_()
+    load(pieces, Held(written))
+    assert torch.equal(torch.cat(parts, dim=dim), whole)

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from train.plan import budget as budget_module
 from train.plan import config as config_module
 from train.plan.budget import Data, decide, probe_shapes
+from train.plan.catalogue import fleet_of, read_catalogue
 from train.plan.config import Budget, PlanConfig
 from train.plan.machine import Machine, Sample, Throughput
+from train.plan.price import Market, Rates, Tariff
+from train.plan.rented import rented
 from train.plan.shapes import Architecture, shape_of_width
 
 TEXT = {"bytes_per_token": 3.5, "zstd_bits_per_byte": 1.5}
@@ -52,7 +55,7 @@ def test_a_time_budget_is_kept_and_used(seconds, workers, num_sequences):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.floats(1e12, 1e21))
+@given(st.floats(1e12, 1e19))
 def test_a_flops_budget_is_kept(flops):
     data = replace(DATA, num_sequences=10**8)
     best, _ = decide(data, Budget(flops=flops), machine(memory_bytes=2**40))
@@ -121,7 +124,7 @@ def test_repeated_text_lowers_the_worth_of_time():
         (DATA, Budget(seconds=10), {}, None, "budget: 0.166667 minutes is too little; minutes="),
         (DATA, Budget(flops=1e9), {}, None, "budget: 1e\\+09 FLOPs is too little; flops="),
         (DATA, Budget(seconds=600), {"memory_bytes": 1e8}, None, "memory_bytes: 0.09 GiB per worker cannot hold the smallest model"),
-        (DATA, Budget(seconds=600), {}, 1000, "max_parameters: with a vocabulary of 8192 the smallest model has"),
+        (DATA, Budget(seconds=600), {}, 1000, "max_params: 1,000 are too few: with a vocabulary of 8192 the smallest model has"),
         (replace(DATA, num_sequences=1), Budget(seconds=600), {}, None, "tokens: 1 sequences are too few"),
     ],
 )  # fmt: skip
@@ -158,12 +161,74 @@ def test_probes_are_few_small_and_in_order():
 )
 def test_budgets_are_understood(text, seconds, flops):
     assert Budget.parse(text) == Budget(seconds=seconds, flops=flops)
+    assert Budget.parse("dollars=2.5") == Budget(dollars=2.5)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "2 hours", "hours=two", "hours=0", "hours=-1", "flops=inf", "flops=nan", "dollars=5", "hours=1,flops=2"]
+    "text",
+    ["", "2 hours", "hours=two", "hours=0", "hours=-1", "flops=inf", "flops=nan", "euros=5", "hours=1,flops=2", "dollars=-1", "tokens=1e9"],
 )
 def test_budgets_that_are_none_are_refused_in_one_line(text):
     with pytest.raises(ValueError, match="budget: ") as caught:
         PlanConfig(tokens="t", output="o", budget=text)
     assert "\n" not in str(caught.value)
+
+
+WEB = Data(num_sequences=50_000_000, sequence_length=2048, vocab_size=50_000, bytes_per_token=4.2, zstd_bits_per_byte=2.6)
+TARIFF = Tariff(on_demand=55.0, spot=22.0, source="a test")
+
+
+def fleet(text: str = "8xH100") -> Machine:
+    return rented(fleet_of(text, read_catalogue()), vocab_size=WEB.vocab_size, sequence_length=WEB.sequence_length)
+
+
+def test_a_rented_fleet_is_planned_for():
+    best, _ = decide(WEB, Budget(seconds=48 * 3600), fleet(), market=Market(tariff=TARIFF))
+    assert 5e8 < best.shape.num_parameters < 1e10
+    assert best.memory.total <= 80e9
+    assert best.recipe.num_workers == 8
+    assert best.on_demand.dollars.value == pytest.approx(48 * 55, rel=0.03)
+    assert best.spot.dollars.value < best.on_demand.dollars.value
+    assert best.spot.hours.value > best.on_demand.hours.value
+    assert best.recipe.checkpoint_every * best.step_s == pytest.approx(best.interval_s, rel=0.5)
+
+
+@settings(max_examples=15)
+@given(st.sampled_from(["on-demand", "spot"]), st.floats(20, 1e5))
+def test_dollars_are_kept_and_used(kind, dollars):
+    market = Market(kind=kind, tariff=TARIFF)
+    best, _ = decide(WEB, Budget(dollars=dollars), fleet(), market=market)
+    assert best.bill(kind).dollars.value == pytest.approx(dollars, rel=0.08)
+
+
+def test_spot_buys_more_training_for_the_same_money():
+    plans = {kind: decide(WEB, Budget(dollars=2000), fleet(), market=Market(kind=kind, tariff=TARIFF))[0] for kind in ("on-demand", "spot")}
+    assert plans["spot"].flops > 1.8 * plans["on-demand"].flops
+    assert plans["spot"].interval_s < plans["on-demand"].interval_s, "where failures come unannounced more often, it saves more often"
+    wild = Market(kind="spot", tariff=TARIFF, rates=Rates(preemptions_per_hour=5.0))
+    assert decide(WEB, Budget(dollars=2000), fleet(), market=wild)[0].flops < 0.9 * plans["spot"].flops
+
+
+@pytest.mark.parametrize(
+    ("budget", "machine_text", "message"),
+    [
+        (Budget(dollars=5), None, "nobody has said what this machine costs; give --price-per-hour"),
+        (Budget(dollars=0.01), "8xH100", r"0\.01 dollars is too little; dollars="),
+        (Budget(seconds=1e12), "8xH100", "are 31,686 years; at most hours=87660"),
+        (Budget(flops=1e28), "8xH100", "would take 8 x H100 .* years; give more machines, or at most flops="),
+        (Budget(flops=1e5), "8xH100", r"is too little; flops="),
+        (Budget(seconds=30), "8xH100", "start-up alone takes"),
+    ],
+)  # fmt: skip
+def test_absurd_budgets_are_one_clear_line(budget, machine_text, message):
+    here, market = (fleet(machine_text), Market(tariff=TARIFF)) if machine_text else (machine(), Market())
+    with pytest.raises(ValueError, match=message) as caught:
+        decide(WEB, budget, here, market=market)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_least_dollars_that_are_named_suffice():
+    with pytest.raises(ValueError, match="dollars=") as caught:
+        decide(WEB, Budget(dollars=0.01), fleet(), market=Market(tariff=TARIFF))
+    dollars = float(str(caught.value).partition("dollars=")[2].split()[0])
+    decide(WEB, Budget(dollars=dollars), fleet(), market=Market(tariff=TARIFF))

@@ -8,7 +8,10 @@ import pytest
 import sterna
 from cluster.artifact import open_artifact
 from tests.train.plan.test_fit import made
+from train.plan import extrapolate, fit_run
 from train.plan.config import FitConfig
+from train.plan.fit_run import plan_fit
+from train.plan.forms import FORMS
 
 
 @pytest.fixture
@@ -40,6 +43,48 @@ def test_json_has_the_law_and_how_far_it_goes(table, tmp_path, capsys):
     assert made_by.manifest.counts == {"runs_in": 40, "fitted": 39, "left_out": 1}
     assert json.loads((tmp_path / "fit" / "law.json").read_text())["law"] == told["law"]
     assert {"fit", "frontier", "sizes", "residuals", "hidden"} == set(made_by.manifest.figures)
+
+
+def test_a_finished_fit_is_told_again_without_fitting(table, tmp_path, capsys, monkeypatch):
+    arguments = ["plan", "fit", str(table), "--resamples", "20", "--output", str(tmp_path / "fit"), "--json"]
+    assert sterna.main(arguments) == 0
+    first = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(fit_run, "_fitted", None)  # a second fit would fail
+    assert sterna.main(arguments) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out) == first
+    assert "already done" in told.err
+
+
+@pytest.fixture
+def _two_forms(monkeypatch):
+    monkeypatch.setattr(fit_run, "FORMS", {name: FORMS[name] for name in ("chinchilla", "one_exponent")})
+
+
+@pytest.mark.usefixtures("_two_forms")
+def test_the_choice_of_outliers_reaches_every_law(table):
+    told = plan_fit(FitConfig(runs=str(table), resamples=20)).told
+    kept = plan_fit(FitConfig(runs=str(table), resamples=20, outlier_sigmas=1e6)).told
+    assert not kept["outliers"]
+    assert kept["laws"]["one_exponent"] != told["laws"]["one_exponent"], "with the wrong record in it, the law is another"
+
+
+@pytest.mark.usefixtures("_two_forms")
+def test_chinchillas_law_is_resampled_once_where_it_is_the_chosen_one(tmp_path, monkeypatch):
+    runs, seen = made(40, 0.0), []
+    path = tmp_path / "runs.csv"
+    rows = zip(runs.parameters, runs.tokens, runs.loss, strict=True)
+    path.write_text("\n".join(["parameters,tokens,loss", *(f"{n},{d},{y}" for n, d, y in rows)]))
+    real = fit_run.bootstrap
+
+    def counted(fitted, *args, **options):
+        seen.append((fitted.form.name, len(fitted.runs)))
+        return real(fitted, *args, **options)
+
+    monkeypatch.setattr(fit_run, "bootstrap", counted)
+    monkeypatch.setattr(extrapolate, "bootstrap", counted)
+    assert plan_fit(FitConfig(runs=str(path), resamples=20)).told["chosen"]["law"] == "chinchilla"
+    assert seen.count(("chinchilla", 40)) == 1
 
 
 def test_the_printed_answer_names_law_outliers_and_counting(table, capsys):

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from train.plan.machine import Machine, Sample, Throughput, checkpoint_seconds, start_seconds, step_seconds
+from train.plan.catalogue import fleet_of, read_catalogue
+from train.plan.machine import Machine, Sample, Throughput, checkpoint_seconds, pause_seconds, start_seconds, step_seconds
+from train.plan.rented import rented
 from train.plan.shapes import shape_of_width
 from train.recipe import Recipe
 
@@ -61,5 +63,28 @@ def test_a_step_takes_longer_with_fewer_workers_more_tokens_or_more_to_exchange(
 
 
 def test_starts_and_checkpoints_grow_with_the_model():
-    assert start_seconds(LARGE) > start_seconds(SMALL) > 0
-    assert checkpoint_seconds(LARGE) > checkpoint_seconds(SMALL) > 0
+    here = machine()
+    assert start_seconds(LARGE, here) > start_seconds(SMALL, here) > 0
+    assert checkpoint_seconds(LARGE, here) > checkpoint_seconds(SMALL, here) > 0
+    assert pause_seconds(LARGE, here) == checkpoint_seconds(LARGE, here), "processors write it themselves"
+
+
+FLEET = rented(fleet_of("16xH100", read_catalogue()), vocab_size=32_000, sequence_length=2048)
+WIDE = shape_of_width(4096, vocab_size=32_000, max_length=2048)
+TRAINED = Recipe(
+    steps=10, global_batch=256, micro_batch=4, sequence_length=2048, learning_rate=1e-4, num_workers=16, zero_stage=1, precision="bfloat16"
+)
+
+
+def test_accelerators_wait_for_what_they_cannot_hide():
+    base = step_seconds(WIDE, TRAINED, FLEET)
+    assert step_seconds(WIDE, replace(TRAINED, zero_stage=3), FLEET) > base, "weights are gathered for every micro-batch"
+    assert step_seconds(WIDE, replace(TRAINED, gradient_checkpointing=True), FLEET) == pytest.approx(4 / 3 * base, rel=0.1)
+    assert step_seconds(WIDE, replace(TRAINED, offload="optimizer"), FLEET) > base
+    assert step_seconds(WIDE, replace(TRAINED, tensor=8, zero_stage=0), FLEET) > base
+    slow = replace(FLEET, network_bytes_per_s=1e9)
+    assert step_seconds(WIDE, TRAINED, slow) > 2 * base
+
+
+def test_a_checkpoint_of_accelerators_pauses_for_the_copy_only():
+    assert pause_seconds(WIDE, FLEET) < 0.2 * checkpoint_seconds(WIDE, FLEET)

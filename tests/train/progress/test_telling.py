@@ -14,8 +14,8 @@ RECIPE = Recipe(steps=100, global_batch=4, micro_batch=2, sequence_length=32, le
 
 
 def test_worker_zero_tells_and_the_others_are_silent(tmp_path: Path, monkeypatch):
-    told, shown = [], []
-    monkeypatch.setattr("train.progress.telling.ray_gauges", lambda run: shown.append)
+    told, shown, runs = [], [], []
+    monkeypatch.setattr("train.progress.telling.ray_gauges", lambda run: runs.append(run) or shown.append)
     meter = Meter(RECIPE, torch.device("cpu"), flops_per_token=1e6, peak=1e9, joules=lambda: 7200.0)
     with telling("pretrain", str(tmp_path / "0"), State(), meter, told.append) as voice:
         voice.report(Record(1, 3.0, 100, 0.5, 1e-3, 1.0, 0))
@@ -29,3 +29,4 @@ def test_worker_zero_tells_and_the_others_are_silent(tmp_path: Path, monkeypatch
         voice.report(Record(1, 3.0, 100, 0.5, 1e-3, 1.0, 0))
     assert not (tmp_path / "1").exists()
     assert len(told) == 2
+    assert runs == ["pretrain 0"]

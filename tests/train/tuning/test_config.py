@@ -25,6 +25,8 @@ def config(**fields: Any) -> TuneConfig:
         ({"method": "full", "merge": False}, "merge: full changes every weight"),
         ({"method": "adalora", "zero_stage": 2}, "zero_stage: adalora"),
         ({"method": "adalora", "objective": "preferences"}, "objective: adalora"),
+        ({"method": "ia3", "embeddings": True}, "embeddings: ia3 does not change them"),
+        ({"method": "lora", "zero_stage": 3}, "zero_stage: 3 keeps no embedding whole"),
     ],
 )
 def test_settings_refuse_nonsense_in_one_line(fields: dict[str, Any], message: str):
@@ -35,12 +37,19 @@ def test_settings_refuse_nonsense_in_one_line(fields: dict[str, Any], message: s
 
 def test_what_is_left_out_follows_from_the_method():
     assert (config().merged, config(merge=False).merged, config(method="prefix").merged) == (True, False, False)
-    assert (config().sharded, config(method="full").sharded, config(zero_stage=3).sharded) == (0, 2, 3)
+    assert (config().sharded, config(method="full").sharded, config(zero_stage=3, embeddings=False).sharded) == (0, 2, 3)
     assert config(method="dora").peak_learning_rate(256) == TRAITS["dora"].learning_rate
     assert config(method="dora").peak_learning_rate(2048) < TRAITS["dora"].learning_rate / 4
     assert config(method="bitfit").peak_learning_rate(2048) == TRAITS["bitfit"].learning_rate
     assert config(method="dora", objective="preferences").peak_learning_rate(256) == pytest.approx(TRAITS["dora"].learning_rate / 10)
     assert config(objective="preferences", learning_rate=0.5).peak_learning_rate(4096) == 0.5
+
+
+def test_embeddings_are_adapted_where_the_update_is_merged_and_no_targets_are_named():
+    assert config(method="rslora").adapts_embeddings
+    for fields in ({"merge": False}, {"targets": ["q_proj"]}, {"method": "dora"}, {"method": "full"}, {"embeddings": False}):
+        assert not config(**fields).adapts_embeddings
+        assert fields.get("method") or config(**fields | {"embeddings": True}).adapts_embeddings
 
 
 def test_every_setting_is_documented():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import typing
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 
 from tests.train.tuning.tuned import base, changed, config_of, logits
+from train.architectures import make_config, make_model
 from train.corpus import Sequences
 from train.loop import run
 from train.plain import PlainStepper
+from train.plan.shapes import Architecture, shape_of_width
 from train.recipe import Recipe
 from train.state import State
 from train.tuning.config import TRAITS, MethodName
@@ -57,6 +60,48 @@ def test_a_merged_model_computes_what_the_tuned_one_does(method: str, tiny_model
     assert (before - logits(base(tiny_model_dir))).abs().max() > 0.1
     write_model(METHODS[method].merge(tuned), tmp_path, dtype=torch.float32, tokenizer=tiny_model_dir)
     torch.testing.assert_close(logits(base(tmp_path)), before, rtol=1e-4, atol=1e-4)
+
+
+REFUSED = {
+    "sliding": {"bitfit"},
+    "alibi": {"ia3", "bitfit"},
+    "moe": {"dora", "bitfit"},
+    "ssm": {"ia3", "prefix", "adapter"},
+    "hybrid": {"ia3", "prefix"},
+    "linear": {"ia3", "prefix"},
+}
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")  # peft's own, of Mixtral's experts
+@pytest.mark.parametrize("architecture", typing.get_args(Architecture))
+def test_every_architecture_is_tuned_or_refused_in_one_line(architecture: str):
+    shape = shape_of_width(32, vocab_size=90, max_length=32, architecture=architecture)
+    tokens, positions = torch.arange(24).view(2, 12), torch.arange(12).expand(2, -1)
+    for method in METHODS:
+        model = make_model(make_config(shape)).train()  # Mamba-2 takes another path in training
+        config = config_of(method, rank=2, virtual_tokens=3)
+        if method in REFUSED.get(architecture, ()):
+            with pytest.raises(ValueError, match=r"^(targets|method): .*") as caught:
+                attach(model, config, 4)
+            assert "\n" not in str(caught.value)
+            continue
+        asked = objective(attach(model, config, 4), config, 4).train()
+        asked(tokens, tokens.roll(-1, 1), positions).backward()
+        moved = [name for name, p in asked.named_parameters() if p.requires_grad and p.grad is not None]
+        assert moved
+        beside = [name for name in moved if re.search(r"out_proj\..*(lora|up|down)", name)]
+        assert not (beside and architecture in ("ssm", "hybrid")), "fused kernels pass over what stands beside it"
+
+
+def test_adaptive_ranks_do_without_loss_scaling(tiny_model_dir: Path):
+    with pytest.raises(ValueError, match="precision: adalora judges updates by their gradients"):
+        attach(base(tiny_model_dir), config_of("adalora", precision="float16"), 4)
+
+
+def test_targets_are_for_methods_that_adapt_modules(tiny_model_dir: Path):
+    for method in ("full", "bitfit", "prompt", "prefix", "p_tuning"):
+        with pytest.raises(ValueError, match=f"targets: {method} adapts no modules"):
+            attach(base(tiny_model_dir), config_of(method, targets=("q_proj",)), 1)
 
 
 def test_targets_that_do_not_exist_are_one_line(tiny_model_dir: Path):

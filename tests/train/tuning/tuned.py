@@ -36,9 +36,9 @@ def logits(model: Any) -> torch.Tensor:
         return model.eval()(input_ids=torch.tensor([[4, 9, 17, 30, 60, 9]])).logits.float()
 
 
-def changed(method: str, folder: Path) -> Any:
+def changed(method: str, folder: Path, **changes: Any) -> Any:
     """A model tuned by `method`, with trained weights that are far from where they began."""
-    tuned = attach(base(folder), config_of(method), 10)
+    tuned = attach(base(folder), config_of(method, **changes), 10)
     torch.manual_seed(3)
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
