@@ -47,7 +47,7 @@ class LawReport:
         fitted = self.told["runs"] - len(self.told["outliers"])
         head = [f"L(N, D) = E + A/N^alpha + B/D^beta over {fitted} runs; {counted[self.told['embeddings']]}"]
         rows = [f"{name:>6}  {x['value']:>10.5g}   {x['low']:.5g} to {x['high']:.5g}" for name, x in self.told["law"].items()]
-        return "\n".join(head + rows + self._trust() + self._left_out() + self._asked())
+        return "\n".join(head + rows + self._trust() + self._left_out() + self._asked() + self._verified())
 
     def _trust(self) -> list[str]:
         chosen, found = self.told["chosen"], self.told["extrapolation"]
@@ -66,6 +66,15 @@ class LawReport:
             f"left out: line {row['line']:.0f}, {row['parameters']:.3g} parameters, {row['tokens']:.3g} tokens: loss {row['loss']:.4g}, "
             f"expected {row['expected']:.4g}"
             for row in self.told["outliers"]
+        ]
+
+    def _verified(self) -> list[str]:
+        if "verified" not in self.told:
+            return []
+        found, run = self.told["verified"], self.told["verified"]["run"]
+        return [
+            f"verified: {run['parameters']:,} parameters on {run['tokens']:,} tokens: predicted {found['predicted']['value']:.4g} "
+            f"({found['predicted']['low']:.4g} to {found['predicted']['high']:.4g}), measured {run['loss']:.4g}: {found['error']:+.2%}"
         ]
 
     def _asked(self) -> list[str]:

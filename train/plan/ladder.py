@@ -105,11 +105,11 @@ def _too_little(budget: Budget, data: Data, sizes: int, of: Callable[[Budget], l
 def verifier(rungs: Sequence[Rung], data: Data) -> Rung:
     """A model four times the ladder's largest, on the tokens of its largest."""
     largest = max(rungs, key=lambda rung: (rung.shape.num_parameters, rung.positions))
-    wanted = 4 * largest.shape.num_parameters
+    wanted, architecture = 4 * largest.shape.num_parameters, largest.shape.architecture
     shapes = [
-        shape_of_width(width, vocab_size=data.vocab_size, max_length=data.sequence_length, architecture=largest.shape.architecture)
-        for width in range(32, 8192, 32)
-        if _is_whole_heads(width)
+        shape_of_width(width, vocab_size=data.vocab_size, max_length=data.sequence_length, architecture=architecture)
+        for width in range(32, 8192, 8)
+        if architecture == "dense" or _is_whole_heads(width)
     ]
     shape = min(shapes, key=lambda shape: abs(math.log(shape.num_parameters / wanted)))
     precision: Precision = "bfloat16" if largest.recipe.precision == "bfloat16" else "float32"
@@ -148,6 +148,7 @@ def _rung(shape: ModelShape, positions: float, data: Data, precision: Precision,
     recipe = Recipe(
         steps=steps, global_batch=batch, micro_batch=micro, sequence_length=length, learning_rate=learning_rate(flops),
         warmup_steps=max(1, steps // 10), zero_stage=0, precision=precision, num_workers=1, checkpoint_every=steps, seed=seed,
+        guard=0.0,  # of one or two sequences a batch, losses leap without anything being wrong
     )  # fmt: skip
     return Rung(name, shape, recipe, steps * batch * length * per_token)
 

@@ -70,14 +70,14 @@ def _planned(config: SweepConfig, tokens: Artifact, data: Data, draft: Draft) ->
     precision = "bfloat16" if use_bfloat16(config.precision, device) else "float32"
     kept = draft.dir / "rungs" / "throughput.json"
     rates = json.loads(kept.read_text()) if kept.exists() else _rates(config, tokens, data, precision, threads, device)
-    kept.parent.mkdir(exist_ok=True)
-    kept.write_text(json.dumps(rates))
-    draft.scratch.append("rungs")
     throughput = _throughput(rates, data, config)
     rungs = ladder(
         data, Budget.parse(config.budget), throughput, slots=slots, sizes=config.sizes, precision=precision, seed=config.seed,
         architecture=config.architecture,
     )  # fmt: skip
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(json.dumps(rates))
+    draft.scratch.append("rungs")
     sizes = sorted({rung.shape.num_parameters for rung in rungs})
     say(
         f"{len(rungs)} runs, {sizes[0] / 1e6:.2f} to {sizes[-1] / 1e6:.2f} M parameters on up to {rungs[0].positions / 1e6:.2f} M tokens, "

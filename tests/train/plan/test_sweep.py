@@ -7,9 +7,11 @@ import pytest
 
 import sterna
 from tests.train.plan.test_run import write_tokens
+from train.plan import fit_run
 from train.plan import measure as measure_module
 from train.plan import sweep as sweep_module
 from train.plan.config import PlanConfig, SweepConfig
+from train.plan.forms import FORMS
 from train.plan.run import plan_run
 from train.plan.runs import read_runs
 from train.plan.sweep import plan_sweep
@@ -20,6 +22,7 @@ def _quick(monkeypatch):
     monkeypatch.setattr(measure_module, "_TOKENS", 128)
     real = measure_module.measure
     monkeypatch.setattr(measure_module, "measure", lambda *args, **options: real(*args, **options, seconds=0.05))
+    monkeypatch.setattr(fit_run, "FORMS", {name: FORMS[name] for name in ("chinchilla", "one_exponent")})
     monkeypatch.setattr(sweep_module, "_room", lambda most: (1, 1))  # one process that imports torch is enough
 
 
@@ -43,7 +46,9 @@ def test_a_sweep_its_law_and_a_plan_by_it(tokens, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(sweep_module, "_side_by_side", until_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         plan_sweep(config)
-    told = plan_sweep(config).told
+    report = plan_sweep(config)
+    told = report.told
+    assert "verified: " in str(report)
     assert len(trained) == len(set(trained)) == 7, "six runs and the one that verifies, each once"
     assert "of 6 runs are there already" in capsys.readouterr().err
     assert len(told["rungs"]) == 6
