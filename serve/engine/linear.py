@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import embedding, linear
 
 from serve.engine.native.linear import NativeLinear, fits
 from serve.engine.quantised import Scheme
 
-__all__ = ["Dense", "Grouped", "Int8", "Linear", "Side", "Stored", "fuse", "widened"]
+__all__ = ["Dense", "Grouped", "Int8", "Linear", "Rows", "Side", "Stored", "fuse", "values", "widened"]
 
 Linear = Callable[[Tensor], Tensor]
 INT8_TOKENS = 32
@@ -111,7 +111,7 @@ class Grouped:
         self._blocked: Tensor | None = None
         fitting = self._group in _INT4_GROUPS and columns % self._group == 0 and len(packed) % _INT4_ROWS == 0
         if scheme.bits == 4 and packed.device.type == "cpu" and scale.dtype == torch.bfloat16 and fitting:
-            values = (_values(packed, scheme, columns) + scheme.offset).to(torch.int32)
+            values = (_values_of(packed, scheme, columns) + scheme.offset).to(torch.int32)
             self._blocked, self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(values, 2), None
             self._scales_zeros = torch.stack([self.scale, torch.zeros_like(self.scale)], -1).transpose(0, 1).contiguous()
 
@@ -132,11 +132,11 @@ class Grouped:
         return _biased(torch.cat(products, -1), self.bias)
 
     def _widened(self, packed: Tensor, scale: Tensor) -> Tensor:
-        values = _values(packed, self._scheme, self._columns).to(scale.dtype)
+        values = _values_of(packed, self._scheme, self._columns).to(scale.dtype)
         return values.mul_(scale.repeat_interleave(self._group, 1)[:, : self._columns])
 
 
-def _values(packed: Tensor, scheme: Scheme, columns: int) -> Tensor:
+def _values_of(packed: Tensor, scheme: Scheme, columns: int) -> Tensor:
     """uint8 as in `Stored` to the values, int8 [N, K]."""
     if scheme.bits == 8:
         return (packed ^ 0x80).view(torch.int8)
@@ -144,14 +144,33 @@ def _values(packed: Tensor, scheme: Scheme, columns: int) -> Tensor:
     return nibbles.view(torch.int8) - scheme.offset
 
 
+class Rows:
+    """A matrix [N, K] whose rows are looked up, held as it is stored: `rows(tokens [T])` is [T, K] in `dtype`."""
+
+    def __init__(self, stored: Stored, dtype: torch.dtype) -> None:
+        self._stored, self._dtype = stored, dtype
+        self.weight = stored.weight
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        stored = self._stored
+        if stored.scale is None:
+            return embedding(tokens, self.weight)
+        return widened(Stored(self.weight[tokens], None, stored.scheme, stored.columns, stored.scale[tokens]), self._dtype)
+
+
+def values(stored: Stored) -> Tensor:
+    """The integers [N, K] of a quantised matrix, int8."""
+    assert stored.scheme is not None
+    return _values_of(stored.weight, stored.scheme, stored.columns)
+
+
 def widened(stored: Stored, dtype: torch.dtype) -> Tensor:
     """The matrix [N, K] in `dtype`, each value rounded once."""
     if stored.scheme is None or stored.scale is None:
         return stored.weight.to(dtype)
-    values, groups = _values(stored.weight, stored.scheme, stored.columns), stored.scale.shape[1]
-    wide = torch.promote_types(dtype, torch.float32)
-    product = values.to(wide).view(len(values), groups, -1) * stored.scale.to(wide)[:, :, None]
-    return product.view(values.shape).to(dtype)
+    integers, wide = values(stored), torch.promote_types(dtype, torch.float32)
+    product = integers.to(wide).view(len(integers), stored.scale.shape[1], -1) * stored.scale.to(wide)[:, :, None]
+    return product.view(integers.shape).to(dtype)
 
 
 def _slab_rows(columns: int) -> int:
@@ -192,7 +211,7 @@ def fuse(parts: Sequence[Stored], *, native: bool = False) -> Linear:
     if scheme is None or scale is None:
         return Dense(weight, bias)
     if scheme == Scheme(8):
-        return Int8(_values(weight, scheme, columns), scale, bias)
+        return Int8(_values_of(weight, scheme, columns), scale, bias)
     return Grouped(weight, scheme, columns, scale, bias)
 
 

@@ -12,10 +12,10 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, gelu, layer_norm, rms_norm, silu
+from torch.nn.functional import gelu, layer_norm, rms_norm, silu
 
 from serve.engine.experts import Mixture
-from serve.engine.linear import Dense, Linear
+from serve.engine.linear import Dense, Linear, Rows
 from serve.engine.parts import Layer, Mlp, parts_of
 from serve.engine.rope import Rotation
 from serve.engine.shape import Shape
@@ -37,12 +37,13 @@ class Model:
     def __init__(self, shape: Shape, weights: Weights, dtype: torch.dtype, device: torch.device, max_length: int) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
         parts = parts_of(shape, weights)
-        self._embedding = weights.table(parts.embedding)
+        embedding = weights.stored(parts.embedding)
+        self._embedding = Rows(embedding, dtype)
         self._layers = weights.side_by_side(partial(_Layer, shape, weights), parts.layers)
         self._norm = _Norm(shape, weights, parts.norm)
         # our own kernels want the matrix in their own layout
         shared = parts.head is None and not weights.all_native and weights.is_plain(parts.embedding)
-        self._head: Linear = Dense(self._embedding) if shared else weights.linear(parts.head or parts.embedding)
+        self._head: Linear = Dense(embedding.weight) if shared else weights.linear(parts.head or parts.embedding)
         self._rotaries = [_Rotary(Rotation(rope, max_length, device), dtype) for rope in shape.ropes]
 
     @torch.inference_mode()
@@ -62,7 +63,7 @@ class Model:
     @torch.inference_mode()
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend, adapters: Adapters | None = None) -> Tensor:
         """[T, hidden]: what the head reads, after the last norm."""
-        x = embedding(tokens, self._embedding)
+        x = self._embedding(tokens)
         if self.shape.embedding_multiplier != 1:
             x = x * torch.tensor(self.shape.embedding_multiplier, dtype=x.dtype)  # rounded to the model's type, as transformers does
         turns = [rotary.at(positions) for rotary in self._rotaries]

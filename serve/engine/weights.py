@@ -82,7 +82,6 @@ class Weights:
     def __init__(self, folder: Path, config: dict[str, Any], dtype: torch.dtype, device: torch.device, *, native: bool = False) -> None:
         self._folder, self._dtype, self._device, self.native = folder, dtype, device, native
         self._made: dict[tuple[str, ...], Linear] = {}
-        self._tables: dict[str, Tensor] = {}
         self._quantisation = Quantisation.of(config.get("quantization_config"), str(folder))
         try:
             self._shards = _shards(folder)
@@ -145,12 +144,8 @@ class Weights:
         return not any(f"{module}.{name}" in self for name in ("weight_packed", "weight_scale", "weight_bitmask", "weight_right"))
 
     def table(self, module: str) -> Tensor:
-        """A matrix [N, K] whose rows are looked up, in the engine's type; one that is stored otherwise is widened, once."""
-        if self.is_plain(module):
-            return self.tensor(f"{module}.weight")
-        if module not in self._tables:
-            self._tables[module] = widened(self._projection(module), self._dtype)
-        return self._tables[module]
+        """A module's weight [N, K] in the engine's type, however it is stored."""
+        return widened(self.stored(module), self._dtype)
 
     def optional(self, name: str) -> Tensor | None:
         """A tensor that only some families have."""
@@ -170,7 +165,7 @@ class Weights:
         Made once on our own kernels: the decoder and the piecewise model beside it share what they were packed into."""
         if modules in self._made:
             return self._made[modules]
-        stored = [self._projection(module) for module in modules]
+        stored = [self.stored(module) for module in modules]
         made = fuse(stored, native=self.native)
         if self.native:  # our own kernels have copied them
             self._made[modules] = made
@@ -185,7 +180,8 @@ class Weights:
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
             return list(threads.map(make, range(len(parts)), parts))
 
-    def _projection(self, module: str) -> Stored:
+    def stored(self, module: str) -> Stored:
+        """A module's weight and bias, as they are held in memory."""
         bias = self.optional(f"{module}.bias")
         if self.is_plain(module):
             return Stored(self.tensor(_matrix(module)), bias)

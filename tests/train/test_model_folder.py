@@ -98,10 +98,15 @@ def test_weights_and_tokenizers_that_are_cut_short_are_one_line(plain_copy: Path
 
 def test_quantised_weights_are_loaded_dense(tmp_path: Path, tiny_model_dir: Path):
     """The decoder alone must work too: transformers itself decompresses only at the whole model's first forward."""
-    from train.compress.quantize import export_int8, load_dense, plan_int8
+    from train.compress.calibrate import matrices, weight_of
+    from train.compress.candidates import degraded
+    from train.compress.export import export
+    from train.compress.options import option
+    from train.compress.quantize import load_dense
 
     original = load_dense(tiny_model_dir)
-    export_int8(original, plan_int8(original, lm_head=False), tiny_model_dir, tmp_path)
+    names = [matrix.name for matrix in matrices(original) if matrix.role == "linear"]
+    export(original, {name: degraded(weight_of(original, name), option("int8"), None) for name in names}, tiny_model_dir, tmp_path)
     assert is_quantised(tmp_path)
     assert not is_quantised(tiny_model_dir)
     ids = torch.tensor([[5, 6, 7]])

@@ -73,7 +73,7 @@ def row_of(matrix: CompressibleMatrix, variant: Variant | None, reason: str) -> 
         "columns": matrix.columns,
         "option": variant.option.name if variant else "keep",
         "bytes_before": matrix.bytes,
-        "bytes_after": variant.bytes if variant else matrix.bytes,
+        "bytes_after": matrix.stored_bytes(variant.option) if variant else matrix.bytes,
         "has_kernel": variant is None or has_kernel(variant.option),
         "reason": reason,
     }

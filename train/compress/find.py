@@ -98,7 +98,9 @@ def offer(
         for name, variant in variants.get(matrix.name, {}).items():
             key = (matrix.name, name)
             harm, reason = (alone[key], "measured alone") if key in alone else (predicted[key].kl, "predicted from gradients")
-            candidates.append(replace(row, option=name, bytes=variant.bytes, harm=harm, seconds=time(variant.option), reason=reason))
+            candidates.append(
+                replace(row, option=name, bytes=matrix.stored_bytes(variant.option), harm=harm, seconds=time(variant.option), reason=reason)
+            )
     return Offer(candidates, variants)
 
 

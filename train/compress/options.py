@@ -130,7 +130,7 @@ def fitting_group(group_size: int, columns: int) -> int:
     (64, 64, 0)
     """
     while group_size and columns % group_size:
-        group_size = group_size // 2 if group_size > 16 else 0
+        group_size = group_size // 2 if group_size > 32 else 0  # fewer than 32 have no kernel
     return 0 if group_size == columns else group_size
 
 

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from serve.engine.linear import Side
+from serve.engine.linear import Side, values, widened
 from serve.engine.native.cache import NativeCache, Workspace
 from serve.engine.native.library import load
 from serve.engine.native.linear import NativeLinear
@@ -57,11 +57,11 @@ class _Decoder(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_int64)
-            for name in ("num_layers", "hidden", "mlp", "heads", "kv_heads", "head_dim", "rotary", "vocab", "activation")
+            for name in ("num_layers", "hidden", "mlp", "heads", "kv_heads", "head_dim", "rotary", "vocab", "activation", "embedding_group")
         ),
         *((name, ctypes.c_double) for name in ("norm_eps", "attention_scale", "attention_cap", "logit_cap")),
         *((name, ctypes.c_double) for name in ("embedding_multiplier", "residual_multiplier", "logit_multiplier")),
-        *((name, ctypes.c_void_p) for name in ("embedding", "layers", "norm")),
+        *((name, ctypes.c_void_p) for name in ("embedding", "embedding_scales", "layers", "norm")),
         ("head", _Product),
     )
 
@@ -98,7 +98,7 @@ class NativeDecoder:
         self.shape = shape
         self._kept: list[NativeLinear | Tensor] = []  # what the C structs point to
         parts = parts_of(shape, weights)
-        embedding = self._keep(weights.table(parts.embedding).contiguous())
+        embedding, scales, group = self._table(weights, parts.embedding)
         self._layers = (_Layer * shape.num_layers)(*weights.side_by_side(partial(self._layer, weights), parts.layers))
         self._struct = _Decoder(
             shape.num_layers,
@@ -110,6 +110,7 @@ class NativeDecoder:
             shape.ropes[0].dim if shape.ropes else 0,
             shape.vocab_size,
             _ACTIVATIONS[shape.activation],
+            group,
             shape.norm_eps,
             shape.attention_scale,
             shape.attention_soft_cap or 0.0,
@@ -118,6 +119,7 @@ class NativeDecoder:
             shape.residual_multiplier,
             shape.logit_multiplier,
             embedding.data_ptr(),
+            None if scales is None else scales.data_ptr(),
             ctypes.addressof(self._layers),
             self._norm(weights, parts.norm),
             self._product(weights, parts.head or parts.embedding),
@@ -149,6 +151,14 @@ class NativeDecoder:
             self.shape.windows[index] or 0,
             -1 if rope is None else rope,
         )
+
+    def _table(self, weights: Weights, module: str) -> tuple[Tensor, Tensor | None, int]:
+        """What tokens are looked up in: int8 with its scales and the columns of one, where it is stored in integers; else bf16."""
+        stored = weights.stored(module)
+        group = 0 if stored.scheme is None else stored.scheme.group or stored.columns
+        if stored.scale is None or group % 16:
+            return self._keep(widened(stored, self.dtype).contiguous()), None, 0
+        return self._keep(values(stored)), self._keep(stored.scale.float().contiguous()), group
 
     def _keep(self, tensor: Tensor) -> Tensor:
         self._kept.append(tensor)

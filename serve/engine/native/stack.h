@@ -30,8 +30,10 @@ struct Layer {  // null: the family has none; norms are [width] float32
 struct Decoder {
     int64_t num_layers, hidden, mlp, heads, kv_heads, head_dim, rotary, vocab;
     int64_t activation;  // 0 silu, 1 gelu (tanh)
+    int64_t embedding_group;  // columns that share a scale
     double norm_eps, attention_scale, attention_cap, logit_cap, embedding_multiplier, residual_multiplier, logit_multiplier;
-    const uint16_t* embedding;  // bf16 [vocab, hidden]
+    const void* embedding;          // [vocab, hidden]: bf16, or int8 where there are scales
+    const float* embedding_scales;  // [vocab, hidden / embedding_group], or null
     const Layer* layers;
     const float* norm;
     Product head;
@@ -174,9 +176,14 @@ private:
         const __m512 multiplier = _mm512_set1_ps(d.embedding_multiplier);
         for (long i = range.begin; i < range.end; i++)
             for (long c = 0; c < d.hidden; c += 16)
-                _mm512_storeu_ps(b.x + i * d.hidden + c,
-                                 _mm512_mul_ps(load_some(d.embedding + step.tokens[i] * d.hidden + c, 0xffff), multiplier));
+                _mm512_storeu_ps(b.x + i * d.hidden + c, _mm512_mul_ps(embedding(step.tokens[i] * d.hidden + c), multiplier));
         barrier.wait(threads);
+    }
+
+    __m512 embedding(long at) const {  // 16 values
+        if (!d.embedding_scales) return load_some(static_cast<const uint16_t*>(d.embedding) + at, 0xffff);
+        const __m128i values = _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const int8_t*>(d.embedding) + at));
+        return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(values)), _mm512_set1_ps(d.embedding_scales[at / d.embedding_group]));
     }
 
     auto normed(const float* weight) {

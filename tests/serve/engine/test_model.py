@@ -230,10 +230,10 @@ def test_on_our_own_kernels_a_token_is_the_same_alone_or_in_company(case: str, t
 def test_tied_heads_share_the_embedding_and_mapped_weights_are_not_copied(tiny_model_dir: Path) -> None:
     """In the type it is stored in, a matrix that needs no other layout is the file's own memory."""
     model = Engine.load(tiny_model_dir, EngineConfig(dtype="float32")).runner.model
-    assert model._head.weight.data_ptr() == model._embedding.data_ptr()
+    assert model._head.weight.data_ptr() == model._embedding.weight.data_ptr()
     maps = Path("/proc/self/maps")
     if maps.exists():
-        address = model._embedding.data_ptr()
+        address = model._embedding.weight.data_ptr()
         lines = (line.split() for line in maps.read_text().splitlines() if line.endswith("model.safetensors"))
         spans = [[int(end, 16) for end in line[0].split("-")] for line in lines]
         assert any(low <= address < high for low, high in spans)

@@ -15,14 +15,18 @@ from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.native.library import refusal
 from serve.engine.request import Sampling
-from train.compress.quantize import export_int8, load_dense, plan_int8
+from train.compress.calibrate import matrices, weight_of
+from train.compress.candidates import degraded
+from train.compress.export import export
+from train.compress.options import option
+from train.compress.quantize import load_dense
 
 
 def quantised(source: Path, output: Path, *, lm_head: bool = False) -> Path:
-    """`source` in int8, by the library that defines the format."""
+    """`source` with its linear layers in int8."""
     model = load_dense(source, torch.float32)
-    output.mkdir()
-    export_int8(model, plan_int8(model, lm_head=lm_head), source, output)
+    names = [m.name for m in matrices(model) if m.role == "linear" or (m.role == "head" and lm_head)]
+    export(model, {name: degraded(weight_of(model, name), option("int8"), None) for name in names}, source, output)
     return output
 
 

@@ -74,6 +74,10 @@ def test_a_mixed_plan_gives_the_same_logits_in_transformers_and_in_our_engine(mo
     assert torch.equal(logits_of(from_transformers(tmp_path)), expected)
     torch.testing.assert_close(engine_logits(tmp_path), expected, rtol=0, atol=1e-4)
     assert not torch.allclose(expected, logits_of(load_dense(tiny_model_dir, torch.float32)), atol=1e-3)
+    described = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert (described["quant_method"], described["quantization_status"]) == ("compressed-tensors", "compressed")
+    assert described["format"] == ("pack-quantized" if embedding == "keep" else "mixed-precision")
+    assert all(name in described["ignore"] for name, variant in variants.items() if variant.option.kind == "keep" and "layers" in name)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,11 @@ from serve.engine.native.decoder import NativeDecoder, Pass, supported
 from serve.engine.native.library import refusal
 from serve.engine.shape import Shape
 from serve.engine.weights import Weights, read_config
+from train.compress.calibrate import weight_of
+from train.compress.candidates import degraded
+from train.compress.export import export
+from train.compress.options import option
+from train.compress.quantize import load_dense
 
 pytestmark = pytest.mark.skipif(refusal() is not None, reason=f"native kernels: {refusal()}")
 
@@ -133,6 +138,23 @@ def test_states_are_what_the_head_reads(tmp_path: Path) -> None:
     states, logits = decoder.run(work, make_cache(shape), states=True), decoder.run(work, make_cache(shape))
     assert states.shape == (3, 64)
     torch.testing.assert_close(model._head(states), logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("embedding", ["int8", "int8-g32", "int4", "int5-g32", "sparse50-magnitude"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_compressed_embedding_is_looked_up_as_the_model_does(tied: bool, embedding: str, tmp_path: Path) -> None:
+    save(tmp_path / "dense", "Llama", tie_word_embeddings=tied)
+    dense = load_dense(tmp_path / "dense")
+    name = "model.embed_tokens"
+    export(dense, {name: degraded(weight_of(dense, name), option(embedding), None)}, tmp_path / "dense", tmp_path / "compressed")
+    shape, decoder, model = load(tmp_path / "compressed")
+    tokens = list(range(100))
+    whole = Pass()
+    whole.add(0, tokens, range(10), 100)
+    logits = decoder.run(whole, make_cache(shape))
+    error = (logits - expected(model, tokens)).abs() / logits.std()
+    assert error[0].max() < (1e-3 if tied else 1e-5), "an int8 output layer reads states in 16 bits"
+    assert error.mean() < 4e-4
 
 
 def test_what_the_stack_does_not_know_is_known_beforehand(tmp_path: Path) -> None:
