@@ -2,13 +2,14 @@
 
 Promise: one table from `runs/compression.json`; everything shown is measured on held-out prompts (programming problems, prompts of
 48 tokens with the model's own 64-token greedy completions). A finished figure is not measured again, so an interrupted run goes on.
-Price on one core, for models/tiny-code: budgets 4 min, equal 6, greedy 12, promise 20, shapes 4, cost 2.
+Price on one core, for models/tiny-code: budgets 4 min, equal 6, greedy 12, promise 25, shapes 4, cost 2.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,16 +40,24 @@ class Figures:
 
     def __init__(self, place: Path, *, fresh: bool) -> None:
         self._place = place
-        self.all: dict[str, Any] = json.loads(place.read_text()) if place.exists() and not fresh else {}
+        if fresh:
+            place.unlink(missing_ok=True)
+        self.all = self._read()
 
     def once(self, part: str, name: str, make: Callable[[], Any]) -> Any:
         """The figure `name` of `part`, measured unless it is there."""
-        rows = self.all.setdefault(part, {})
-        if name not in rows:
-            rows[name] = make()
+        if name not in self.all.setdefault(part, {}):
+            made = make()
+            self.all = self._read()  # another process may have measured another part meanwhile
+            self.all.setdefault(part, {})[name] = made
             self._place.parent.mkdir(parents=True, exist_ok=True)
-            self._place.write_text(json.dumps(self.all, indent=1))
-        return rows[name]
+            scratch = self._place.with_suffix(f".{os.getpid()}")
+            scratch.write_text(json.dumps(self.all, indent=1))
+            scratch.replace(self._place)
+        return self.all[part][name]
+
+    def _read(self) -> dict[str, Any]:
+        return dict(json.loads(self._place.read_text())) if self._place.exists() else {}
 
 
 def main() -> None:
@@ -113,7 +122,7 @@ def _ours(bench: Bench, kept: Figures, part: str, name: str, candidates: list[Ca
 
 def _greedy(bench: Bench, kept: Figures) -> None:
     """Changes one by one in order of harm, by first divergent tokens and by perplexity, at the sizes of our budgets."""
-    fdt, texts = bench.probe(bench.parts["search"][:64]), probe_of(bench.dense, text_reference(bench, bench.parts["search"][:48]))
+    fdt, texts = bench.probe(bench.parts["search"][:48]), probe_of(bench.dense, text_reference(bench, bench.parts["search"][:32]))
     for candidate in bench.offer.candidates:
         name, chosen = candidate.matrix, candidate.option
         if chosen != "keep":

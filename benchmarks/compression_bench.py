@@ -34,7 +34,7 @@ from train.compress.store import Store
 
 __all__ = ["OPTIONS", "Bench", "figures", "parts_of", "some"]
 
-OPTIONS = "int8,int6,int5,int4,int4-g32,int3"
+OPTIONS = "int8,int6,int5,int4,int4-g32,int3,int2"
 PROMPT_TOKENS, COMPLETION_TOKENS = 48, 64
 SIZES = {"held_out": 256, "search": 96, "calibration": 96, "fresh": 256}
 

@@ -89,19 +89,27 @@ def offer(
     with progress("compress: gradients", len(probe.batches), "batches") as advance:
         predicted = scores(probe, dense, draws=draws, seed=seed, done=advance)
     alone = _measured(probe, dense, _unsure(predicted, variants, measured))
-    candidates = []
-    for matrix in found:
-        time = partial(seconds, rows=matrix.rows, columns=matrix.columns) if seconds else lambda _: 0.0
-        keep = option("keep")
-        row = Candidate(matrix=matrix.name, option="keep", bytes=matrix.bytes, harm=0.0, seconds=time(keep), reason="as it was")
-        candidates.append(row)
-        for name, variant in variants.get(matrix.name, {}).items():
-            key = (matrix.name, name)
-            harm, reason = (alone[key], "measured alone") if key in alone else (predicted[key].kl, "predicted from gradients")
-            candidates.append(
-                replace(row, option=name, bytes=matrix.stored_bytes(variant.option), harm=harm, seconds=time(variant.option), reason=reason)
-            )
-    return Offer(candidates, variants)
+    harms = {key: (score.kl, "predicted from gradients") for key, score in predicted.items()}
+    harms |= {key: (harm, "measured alone") for key, harm in alone.items()}
+    rows = [row for matrix in found for row in _rows(matrix, variants.get(matrix.name, {}), harms, seconds)]
+    return Offer(rows, variants)
+
+
+def _rows(
+    matrix: CompressibleMatrix,
+    variants: Mapping[str, Variant],
+    harms: Mapping[tuple[str, str], tuple[float, str]],
+    seconds: Seconds | None,
+) -> list[Candidate]:
+    """What may become of one matrix: being kept, and its variants."""
+    time = partial(seconds, rows=matrix.rows, columns=matrix.columns) if seconds else lambda _: 0.0
+    keep = option("keep")
+    kept = Candidate(matrix=matrix.name, option=keep.name, bytes=matrix.bytes, harm=0.0, seconds=time(keep), reason="as it was")
+    rows = [kept]
+    for name, variant in variants.items():
+        harm, reason = harms[matrix.name, name]
+        rows.append(replace(kept, option=name, bytes=variant.bytes, harm=harm, seconds=time(variant.option), reason=reason))
+    return rows
 
 
 def _variants(
