@@ -33,7 +33,7 @@ def tokens(tmp_path_factory, tiny_model_dir):
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_sweep_its_law_and_a_plan_by_it(tokens, tmp_path, monkeypatch, capsys):
-    config = SweepConfig(tokens=tokens, output=str(tmp_path / "law"), budget="flops=4e10", sizes=2, resamples=20, verify=True)
+    config = SweepConfig(tokens=tokens, output=str(tmp_path / "law"), budget="flops=1.5e10", sizes=2, resamples=20, verify=True)
     trained, real = [], sweep_module._side_by_side
 
     def until_the_fourth(rungs, *rest):
