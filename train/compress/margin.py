@@ -7,7 +7,7 @@ other time: both sets of prompts err, and the certificate adds a bound of its ow
 With p the figure on the search's prompts, s its standard error there and s' what it will be on the certificate's prompts, the
 certificate says p' + z s' of a p' whose error is relative, since prompts differ in how much they diverge and a lucky draw shows too
 little of both figure and spread: p' stays below f p with f = exp(z √(s² + s'²) / p), z = 1.645, and s' grows with √p'. So
-f p + √f z s' covers it (simulated in the tests; with the symmetric p + z √(s² + s'²) 84 to 91 % of draws are covered, not 95). Few divergent
+f p + √f z s' covers it (simulated in the tests; the symmetric p + z √(s² + s'²) covers 84 to 91 % of draws, not 95). Few divergent
 tokens are not normal: the Clopper-Pearson bound exceeds p' + z s' by about (z² + 2) / 3 tokens, added in units of the design effect.
 """
 
