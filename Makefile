@@ -63,7 +63,7 @@ $(PEERS_CURATE_READY): benchmarks/peers-curate.txt
 
 # Each line goes on where it stopped, or is passed over when its figures are there, so an interrupted `make prove` is simply run again;
 # delete runs/ (or add --fresh) to measure anew. On 2 free cores: slow tests some minutes, the long run 30, the five small ones 15, curation beside its peer 15,
-# what selection does 15, ways of tuning 20, the storm 25,
+# what selection does 15, ways of tuning 40, compression 60, the storm 25,
 # drafting 15, serving 10, the engine beside its peers about 90 (the 1B shape takes most of it).
 prove: $(READY) $(PEERS_READY) $(PEERS_CURATE_READY)  ## the long proofs: slow tests, the long run, benchmarks beside their peers
 	$(BIN)/python -m pytest -m slow tests
@@ -83,6 +83,7 @@ prove: $(READY) $(PEERS_READY) $(PEERS_CURATE_READY)  ## the long proofs: slow t
 	test -e runs/train.json || $(BIN)/python -m benchmarks.train --json runs/train.json
 	test -e runs/checkpoints.json || $(BIN)/python -m benchmarks.checkpoints --json runs/checkpoints.json
 	$(BIN)/python -m benchmarks.architectures --output runs/architectures.json
+	$(BIN)/python -m benchmarks.compression --model $(STERNA_MODELS)/tiny-code --data $(STERNA_DATA)
 	$(BIN)/python -m benchmarks.storm
 	$(BIN)/python -m benchmarks.drafting
 	$(BIN)/python -m benchmarks.serve

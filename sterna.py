@@ -55,7 +55,9 @@ class Verb:
     @property
     def table(self) -> str:
         """The verb's table in a TOML file: the function's name, or the group's for `plan run`."""
-        return {"plan_run": "plan", "plan_fit": "fit"}.get(self.function.split(":")[1], self.function.split(":")[1])
+        return {"plan_run": "plan", "plan_fit": "fit", "plan_explain": "explain", "plan_sweep": "sweep"}.get(
+            self.function.split(":")[1], self.function.split(":")[1]
+        )
 
 
 VERBS: dict[str, Verb] = {
@@ -71,6 +73,12 @@ VERBS: dict[str, Verb] = {
     "plan fit": Verb("train.plan.config:FitConfig", "train.plan.fit_run:plan_fit",
                      "a table of runs -> the scaling law they follow, with intervals, tested on its largest runs", "runs",
                      "sterna plan fit runs.csv --predict 1e9:20e9 --plot fit.png"),
+    "plan sweep": Verb("train.plan.config:SweepConfig", "train.plan.sweep:plan_sweep",
+                       "tokens and a budget -> a ladder of small models, and the scaling law of this text", "tokens",
+                       "sterna plan sweep runs/tokens --budget minutes=12 --output runs/law"),
+    "plan explain": Verb("train.plan.config:ExplainConfig", "train.plan.explain:plan_explain",
+                         "a plan -> why it is what it is, term by term, and what twice the budget would buy", "plan",
+                         "sterna plan explain runs/plan"),
     "pretrain": Verb("train.config:PretrainConfig", "train.pretrain:pretrain",
                      "a plan -> a trained model (Ray Train, DeepSpeed ZeRO; resumes)", "plan",
                      "sterna pretrain runs/plan --output runs/base"),

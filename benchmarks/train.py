@@ -39,7 +39,7 @@ RECIPE = Recipe(
     precision="float32",
 )  # fmt: skip
 FIFTY = replace(RECIPE, steps=50, global_batch=8, sequence_length=64)
-STRETCH, PAIRS = 12, 8  # steps, much longer than a checkpoint is being written; with one and without
+STRETCH, PAIRS = 10, 6  # steps, much longer than a checkpoint is being written; with one and without
 KEPT = replace(
     RECIPE, steps=2 * STRETCH * (PAIRS + 1), checkpoint_every=2 * STRETCH, guard=0.0
 )  # the guard's own copies would fall unevenly

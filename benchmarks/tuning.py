@@ -1,9 +1,9 @@
 """Ways of tuning side by side: the same model, conversations, steps and arithmetic; what each trains, weighs, costs and learns.
 
 Promise: one table from `runs/tuning.json`; losses are of held-out answers, in nats per token; speeds are medians of steps that take
-turns in one process, so that a busy moment hits all alike; each method's learning rate is the best of a short sweep on the training
-data's own tail, which the final runs do not see before. A finished part is not run again, so an interrupted run goes on.
-Price: about 40 minutes of one core.
+turns in one process, so that a busy moment hits all alike; full tuning and LoRA take the best learning rate of a sweep on the training
+data's own tail, by runs as long as the final ones, the others the product's own. A finished part is not run again, so an interrupted run
+goes on. Price: about 40 minutes of one core.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ from train.tuning.preferences import Pairs
 from train.tuning.reference import likelihoods
 
 LENGTH, MICRO, SEED = 256, 4, 0
-STEPS, SWEEP_STEPS, PREFERENCE_STEPS = 100, 24, 50
+STEPS, PREFERENCE_STEPS = 100, 50
 BATCH = 8
 PARTS = ["sweep", "train", "preferences", "speed"]
-SWEEP = (0.25, 0.5, 1.0, 2.0)
-"""Times the method's own learning rate."""
+SWEEP = {"full": (9e-4, 2e-3, 4e-3), "lora": (4e-3, 6e-3, 12e-3), "lora, rank 64": (3e-3, 5e-3)}
+"""Peak learning rates that those who are compared with each other choose from; the others take the product's own."""
 ROWS: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {},
+    "lora, rank 64": {"method": "lora", "rank": 64, "alpha": 128.0},
     "lora by name": {"method": "lora", "merge": False},
     **{name: {} for name in METHODS if name not in ("full", "lora")},
 }
@@ -60,7 +61,7 @@ def main() -> None:
     figures: dict[str, Any] = json.loads(place.read_text()) if place.exists() and not options.fresh else {}
     bench = Bench(Path(options.model), Path(options.data))
     for name in options.methods:
-        for rate in _rates(name) if "sweep" in options.parts else ():
+        for rate in SWEEP.get(name, ()) if "sweep" in options.parts else ():
             if f"{rate:.2g}" not in figures.get("sweep", {}).get(name, {}):
                 _keep(place, ("sweep", name, f"{rate:.2g}"), bench.swept(name, rate))
         if "train" in options.parts and name not in figures.get("methods", {}):
@@ -113,10 +114,10 @@ class Bench:
         return objective(tuned, self.config(method), steps), tuned
 
     def swept(self, method: str, rate: float) -> float:
-        """Loss on the training data's tail after a short run at `rate`."""
+        """Loss on the training data's tail after as long a run as the final one, at `rate`, without that tail."""
         source, held_out = self.sources(swept=True)
-        stepper = PlainStepper(self.asked(method, SWEEP_STEPS)[0], self.recipe(SWEEP_STEPS, rate))
-        return _finite(_loss_after(stepper, source, held_out, self.recipe(SWEEP_STEPS, rate)))
+        stepper = PlainStepper(self.asked(method, STEPS)[0], self.recipe(STEPS, rate))
+        return _finite(_loss_after(stepper, source, held_out, self.recipe(STEPS, rate)))
 
     def trained(self, method: str, rate: float) -> dict[str, Any]:
         """The long run's figures."""
@@ -191,10 +192,6 @@ class Bench:
                 stepper.step(batches, labels, 1e-5)
                 seen[method].append(labels / (time.perf_counter() - began))
         return {method: statistics.median(found[1:]) for method, found in seen.items()}
-
-
-def _rates(row: str) -> list[float]:
-    return [_own_rate(row) * scale for scale in SWEEP]
 
 
 def _own_rate(row: str) -> float:

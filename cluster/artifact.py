@@ -30,7 +30,8 @@ from cluster.storage import MANIFEST, PARTIAL_STATE, copy_tree, digest_of, downl
 __all__ = ["Artifact", "Draft", "Manifest", "Unmet", "finished", "open_artifact", "publish"]
 
 SCHEMA_VERSION = 1
-_IGNORED_CONFIG = ("output",)  # where a stage writes does not change what it writes
+_IGNORED_CONFIG = ("output", "work", "min_workers", "growth", "max_failures")
+"""Where a stage writes, and how it bears machines that come and go: what it writes is the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ def run(*arguments):
     ("arguments", "said"),
     [
         (["cruate"], "did you mean 'curate'?"),
-        (["plan"], "followed by one of: run, fit"),
+        (["plan"], "followed by one of: run, fit, sweep, explain"),
         (["curate", "--config", "missing.toml"], "missing.toml: no such file"),
         (["curate", "--set", "nonsense"], "expected KEY=VALUE"),
         (["curate", "--set", "thresold=0.7", "--output", "x"], "unknown key 'thresold'; did you mean 'threshold'?"),

@@ -63,6 +63,8 @@ class _Run:
     figures: Figures = field(default_factory=Figures)
     asked_for: int = 0
     """Workers that the cluster's autoscaler is asked to have room for."""
+    on_gpus: bool = False
+    """Whether a group has had GPUs: later ones wait for them."""
 
     def to_the_end(self) -> Outcome:
         """Group after group."""
@@ -81,6 +83,7 @@ class _Run:
         from ray.train import TrainingFailedError
 
         start = saved.state.step if saved else 0
+        self.on_gpus = crew.use_gpu
         orders = Orders(
             job=self.job,
             recipe=sized(self.job.recipe, crew.num_workers, self.job.recipe.workers_per_replica),
@@ -122,10 +125,11 @@ class _Run:
     def _wait_for_crew(self) -> Crew:
         """The workers of the next group, as soon as there are machines for them."""
         told, wanted = -_WAITING_S, self.job.recipe.num_workers
+        least = max(self.job.min_workers, self.job.recipe.workers_per_replica)
         while (crew := self._crew()) is None:
             if time.monotonic() - told > _WAITING_S:
                 told = time.monotonic()
-                say(f"{self.job.label}: waiting for machines for at least {self.job.min_workers} of {wanted} workers")
+                say(f"{self.job.label}: waiting for machines for at least {least} of {wanted} workers")
             self._ask_for(wanted)
             time.sleep(_LOOK_S)  # Ray has no event for a machine that comes
         self._ask_for(wanted if crew.num_workers < wanted else 0)
@@ -136,7 +140,7 @@ class _Run:
         from ray.autoscaler.sdk import request_resources
 
         if num_workers != self.asked_for:
-            request_resources(bundles=[{"CPU": 1.0}] * num_workers)
+            request_resources(bundles=[{"CPU": 1.0, "GPU": 1.0} if self.on_gpus else {"CPU": 1.0}] * num_workers)
             self.asked_for = num_workers
 
     def _crew(self) -> Crew | None:
@@ -148,6 +152,7 @@ class _Run:
             least=self.job.min_workers,
             global_batch=recipe.global_batch,
             group=recipe.workers_per_replica,
+            on_gpus=self.on_gpus,
         )
 
     def _room_for(self, crew: Crew) -> int:

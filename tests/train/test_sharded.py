@@ -24,6 +24,7 @@ from train.loop import held_out_loss, run
 from train.state import State
 from train.sharded import ShardedStepper
 from train.plain import PlainStepper
+from train.tuning.embeddings import with_updates
 
 model_dir, tokens_dir, scratch, out = map(Path, sys.argv[1:5])
 torch.set_num_threads(1)
@@ -38,7 +39,12 @@ for kind, precision, stage in [
         model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
         torch.manual_seed(0)
         lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-        return (ShardedStepper if stage else PlainStepper)(get_peft_model(model, lora) if kind == "lora" else model, recipe)
+        stepper = ShardedStepper if stage else PlainStepper
+        if kind == "full":
+            return stepper(model, recipe)
+        tuned = get_peft_model(model, lora)
+        with_updates(model, 4, 2.0)
+        return stepper(tuned, recipe)
     stepper, place = fresh(), str(scratch / f"{kind}-{precision}-{stage}")
     before = held_out_loss(stepper, source, 4)
     checkpoints = Checkpoints(place, stepper, "0")
@@ -159,7 +165,9 @@ def test_lora_trains_only_its_own_weights(runs: dict):
     found = runs["lora-float32-2"]
     assert found["losses"][-1] < found["losses"][0]
     assert found["norm_of_weights"]
-    assert all(".lora_" in name for name in found["norm_of_weights"])
+    update = "embed_tokens.parametrizations.weight.0."
+    assert all(".lora_" in name or update in name for name in found["norm_of_weights"])
+    assert any(update in name for name in found["norm_of_weights"])
 
 
 @pytest.mark.parametrize("run", [*(f"full-float32-{stage}" for stage in range(4)), "full-bfloat16-2", "lora-float32-2"])

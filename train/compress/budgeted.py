@@ -8,7 +8,8 @@ Source: fixed-sequence testing (Maurer et al., 1995), as in "Learn then Test" (a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from train.compress.calibrate import Moments, matrices
 from train.compress.certify import judge_budget, upper_bounds
 from train.compress.choose import Choice, row_of
 from train.compress.config import CompressConfig
-from train.compress.find import Offer, find, offer, probe_of
+from train.compress.find import Judging, Offer, find, offer, probe_of
 from train.compress.options import Option
 from train.compress.original import Original
 from train.compress.probe import Probe
@@ -37,13 +38,14 @@ def budgeted(config: CompressConfig, model: Any, known: Mapping[str, Moments], o
     """The smallest (or fastest) plan for `model` that keeps to the budget of `config`, or the best there is."""
     probe = probe_of(model, original.references["search"])
     offered = offer(model, probe, config.choices, known, seconds=_timer(config), seed=config.seed)
-    result = _found(config, offered, probe, original, store, config.bounds)
-    plan, all_passed = _tested(config, Probe(probe.model, original.references["held_out"]), result, offered)
-    choice = _choice(model, offered, result, plan)
-    if config.recover and result.met and all_passed:  # after one that failed nothing bolder may be tested
-        bolder = _found(config, offered, probe, original, store, {name: _WON_BACK * bound for name, bound in config.bounds.items()})
-        choice = replace(choice, bolder=_choice(model, offered, bolder, bolder.plan))
-    return replace(choice, passes=probe.passes)
+    with _judging(config, model, probe) as judging:
+        result = _found(config, offered, judging, original, store, config.bounds)
+        plan, all_passed = _tested(config, Probe(probe.model, original.references["held_out"]), result, offered)
+        choice = _choice(model, offered, result, plan)
+        if config.recover and result.met and all_passed:  # after one that failed nothing bolder may be tested
+            bolder = _found(config, offered, judging, original, store, {name: _WON_BACK * bound for name, bound in config.bounds.items()})
+            choice = replace(choice, bolder=_choice(model, offered, bolder, bolder.plan))
+    return replace(choice, passes=probe.passes + (judging.passes if judging is not probe else 0.0))
 
 
 def _choice(model: Any, offered: Offer, result: Found, plan: Plan) -> Choice:
@@ -61,7 +63,24 @@ def _timer(config: CompressConfig) -> Callable[[Option, int, int], float] | None
     return lambda option, rows, columns: seconds(option, rows, columns)[0]
 
 
-def _found(config: CompressConfig, offered: Offer, probe: Probe, original: Original, store: Store, bounds: Mapping[str, float]) -> Found:
+@contextmanager
+def _judging(config: CompressConfig, model: Any, probe: Probe) -> Iterator[Any]:
+    """Who judges whole plans: `probe`, or actors of the cluster where more than one worker is asked for."""
+    if config.num_workers == 1:
+        yield probe
+        return
+    from cluster.runtime import attached
+    from train.compress.spread import Spread
+
+    with attached():
+        spread = Spread(model, probe.reference, config.num_workers)
+        try:
+            yield spread
+        finally:
+            spread.close()
+
+
+def _found(config: CompressConfig, offered: Offer, probe: Judging, original: Original, store: Store, bounds: Mapping[str, float]) -> Found:
     """The search's result, every judged plan kept as soon as it is judged."""
     held_out = sum(map(len, original.references["held_out"].completions))
     key = [probe.reference.prompts, probe.reference.completions, [asdict(each) for each in offered.candidates], held_out]

@@ -69,7 +69,15 @@ def card(model: str, report: Mapping[str, Any], plan: Sequence[Mapping[str, Any]
     lines += [f"| {words} | {value} | {between} |" for words, value, between in figures_of(certificate)]
     lines += ["", "## What became of the matrices", "", "| option | matrices | bytes before | bytes after | |", "|---|---|---|---|---|"]
     lines += [_row(option, plan) for option, _ in Counter(row["option"] for row in plan).most_common()]
-    lines += ["", "compression.json has every matrix with its reason.", "", "## How this was measured", "", _METHOD, ""]
+    lines += [
+        "",
+        f"Read by {' and '.join(report['readers'])}. compression.json has every matrix with its reason.",
+        "",
+        "## How this was measured",
+        "",
+        _METHOD,
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -28,7 +28,7 @@ from train.compress.certify import certify, judge_budget, least_flips_upper
 from train.compress.choose import Choice, calibrated, uniform
 from train.compress.config import CompressConfig
 from train.compress.divergence import Trace, judge
-from train.compress.export import export
+from train.compress.export import Exported, export
 from train.compress.original import Original, greedy, losses_of, study
 from train.compress.prompts import Probes, prompts_digest, read_probes
 from train.compress.quantize import disk_bytes, load_dense
@@ -73,8 +73,10 @@ def compress(config: CompressConfig) -> Compressed:
         choice = _choose(config, model, original, store)
         del model
         for attempt in _attempts(config, source, choice, original, f"{draft.uri}/{_RECOVER}"):
-            export(attempt.model, attempt.choice.variants, source, draft.dir, dense=config.export == "dense")
-            if _certify(draft, config, source, attempt, original, parts["held_out"], skipped) is not False:
+            exported = export(attempt.model, attempt.choice.variants, source, draft.dir, dense=config.export == "dense")
+            if exported.why_not:
+                say(f"compress: {exported.why_not}")
+            if _certify(draft, config, source, attempt, exported, original, parts["held_out"], skipped) is not False:
                 break
     made = open_artifact(config.output, made_by="compress")
     return _kept(Compressed(made.uri, made.manifest))
@@ -158,7 +160,14 @@ def _attempts(config: CompressConfig, source: Path, choice: Choice, original: Or
 
 
 def _certify(
-    draft: Draft, config: CompressConfig, source: Path, attempt: Attempt, original: Original, held_out: Probes, skipped: int
+    draft: Draft,
+    config: CompressConfig,
+    source: Path,
+    attempt: Attempt,
+    exported: Exported,
+    original: Original,
+    held_out: Probes,
+    skipped: int,
 ) -> bool | None:
     """Judge the folder as it was written, and fill the draft with what was found; whether it keeps to its budget, None without one."""
     choice = attempt.choice
@@ -180,6 +189,7 @@ def _certify(
         "certificate": certificate,
         "pass": bool(choice.variants) and judge_budget(certificate, config.bounds) if config.bounds else None,
         "passes": choice.passes,
+        "readers": list(exported.readers),
         "recovery": attempt.recovery,
     }
     _fill(draft, config, choice, report)

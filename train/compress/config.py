@@ -81,6 +81,8 @@ class CompressConfig:
     """Length in tokens of the prompts cut from held-out documents; prompts from a file are used whole."""
     completion_tokens: int = 64
     """Length in tokens of the original's greedy completions; the first divergent token is censored there."""
+    num_workers: int = 1
+    """Processors of the Ray cluster that judge whole plans side by side; 1 is this process alone."""
     recover: Literal["", "norms", "lora", "full"] = ""
     """Let the compressed model learn the original's distribution again, on the original's own completions: its norms, biases and the
     scales of its integers; these and low-rank updates of the other linear layers; or all that is not an integer or a zero. With a budget
@@ -107,7 +109,15 @@ class CompressConfig:
             )
         _check_source(self.prompts, self.tokens)
         _check_engine(self.engine)
-        for name in ("num_prompts", "search_prompts", "calibration_prompts", "prompt_tokens", "completion_tokens", *_RECOVERY):
+        for name in (
+            "num_prompts",
+            "search_prompts",
+            "calibration_prompts",
+            "prompt_tokens",
+            "completion_tokens",
+            "num_workers",
+            *_RECOVERY,
+        ):
             _at_least_one(name, getattr(self, name))
 
     @property

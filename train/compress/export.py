@@ -1,6 +1,6 @@
 """A compressed model's folder: each matrix as its variant stores it, everything else as it was.
 
-Promise: with integers in linear layers, and in the embedding 8 bits, a compressed-tensors folder that transformers, vLLM and our
+Promise: with integers in linear layers, and in the embedding 8 bits, a compressed-tensors folder that transformers and our
 engine read, each with the numbers of `Variant.dense`; with anything else a folder that our engine reads and that transformers
 refuses rather than draws weights at random. `dense` writes an ordinary folder, rounded to the model's own type. The tensors of
 plan take what `stored_bytes` says. Price: the model is written, then its files are rewritten one at a time.
@@ -50,7 +50,7 @@ def readers(found: list[CompressibleMatrix], variants: Mapping[str, Variant]) ->
         kinds.add("an embedding of fewer than 8 bits")
     if not kinds:
         return Exported(("sterna", "transformers"), "")
-    return Exported(("sterna",), f"transformers reads no {' or '.join(sorted(kinds))}; export dense for it")
+    return Exported(("sterna",), f"transformers has no format for {' and '.join(sorted(kinds))}; export dense for it")
 
 
 _LOOKED_UP = ("embedding", "tied")

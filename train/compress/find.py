@@ -108,7 +108,9 @@ def _rows(
     rows = [kept]
     for name, variant in variants.items():
         harm, reason = harms[matrix.name, name]
-        rows.append(replace(kept, option=name, bytes=variant.bytes, harm=harm, seconds=time(variant.option), reason=reason))
+        rows.append(
+            replace(kept, option=name, bytes=matrix.stored_bytes(variant.option), harm=harm, seconds=time(variant.option), reason=reason)
+        )
     return rows
 
 

@@ -38,8 +38,11 @@ if TYPE_CHECKING:
 
 __all__ = ["RATES", "Recovered", "recipe_of", "recover"]
 
-RATES: Mapping[Way, float] = {"norms": 1e-3, "lora": 1e-3, "full": 3e-4}
-"""Peak learning rates (docs/compression.md has what others gave)."""
+RATES: Mapping[Way, float] = {"norms": 1e-3, "lora": 3e-3, "full": 3e-4}
+"""Peak learning rates of a model of `_WIDTH` (docs/recovery.md has what others gave)."""
+_WIDTH = 256
+_WIDTH_POWER = 0.78
+"""Matrices of wider models move by less, as in train/tuning/config.py; vectors do not care."""
 _BATCH = 16
 """Completions per step."""
 _MICRO_BATCH = 8
@@ -90,7 +93,8 @@ def recover(
 
     `folder`, local or s3://, keeps checkpoints and the result: what is asked for again goes on, or is there already.
     """
-    recipe = recipe_of(way, steps, len(lessons.prompts), learning_rate=learning_rate, num_workers=num_workers, seed=seed)
+    rate = learning_rate or _rate(way, source)
+    recipe = recipe_of(way, steps, len(lessons.prompts), learning_rate=rate, num_workers=num_workers, seed=seed)
     plan = {name: variant.option.name for name, variant in sorted(variants.items())}
     key = digest_of([plan, way, lessons.completions, judged.completions, recipe.steps, recipe.learning_rate, seed])
     place = f"{folder}/{way}-{key[:16]}"
@@ -118,6 +122,13 @@ def recipe_of(way: Way, steps: int, available: int, *, learning_rate: float | No
         checkpoint_every=50,
         seed=seed,
     )
+
+
+def _rate(way: Way, source: Path) -> float:
+    from transformers import AutoConfig
+
+    width = AutoConfig.from_pretrained(source).get_text_config().hidden_size
+    return RATES[way] * (1.0 if way == "norms" else min(1.0, (_WIDTH / width) ** _WIDTH_POWER))
 
 
 def _train(source: str, place: str, recipe: Recipe, way: Way) -> None:

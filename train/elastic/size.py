@@ -42,11 +42,14 @@ class Crew:
     """Living machines that are about to go."""
 
 
-def crew_of(machines: Sequence[Machine], *, wanted: int, least: int, global_batch: int, group: int = 1) -> Crew | None:
+def crew_of(
+    machines: Sequence[Machine], *, wanted: int, least: int, global_batch: int, group: int = 1, on_gpus: bool = False
+) -> Crew | None:
     """The most workers up to `wanted` that the machines which stay can hold and that share the batch evenly; None for fewer than `least`.
 
     A worker has at least one CPU, and as many as there are for each; where there are GPUs, it has one. `group` workers at a time hold one
-    copy of the model (tensor and pipeline parallelism).
+    copy of the model (tensor and pipeline parallelism). With `on_gpus` machines without one do not count: a run that has had GPUs waits
+    for them, and does not go on a hundred times slower on the processors that are left.
 
     >>> three = [Machine("a", 1), Machine("b", 1), Machine("c", 1, leaving=True)]
     >>> crew = crew_of(three, wanted=3, least=1, global_batch=6)
@@ -55,8 +58,8 @@ def crew_of(machines: Sequence[Machine], *, wanted: int, least: int, global_batc
     """
     staying = [machine for machine in machines if not machine.leaving and machine.cpus >= 1]
     with_gpu = [machine for machine in staying if machine.gpus >= 1]
-    used = with_gpu or staying
-    room = sum(int(m.gpus if with_gpu else m.cpus) for m in used)
+    used = with_gpu or ([] if on_gpus else staying)
+    room = sum(int(min(m.gpus, m.cpus) if with_gpu else m.cpus) for m in used)
     sizes = [n for n in range(max(least, group), min(wanted, room) + 1) if n % group == 0 and global_batch % (n // group) == 0]
     if not sizes:
         return None

@@ -13,23 +13,35 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from train.plan.batch import batch_tokens, learning_rate
 from train.plan.config import Budget
 from train.plan.laws import Interval
 from train.plan.layout import Placed, arrange
 from train.plan.machine import Machine, checkpoint_seconds, pause_seconds, start_seconds, step_seconds
 from train.plan.memory import Footprint
-from train.plan.outlook import Data, Outlook
-from train.plan.price import Bill, Market, bill, lost, save_interval_s
+from train.plan.outlook import PRIORS, Data, Outlook
+from train.plan.price import UNPRICED, Bill, Market, bill, lost, save_interval_s
 from train.plan.shapes import Architecture, ModelShape, candidate_shapes
 from train.recipe import Recipe
 
-__all__ = ["MAX_EPOCHS", "Candidate", "Data", "consider", "decide", "possible_shapes", "probe_shapes", "refuse_unpriced", "trained_on"]
+__all__ = [
+    "MAX_EPOCHS",
+    "Candidate",
+    "Data",
+    "consider",
+    "decide",
+    "possible_shapes",
+    "probe_shapes",
+    "refuse_unpriced",
+    "trained_on",
+    "used_share",
+]
 
 INDIFFERENT = 1.005  # a smaller model is better than half a percent of predicted loss
 MIN_STEPS = 20  # fewer are no training
-GOOD_STEPS = 300  # Adam needs some; small budgets get smaller batches until they have them
 MAX_EPOCHS = 60.0  # the worth of a pass decays e-fold every 15: the 60th is worth 2 % of the first
 LONGEST_S = 10 * 365.25 * 86400.0  # no run lasts longer than its machines
+_LEAST_USED = 1e-6  # of a budget: less is a slip of the keyboard
 _SECONDS_SPREAD, _CATALOGUE_SPREAD, _BYTES_SPREAD = 0.2, 0.4, 0.15
 
 
@@ -82,8 +94,8 @@ def decide(
     max_parameters: float | None = None,
     seed: int = 0,
     architecture: Architecture = "dense",
-    outlook: Outlook = Outlook(),  # noqa: B008 (frozen)
-    market: Market = Market(),  # noqa: B008 (frozen)
+    outlook: Outlook = PRIORS,
+    market: Market = UNPRICED,
 ) -> tuple[Candidate, list[Candidate]]:
     """The best candidate, and all that were possible, smallest first.
 
@@ -104,6 +116,7 @@ def decide(
     lowest = min(candidate.loss.value for candidate in found)
     best = next(candidate for candidate in found if candidate.loss.value <= lowest * INDIFFERENT)
     _refuse_endless(best, budget, machine)
+    _refuse_unusable(best, budget, data, market)
     return best, found
 
 
@@ -113,8 +126,8 @@ def consider(
     budget: Budget,
     machine: Machine,
     seed: int = 0,
-    outlook: Outlook = Outlook(),  # noqa: B008 (frozen)
-    market: Market = Market(),  # noqa: B008 (frozen)
+    outlook: Outlook = PRIORS,
+    market: Market = UNPRICED,
 ) -> list[Candidate]:
     """Each shape with what the budget pays for, up to the first two that the budget is clearly too small for."""
     found: list[Candidate] = []
@@ -146,7 +159,7 @@ def probe_shapes(
     shapes = [shape for shape in shapes if shape.num_parameters < 60e6] or shapes[:1]  # larger ones would not be measured in seconds
 
     def loss(shape: ModelShape) -> float:
-        return Outlook().loss(shape, max(1.0, flops / shape.train_flops_per_token(data.sequence_length)), data).value
+        return PRIORS.loss(shape, max(1.0, flops / shape.train_flops_per_token(data.sequence_length)), data).value
 
     best = min(range(len(shapes)), key=lambda i: loss(shapes[i]))
     return [shapes[i] for i in sorted({max(0, best - 1), min(len(shapes) - 1, best + 2)})]
@@ -182,13 +195,16 @@ def _candidate(
     wanted = min(affordable / positions if budget.flops else in_time, MAX_EPOCHS * data.num_sequences / batch)
     steps = (math.ceil if up else math.floor)(max(0.0, wanted))
     every = min(max(1, round(interval_s / step_s)), max(1, math.ceil(steps / 2)))
-    recipe = replace(placed.recipe, steps=max(1, steps), warmup_steps=min(max(1, steps // 10), 2000), checkpoint_every=every)
-    tokens = steps * positions * (1 - data.padding_share)
+    tokens, flops = steps * positions * (1 - data.padding_share), steps * positions * flops_per_token
+    recipe = replace(
+        placed.recipe, steps=max(1, steps), warmup_steps=min(max(1, steps // 10), 2000), checkpoint_every=every,
+        learning_rate=learning_rate(flops),
+    )  # fmt: skip
     took = start_seconds(shape, machine) + steps * step_s + pause_s * math.ceil(steps / every)
     wall = Interval.around(took, _SECONDS_SPREAD if machine.measured else _CATALOGUE_SPREAD)
     return Candidate(
         shape=shape, recipe=recipe, loss=outlook.loss(shape, max(tokens, 1.0), data), seconds=wall, tokens=tokens,
-        epochs=tokens / data.num_tokens, flops=steps * positions * flops_per_token, memory=placed.memory, host_bytes=placed.host,
+        epochs=tokens / data.num_tokens, flops=flops, memory=placed.memory, host_bytes=placed.host,
         step_s=step_s, interval_s=interval_s, pause_s=pause_s, write_s=write_s,
         on_demand=bill(wall, interval_s, machine, market, "on-demand"), spot=bill(wall, interval_s, machine, market, "spot"),
     )  # fmt: skip
@@ -216,19 +232,19 @@ def _guessed_flops(shape: ModelShape, data: Data, seconds: float, machine: Machi
 def _placed(shape: ModelShape, affordable: float, data: Data, machine: Machine, seed: int) -> Placed:
     """Batches, rate and layout for about `affordable` positions."""
     flops = affordable * shape.train_flops_per_token(data.sequence_length)
-    batch_tokens = min(0.2920 * flops**0.3271, affordable / GOOD_STEPS)  # DeepSeek's B_opt = 0.2920·C^0.3271
+    wanted = batch_tokens(flops, affordable) / data.sequence_length
     recipe = Recipe(
         steps=1,
         global_batch=machine.num_workers,
         micro_batch=1,
         sequence_length=data.sequence_length,
-        learning_rate=float(f"{0.3118 * flops**-0.1250:.3g}"),  # DeepSeek's η_opt = 0.3118·C^-0.1250
+        learning_rate=1.0,  # follows from the steps, which follow from the batch
         zero_stage=0,
         precision=machine.precision,
         num_workers=machine.num_workers,
         seed=seed,
     )
-    return arrange(shape, batch_tokens / data.sequence_length, recipe, machine, data.num_sequences)
+    return arrange(shape, wanted, recipe, machine, data.num_sequences)
 
 
 def _fits(candidate: Candidate, machine: Machine) -> bool:
@@ -246,6 +262,26 @@ def refuse_unpriced(budget: Budget, market: Market) -> None:
     if budget.seconds is not None and budget.seconds > LONGEST_S:
         raise ValueError(
             f"budget: {budget} are {budget.seconds / 3.156e7:,.0f} years; at most hours={LONGEST_S / 3600:.0f} are planned for"
+        )
+
+
+def used_share(candidate: Candidate, budget: Budget, market: Market) -> float:
+    """How much of the budget it takes: little, where all passes over the text that are of any use cost little."""
+    if budget.flops is not None:
+        return candidate.flops / budget.flops
+    made = candidate.bill(market.kind)
+    if budget.dollars is not None:
+        assert made.dollars is not None
+        return made.dollars.value / budget.dollars
+    return made.hours.value * 3600 / (budget.seconds or math.inf)
+
+
+def _refuse_unusable(best: Candidate, budget: Budget, data: Data, market: Market) -> None:
+    share = used_share(best, budget, market)
+    if share < _LEAST_USED:
+        raise ValueError(
+            f"budget: {budget} are {1 / share:.0e} times what {MAX_EPOCHS:.0f} passes over {data.num_tokens:,.0f} tokens can use "
+            f"(flops={best.flops:.1e}); tokenize more text, or give less"
         )
 
 

@@ -14,7 +14,7 @@ from cluster.settings import settings
 from train.plan.catalogue import LOCAL
 from train.plan.shapes import Architecture
 
-__all__ = ["Budget", "FitConfig", "PlanConfig"]
+__all__ = ["Budget", "ExplainConfig", "FitConfig", "PlanConfig", "SweepConfig"]
 
 _SECONDS = {"seconds": 1.0, "minutes": 60.0, "hours": 3600.0, "days": 86400.0}
 _MOST_SERVED = 1e18
@@ -122,6 +122,46 @@ class PlanConfig:
             )
         if self.spot_price_per_hour is not None and self.price_per_hour is None and self.machines == LOCAL:
             raise ValueError("spot_price_per_hour: is given, but not price_per_hour; give both for machines that are not in the catalogue")
+
+
+@settings
+class ExplainConfig:
+    """`sterna plan explain`: why a plan is what it is."""
+
+    plan: str
+    """Plan folder (from `sterna plan run`), or its plan.toml."""
+
+
+@settings
+class SweepConfig:
+    """`sterna plan sweep`: the law of your own text, from small models trained on it."""
+
+    tokens: str
+    """Tokens folder (from `sterna tokenize`)."""
+    output: str
+    """Folder to write the runs, their law and its figures to."""
+    budget: str = "minutes=12"
+    """What may be spent on all runs together: hours=… or minutes=… of wall time, start-up included, or flops=…."""
+    sizes: int = 4
+    """Sizes of models; each is trained on three amounts of tokens."""
+    verify: bool = False
+    """Beyond the budget, train a model four times the largest on as many tokens as its largest, and say how far the law is off."""
+    architecture: Architecture = "dense"
+    """What kind of model."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Arithmetic of the models."""
+    resamples: int = 200
+    """Bootstrap resamples for the intervals."""
+    seed: int = 0
+    """Of the weights, of the data's order, and of the choice of what is held out."""
+
+    def __post_init__(self) -> None:
+        if Budget.parse(self.budget).dollars is not None:
+            raise ValueError("budget: a sweep is given time or arithmetic; say hours=…, minutes=… or flops=…")
+        if not 2 <= self.sizes <= 8:
+            raise ValueError(f"sizes: is {self.sizes}; must be 2 to 8")
+        if not 20 <= self.resamples <= 100_000:
+            raise ValueError(f"resamples: is {self.resamples}; use 20 to 100000")
 
 
 @settings

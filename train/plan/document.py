@@ -193,13 +193,22 @@ def _rounded(interval: Interval) -> dict[str, float]:
 
 def describe(draft: Draft, planned: Planned) -> None:
     """The manifest's counts, metrics, figures and headline."""
-    best, candidates = planned.best, planned.candidates
-    recipe = best.recipe
+    candidates = planned.candidates
     sizes = [candidate.shape.num_parameters for candidate in candidates]
     bounds = {"predicted": "value", "low": "low", "high": "high"}
     curves = {name: (sizes, [getattr(candidate.loss, bound) for candidate in candidates]) for name, bound in bounds.items()}
+    title = f"Predicted loss by model size within {planned.budget}"
     draft.counts = {"candidates": len(candidates)}
-    draft.metrics = {
+    draft.metrics = _metrics(planned.best)
+    draft.figures = {
+        "loss_by_size": lines(title, "parameters", "nats per token", curves, log_x=True),
+        "terms": table("What was chosen, and why it fits", ["term", "value"], _terms(planned)),
+    }
+    draft.headline = _headline(planned)
+
+
+def _metrics(best: Candidate) -> dict[str, Any]:
+    found = {
         "parameters": best.shape.num_parameters,
         "predicted_loss": best.loss.table(),
         "predicted_seconds": best.seconds.table(),
@@ -207,25 +216,22 @@ def describe(draft: Draft, planned: Planned) -> None:
         "tokens": best.tokens,
         "epochs": best.epochs,
         "flops": best.flops,
-    } | {
-        f"predicted_dollars_{name}": made.dollars.table()
-        for name, made in (("on_demand", best.on_demand), ("spot", best.spot))
-        if made.dollars is not None
     }
-    draft.figures = {
-        "loss_by_size": lines(f"Predicted loss by model size within {planned.budget}", "parameters", "nats per token", curves, log_x=True),
-        "terms": table("What was chosen, and why it fits", ["term", "value"], _terms(planned)),
-    }
-    step, loss = recipe.global_batch * recipe.sequence_length, best.loss
-    draft.headline = (
-        f"{_millions(best.shape.num_parameters)} parameters, {recipe.steps:,} steps × {step:,} tokens, loss {loss.value:.1f} "
+    bills = {"on_demand": best.on_demand, "spot": best.spot}
+    return found | {f"predicted_dollars_{name}": made.dollars.table() for name, made in bills.items() if made.dollars is not None}
+
+
+def _headline(planned: Planned) -> str:
+    best = planned.best
+    step, loss = best.recipe.global_batch * best.recipe.sequence_length, best.loss
+    said = (
+        f"{_millions(best.shape.num_parameters)} parameters, {best.recipe.steps:,} steps × {step:,} tokens, loss {loss.value:.1f} "
         f"({loss.low:.1f}–{loss.high:.1f}) predicted"
     )
     dollars = best.bill(planned.market.kind).dollars
     if dollars is not None:
-        draft.headline += f", ${dollars.value:,.2f} {planned.market.kind}"
-    if not planned.machine.measured:
-        draft.headline += " (speed from the catalogue, not measured)"
+        said += f", ${dollars.value:,.2f} {planned.market.kind}"
+    return said + ("" if planned.machine.measured else " (speed from the catalogue, not measured)")
 
 
 def _terms(planned: Planned) -> list[list[Any]]:

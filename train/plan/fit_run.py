@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.artifact import finished, publish
+from cluster.artifact import Draft, finished, publish
 from cluster.console import progress, say
 from cluster.storage import content_digest
 from train.plan.config import FitConfig
@@ -22,11 +22,11 @@ from train.plan.extrapolate import Extrapolation, Predictor, extrapolation, pred
 from train.plan.fit import Fitted, bootstrap
 from train.plan.fit_figures import figures, write_plot
 from train.plan.forms import FORMS, KAPLAN, Form
-from train.plan.law_file import PREDICTOR, predictor_document
+from train.plan.law_file import PREDICTOR, Embeddings, predictor_document
 from train.plan.laws import Interval
 from train.plan.runs import Floats, Runs, read_runs
 
-__all__ = ["LawReport", "plan_fit"]
+__all__ = ["Fits", "LawReport", "fitted_to", "plan_fit", "write_law"]
 
 CONFIDENCE = 0.95
 _STAGE = "fit"
@@ -47,7 +47,7 @@ class LawReport:
         fitted = self.told["runs"] - len(self.told["outliers"])
         head = [f"L(N, D) = E + A/N^alpha + B/D^beta over {fitted} runs; {counted[self.told['embeddings']]}"]
         rows = [f"{name:>6}  {x['value']:>10.5g}   {x['low']:.5g} to {x['high']:.5g}" for name, x in self.told["law"].items()]
-        return "\n".join(head + rows + self._trust() + self._left_out() + self._asked())
+        return "\n".join(head + rows + self._trust() + self._left_out() + self._asked() + self._verified())
 
     def _trust(self) -> list[str]:
         chosen, found = self.told["chosen"], self.told["extrapolation"]
@@ -68,6 +68,15 @@ class LawReport:
             for row in self.told["outliers"]
         ]
 
+    def _verified(self) -> list[str]:
+        if "verified" not in self.told:
+            return []
+        found, run = self.told["verified"], self.told["verified"]["run"]
+        return [
+            f"verified: {run['parameters']:,} parameters on {run['tokens']:,} tokens: predicted {found['predicted']['value']:.4g} "
+            f"({found['predicted']['low']:.4g} to {found['predicted']['high']:.4g}), measured {run['loss']:.4g}: {found['error']:+.2%}"
+        ]
+
     def _asked(self) -> list[str]:
         return [
             f"{row['parameters']:.3g} parameters on {row['tokens']:.3g} tokens: loss {row['loss']['value']:.4g} "
@@ -77,7 +86,7 @@ class LawReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fits:
+class Fits:
     """What was fitted to a table of runs."""
 
     runs: Runs
@@ -126,16 +135,22 @@ def plan_fit(config: FitConfig) -> LawReport:
     if done := _done(config):
         return done
     runs = read_runs(config.runs)
+    made, told = fitted_to(config, runs)
+    if config.plot:
+        write_plot(config.plot, runs, made.parametric, made.best, made.beyond)
+    if config.output:
+        with publish(config.output, stage=_STAGE, inputs={"runs": content_digest(config.runs)}, config=config) as draft:
+            write_law(draft, made, told, config.embeddings)
+    return LawReport(told)
+
+
+def fitted_to(config: FitConfig, runs: Runs) -> tuple[Fits, dict[str, Any]]:
+    """(the fits, what there is to tell of them) of a table that has been read."""
     _say_what_is_thin(runs)
     forms = [form for form in FORMS.values() if (form.name == "data_constrained") <= (runs.unique is not None)]
     with progress("fit", 2 * len(forms) + 5 * config.resamples, "fits") as advance:
         made = _fitted(config, runs, forms, advance)
-    told = made.told(config)
-    if config.plot:
-        write_plot(config.plot, runs, made.parametric, made.best, made.beyond)
-    if config.output:
-        _write(config, made, told)
-    return LawReport(told)
+    return made, made.told(config)
 
 
 def _done(config: FitConfig) -> LawReport | None:
@@ -149,7 +164,7 @@ def _done(config: FitConfig) -> LawReport | None:
     return LawReport(json.loads((done.local() / "law.json").read_text(encoding="utf-8")) | {"output": config.output})
 
 
-def _fitted(config: FitConfig, runs: Runs, forms: list[Form], advance: Callable[[int], None]) -> _Fits:
+def _fitted(config: FitConfig, runs: Runs, forms: list[Form], advance: Callable[[int], None]) -> Fits:
     draws, seed, sigmas = config.resamples, config.seed, config.outlier_sigmas
     laws = [fitted for _, fitted in ranked(forms, runs, advance, outlier_sigmas=sigmas)]
     parametric = next(fitted for fitted in laws if fitted.form.name == "chinchilla")
@@ -157,7 +172,7 @@ def _fitted(config: FitConfig, runs: Runs, forms: list[Form], advance: Callable[
     beyond = extrapolation(forms, runs, draws=draws, seed=seed, advance=advance, outlier_sigmas=sigmas)
     known = thetas if laws[0] is parametric else None
     best = predictor(laws[0], runs, draws=draws, seed=seed, advance=advance, outlier_sigmas=sigmas, thetas=known)
-    return _Fits(runs, _intervals(parametric, thetas), parametric, best, tuple(laws[1:]), beyond)
+    return Fits(runs, _intervals(parametric, thetas), parametric, best, tuple(laws[1:]), beyond)
 
 
 def _intervals(fitted: Fitted, draws: Floats) -> dict[str, Interval]:
@@ -177,15 +192,13 @@ def _say_what_is_thin(runs: Runs) -> None:
             say(f"{what} differ by a factor of {spread:.2g} only: what the law says of them is hardly more than a guess")
 
 
-def _write(config: FitConfig, made: _Fits, told: Mapping[str, Any]) -> None:
-    """The folder: law.json, the law as the planner reads it, and the manifest with its figures."""
-    assert config.output
-    with publish(config.output, stage=_STAGE, inputs={"runs": content_digest(config.runs)}, config=config) as draft:
-        (draft.dir / "law.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        (draft.dir / PREDICTOR).write_text(json.dumps(predictor_document(made.best, made.runs, config.embeddings)), encoding="utf-8")
-        draft.counts = {"runs_in": len(made.runs), "fitted": len(made.parametric.runs), "left_out": len(made.parametric.outliers)}
-        draft.metrics = {key: value for key, value in told.items() if key in ("law", "chosen", "extrapolation", "predictions")}
-        draft.figures = figures(made.runs, made.parametric, made.best, made.beyond)
-        law = {name: f"{interval.value:.4g}" for name, interval in made.law.items()}
-        error = f"; {100 * made.beyond.table()['error']:.2g} % off on the largest runs, hidden" if made.beyond else ""
-        draft.headline = f"L = {law['E']} + {law['A']}/N^{law['alpha']} + {law['B']}/D^{law['beta']}{error}"
+def write_law(draft: Draft, made: Fits, told: Mapping[str, Any], embeddings: Embeddings) -> None:
+    """Into a stage's folder: law.json, the law as the planner reads it, and the manifest's counts, metrics and figures."""
+    (draft.dir / "law.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    (draft.dir / PREDICTOR).write_text(json.dumps(predictor_document(made.best, made.runs, embeddings)), encoding="utf-8")
+    draft.counts = {"runs_in": len(made.runs), "fitted": len(made.parametric.runs), "left_out": len(made.parametric.outliers)}
+    draft.metrics = {key: value for key, value in told.items() if key in ("law", "chosen", "extrapolation", "predictions")}
+    draft.figures = figures(made.runs, made.parametric, made.best, made.beyond)
+    law = {name: f"{interval.value:.4g}" for name, interval in made.law.items()}
+    error = f"; {100 * made.beyond.table()['error']:.2g} % off on the largest runs, hidden" if made.beyond else ""
+    draft.headline = f"L = {law['E']} + {law['A']}/N^{law['alpha']} + {law['B']}/D^{law['beta']}{error}"

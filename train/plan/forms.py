@@ -145,8 +145,13 @@ def _repeated_starts(runs: Runs) -> Floats:
     return np.concatenate([np.concatenate([starts, np.tile(tail, (len(starts), 1))], axis=1) for tail in tails])
 
 
+def _exp(theta: Floats) -> Floats:
+    """e^θ, finite also where a table that says nothing of a coefficient has let it run away."""
+    return cast(Floats, np.exp(np.clip(theta, -700, 700)))
+
+
 def _exp_first_three(theta: Floats) -> Floats:
-    return np.concatenate([np.exp(theta[:3]), theta[3:]])
+    return np.concatenate([_exp(theta[:3]), theta[3:]])
 
 
 _of_size, _of_size_starts = _power(lambda runs: runs.parameters)
@@ -158,11 +163,11 @@ FORMS: Mapping[str, Form] = {
         Form("chinchilla", "E + A/N^alpha + B/D^beta", ("A", "B", "E", "alpha", "beta"), _additive, _exp_first_three, _additive_starts),
         Form("one_exponent", "E + A/N^alpha + B/D^alpha", ("A", "B", "E", "alpha"),
              _same_exponent, _exp_first_three, _same_exponent_starts),
-        Form("kaplan", "((Nc/N)^(alphaN/alphaD) + Dc/D)^alphaD", ("Nc", "Dc", "alphaN", "alphaD"), _kaplan, np.exp, _kaplan_starts),
-        Form("kaplan_parameters", "(Nc/N)^alphaN", ("Nc", "alphaN"), _of_size, np.exp, _of_size_starts),
-        Form("kaplan_tokens", "(Dc/D)^alphaD", ("Dc", "alphaD"), _of_data, np.exp, _of_data_starts),
+        Form("kaplan", "((Nc/N)^(alphaN/alphaD) + Dc/D)^alphaD", ("Nc", "Dc", "alphaN", "alphaD"), _kaplan, _exp, _kaplan_starts),
+        Form("kaplan_parameters", "(Nc/N)^alphaN", ("Nc", "alphaN"), _of_size, _exp, _of_size_starts),
+        Form("kaplan_tokens", "(Dc/D)^alphaD", ("Dc", "alphaD"), _of_data, _exp, _of_data_starts),
         Form("data_constrained", "E + A/N'^alpha + B/D'^alpha", ("A", "B", "E", "alpha", "Rd", "Rn"), _repeated,
-             lambda theta: np.concatenate([np.exp(theta[:3]), theta[3:4], np.exp(theta[4:])]), _repeated_starts),
+             lambda theta: np.concatenate([_exp(theta[:3]), theta[3:4], _exp(theta[4:])]), _repeated_starts),
     )
 }  # fmt: skip
 """Name -> form; N' and D' are what repeated tokens and surplus parameters are worth."""

@@ -13,7 +13,7 @@ from train.plan.law_file import OwnLaw
 from train.plan.laws import Interval, predict_loss
 from train.plan.shapes import ModelShape
 
-__all__ = ["Data", "Outlook", "tokens_for"]
+__all__ = ["PRIORS", "Data", "Outlook", "tokens_for"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +61,9 @@ class Outlook:
         if self.law is None:
             return 1.0
         return max(1.0, self.parameters(shape) / self.law.largest[0], flops / self.law.largest[1])
+
+
+PRIORS = Outlook()
 
 
 def tokens_for(loss: float, shape: ModelShape, data: Data, outlook: Outlook, *, most: float) -> float | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from train.plan.laws import Interval
 from train.plan.machine import Machine
 
-__all__ = ["Bill", "Market", "Rates", "Tariff", "bill", "save_interval_s"]
+__all__ = ["UNPRICED", "Bill", "Market", "Rates", "Tariff", "bill", "failures_per_hour", "lost", "save_interval_s"]
 
 LONGEST_INTERVAL_S = 3600.0  # however rare failures are, people interrupt runs too
 _PRICE_SPREAD = {"on-demand": 0.02, "spot": 0.3}
@@ -51,6 +51,9 @@ class Market:
     rates: Rates = Rates()
     tariff: Tariff | None = None
     """None where nobody knows what they cost."""
+
+
+UNPRICED = Market()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

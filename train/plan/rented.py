@@ -6,10 +6,10 @@ none. The half-width is a rule of thumb: at 512 a matrix product keeps about hal
 
 from __future__ import annotations
 
-from train.plan.catalogue import Fleet
+from train.plan.catalogue import Accelerator, Fleet
 from train.plan.machine import Machine, Sample, Throughput
 from train.plan.memory import Precision
-from train.plan.shapes import Architecture, shape_of_width
+from train.plan.shapes import Architecture, ModelShape, shape_of_width
 
 __all__ = ["USABLE_MEMORY", "rented"]
 
@@ -37,29 +37,13 @@ def rented(
 ) -> Machine:
     """`fleet` as a machine; ValueError where more workers or memory is wanted than it has."""
     device = fleet.accelerator
-    workers = num_workers or fleet.num_accelerators
-    if workers > fleet.num_accelerators:
-        raise ValueError(
-            f"num_workers: {workers} workers need as many accelerators; {fleet} are {workers - fleet.num_accelerators} too few"
-        )
-    if memory_bytes is not None and memory_bytes > device.memory_bytes:
-        raise ValueError(
-            f"memory_bytes: {memory_bytes / 1e9:,.1f} GB are {(memory_bytes - device.memory_bytes) / 1e9:,.1f} GB more than "
-            f"a {fleet.accelerator_name} has ({device.memory_bytes / 1e9:.0f} GB); leave it out"
-        )
-    peak = device.peak_flops * device.utilisation * (1.0 if precision == "bfloat16" else _FLOAT32_SHARE)
-    samples = []
-    for width in _WIDTHS:
-        shape = shape_of_width(width, vocab_size=vocab_size, max_length=sequence_length, architecture=architecture)
-        per_token = shape.train_flops_per_token(sequence_length)
-        rate = peak * width / (width + _HALF_WIDTH)
-        update = _UPDATE_BYTES * shape.num_parameters / (device.bytes_per_second * _BANDWIDTH_SHARE)
-        samples.append(Sample(shape=shape, flops_per_token=per_token, seconds_per_token=per_token / rate, update_seconds=update))
+    _refuse_too_much(fleet, num_workers, memory_bytes)
+    shapes = [shape_of_width(w, vocab_size=vocab_size, max_length=sequence_length, architecture=architecture) for w in _WIDTHS]
     return Machine(
-        num_workers=workers,
+        num_workers=num_workers or fleet.num_accelerators,
         memory_bytes=memory_bytes or device.memory_bytes * USABLE_MEMORY,
         precision=precision,
-        throughput=Throughput(tuple(samples)),
+        throughput=Throughput(tuple(_sample(shape, sequence_length, device, precision) for shape in shapes)),
         name=str(fleet),
         measured=False,
         accelerated=True,
@@ -71,3 +55,24 @@ def rented(
         runtime_bytes=_RUNTIME_BYTES,
         start_s=_START_S,
     )
+
+
+def _sample(shape: ModelShape, sequence_length: int, device: Accelerator, precision: Precision) -> Sample:
+    """What a measurement would have said, by the data sheet."""
+    peak = device.peak_flops * device.utilisation * (1.0 if precision == "bfloat16" else _FLOAT32_SHARE)
+    rate = peak * shape.hidden_size / (shape.hidden_size + _HALF_WIDTH)
+    per_token = shape.train_flops_per_token(sequence_length)
+    update = _UPDATE_BYTES * shape.num_parameters / (device.bytes_per_second * _BANDWIDTH_SHARE)
+    return Sample(shape=shape, flops_per_token=per_token, seconds_per_token=per_token / rate, update_seconds=update)
+
+
+def _refuse_too_much(fleet: Fleet, workers: int | None, memory_bytes: float | None) -> None:
+    device = fleet.accelerator
+    if workers is not None and workers > fleet.num_accelerators:
+        short = workers - fleet.num_accelerators
+        raise ValueError(f"num_workers: {workers} workers need as many accelerators; {fleet} are {short} too few")
+    if memory_bytes is not None and memory_bytes > device.memory_bytes:
+        raise ValueError(
+            f"memory_bytes: {memory_bytes / 1e9:,.1f} GB are {(memory_bytes - device.memory_bytes) / 1e9:,.1f} GB more than "
+            f"a {fleet.accelerator_name} has ({device.memory_bytes / 1e9:.0f} GB); leave it out"
+        )

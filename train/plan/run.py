@@ -15,7 +15,7 @@ import tomli_w
 from cluster.artifact import Artifact, finished, open_artifact, publish
 from cluster.console import say
 from cluster.storage import content_digest
-from train.plan.budget import Candidate, decide, possible_shapes, refuse_unpriced
+from train.plan.budget import MAX_EPOCHS, Candidate, decide, possible_shapes, refuse_unpriced, used_share
 from train.plan.catalogue import LOCAL, Fleet, fleet_of, read_catalogue
 from train.plan.config import Budget, PlanConfig
 from train.plan.document import Planned, describe, document
@@ -26,6 +26,7 @@ from train.plan.outlook import Data, Outlook
 from train.plan.price import Market, Rates, Tariff
 from train.plan.rented import rented
 from train.plan.serving import for_serving
+from train.plan.text import data_of
 
 __all__ = ["plan_run"]
 
@@ -46,7 +47,7 @@ def plan_run(config: PlanConfig) -> Artifact:
     if done := finished(config.output, stage=_STAGE, inputs=inputs, config=config):
         say(f"{config.output}: already done")
         return done
-    data = _data(tokens)
+    data = data_of(tokens)
     with publish(config.output, stage=_STAGE, inputs=inputs, config=config) as draft:
         market = _market(config, fleet)
         machine = _machine(config, fleet, tokens.local(), data, market, draft.dir)
@@ -75,6 +76,8 @@ class _Planner:
             doubled: Candidate | str = self._chosen(budget.times(2))[0]
         except ValueError as refused:
             doubled = str(refused)
+        if (used := used_share(best, budget, self.market)) < 0.5:
+            say(f"budget: {used:.2g} of it is used: more than {MAX_EPOCHS:.0f} passes over this text are of no use; tokenize more")
         beyond = self.outlook.beyond(best.shape, best.flops)
         if beyond > 100:
             say(f"law: this run is {beyond:,.0f} times beyond the largest that {self.config.law} was fitted to; a larger sweep is surer")
@@ -95,37 +98,6 @@ class _Planner:
         shapes = possible_shapes(self.data, config.max_params, config.architecture)
         best = for_serving(optimal, shapes, config.serve_tokens, self.data, self.machine, outlook=self.outlook, market=self.market)
         return best, optimal, candidates
-
-
-def _data(tokens: Artifact) -> Data:
-    """The tokens folder's own account of itself; ValueError naming what its manifest lacks."""
-    metrics = tokens.manifest.metrics
-    try:
-        return Data(
-            num_sequences=int(metrics["num_sequences"]),
-            sequence_length=int(metrics["sequence_length"]),
-            vocab_size=int(metrics["vocab_size"]),
-            bytes_per_token=float(metrics["bytes_per_token"]),
-            zstd_bits_per_byte=_compressed_bits(tokens.local()),
-            padding_share=float(metrics.get("padding_share", 0.0)),
-        )
-    except KeyError as error:
-        raise ValueError(f"{tokens.uri}: its manifest has no {error.args[0]!r}; run `sterna tokenize` again") from None
-
-
-def _compressed_bits(folder: Path) -> float:
-    """Bits per byte of about a megabyte of the training text, spread over it, as zstd (level 19) shrinks it."""
-    import numpy as np
-    import zstandard
-    from tokenizers import Tokenizer
-
-    from train.corpus import Sequences
-
-    sequences = Sequences.open(folder)
-    count = min(len(sequences), max(1, 300_000 // sequences.sequence_length))
-    ids = sequences.batch(np.linspace(0, len(sequences) - 1, count).astype(np.int64)).input_ids
-    text = "\n".join(Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json")).decode_batch(ids.tolist())).encode()[:1_000_000]
-    return 8 * len(zstandard.ZstdCompressor(level=19).compress(text)) / max(1, len(text))
 
 
 def _market(config: PlanConfig, fleet: Fleet | None) -> Market:

@@ -70,9 +70,9 @@ class TuneConfig:
     """What is learnt: the assistant's answers, or to prefer the chosen answer to the rejected one (DPO)."""
     beta: float = 0.1
     """How closely preferences keep to the model as it was; larger is closer."""
-    rank: int = 16
+    rank: int = 32
     """Rank of the update of each matrix (AdaLoRA: on average, after pruning), or width of an adapter."""
-    alpha: float = 32.0
+    alpha: float = 64.0
     """Scale of a low-rank update: it is multiplied by alpha / rank (rslora: alpha / √rank)."""
     dropout: float = 0.0
     """Dropout on the input of a low-rank update."""

@@ -82,6 +82,7 @@ def test_the_contract(loose):
     report = json.loads((loose.local() / "compression.json").read_text())
     assert {row["option"] for row in report["plan"]} - {"keep"}
     assert all(row["reason"] for row in report["plan"])
+    assert report["readers"] == ["sterna", "transformers"]
     assert sum(step["chosen"] for step in report["trail"]) >= 1
     assert "It keeps to the budget flips=0.3." in (loose.local() / "README.md").read_text()
     assert {"chosen", "frontier_flips", "texts"} <= loose.manifest.figures.keys()
@@ -145,6 +146,12 @@ def test_an_interrupted_search_goes_on(tiny_model_dir, prompts, tmp_path, monkey
     assert "compress: 3 plans were judged before" in capsys.readouterr().err
     assert made.summary()["pass"] is True
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"], "no work is left behind"
+
+
+def test_a_cluster_judges_as_one_process_does(ray_session, tiny_model_dir, prompts, tmp_path, loose):
+    spread = compress(config_of(tiny_model_dir, tmp_path / "spread", prompts, "", ("flips=0.3",), num_workers=2))
+    assert spread.summary()["bytes"] == loose.summary()["bytes"]
+    assert spread.summary()["certificate"]["flips"] == loose.summary()["certificate"]["flips"]
 
 
 def test_dense_weights_are_those_of_the_plan(tiny_model_dir, prompts, work, tmp_path, loose):

@@ -20,7 +20,14 @@ PLAN = [
 
 
 def report(passed):
-    return {"bytes": 5_000, "bytes_base": 10_000, "budget": {"flips": 0.02}, "pass": passed, "certificate": CERTIFICATE}
+    return {
+        "bytes": 5_000,
+        "bytes_base": 10_000,
+        "budget": {"flips": 0.02},
+        "pass": passed,
+        "certificate": CERTIFICATE,
+        "readers": ["sterna", "transformers"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -40,6 +47,7 @@ def test_figures_have_their_intervals_and_options_their_kernels():
     text = card.card("tern", report(True), PLAN)
     assert "| tokens that differ (SDT) | 1.00% | 0.50% to 1.60% |" in text
     assert "| int8 | 1 | 200 | 104 |  |" in text
+    assert "Read by sterna and transformers." in text
     assert "| int3 | 1 | 200 | 40 | smaller on disk only" in text
 
 

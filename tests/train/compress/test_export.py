@@ -84,7 +84,7 @@ def test_a_mixed_plan_gives_the_same_logits_in_transformers_and_in_our_engine(mo
     ("names", "embedding", "why"),
     [
         (("sparse50-wanda", "2:4-sparsegpt", "keep"), "keep", "sparse matrices"),
-        (("rank50", "int4"), "sparse75-magnitude", "lowrank matrices or sparse matrices"),
+        (("rank50", "int4"), "sparse75-magnitude", "lowrank matrices and sparse matrices"),
         (("int8",), "int4", "embedding of fewer than 8 bits"),
     ],
 )

@@ -39,29 +39,6 @@ def drawn(rng, number, vocab):
     return [rng.integers(4, vocab, 6).tolist() for _ in range(number)]
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_a_pruned_model_recovers_keeps_its_zeros_and_is_found_again(tiny_model_dir, tmp_path, monkeypatch):
-    rng, engine, model = np.random.default_rng(0), Engine.load(tiny_model_dir, ONE), load_dense(tiny_model_dir)
-    lessons, judged = (reference_of(engine, drawn(rng, number, 300), 10) for number in (16, 8))
-    variants = variants_of(model, "sparse75-magnitude")
-    given = {"way": "full", "steps": 12, "folder": str(tmp_path / "work"), "learning_rate": 3e-3}
-    found = recover(tiny_model_dir, variants, lessons, judged, **given)
-    assert found.helped
-    assert found.kl_after < 0.8 * found.kl_before
-    for name, variant in variants.items():
-        assert not found.variants[name].dense[variant.dense == 0].any()
-        assert not torch.equal(found.variants[name].dense, variant.dense)
-    found.apply_to(model)
-    export(model, found.variants, tiny_model_dir, tmp_path / "small")
-    traces = judge(Engine.load(tmp_path / "small", ONE), judged)
-    kl = float(np.concatenate([trace.kl for trace in traces]).mean())
-    assert kl == pytest.approx(found.kl_after, rel=0.1), "what is on disk is what was trained, but for the rounding"
-    monkeypatch.setattr("train.workers.train_on_workers", None)
-    again = recover(tiny_model_dir, variants, lessons, judged, **given)
-    assert again.kl_after == found.kl_after
-    assert all(torch.equal(again.variants[name].dense, found.variants[name].dense) for name in variants)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_an_interrupted_recovery_on_two_workers_goes_on(tiny_model_dir, tmp_path, monkeypatch):
@@ -87,6 +64,31 @@ def test_an_interrupted_recovery_on_two_workers_goes_on(tiny_model_dir, tmp_path
     assert {name: v.bytes for name, v in found.variants.items()} == {name: v.bytes for name, v in variants.items()}
 
 
+@pytest.mark.parametrize(
+    ("option", "way", "rate", "left"),
+    [("sparse75-magnitude", "full", 3e-3, 0.95), ("2:4-magnitude", "lora", 3e-3, 0.98), ("int3-rtn", "norms", 3e-3, 0.98)],
+)
+def test_it_comes_closer_on_other_prompts_and_what_was_zero_is_zero(option, way, rate, left, tiny_model_dir, tmp_path, in_process):
+    rng, engine, model = np.random.default_rng(0), Engine.load(tiny_model_dir, ONE), load_dense(tiny_model_dir)
+    lessons, judged = (reference_of(engine, drawn(rng, number, 300), 10) for number in (48, 16))
+    variants = variants_of(model, option)
+    given = {"way": way, "steps": 24, "folder": str(tmp_path / "work"), "learning_rate": rate}
+    found = recover(tiny_model_dir, variants, lessons, judged, **given)
+    assert found.helped
+    assert found.kl_after < left * found.kl_before
+    for name, variant in variants.items():
+        assert not found.variants[name].dense[variant.dense == 0].any()
+        assert not torch.equal(found.variants[name].dense, variant.dense)
+    found.apply_to(model)
+    export(model, found.variants, tiny_model_dir, tmp_path / "small")
+    traces = judge(Engine.load(tmp_path / "small", ONE), judged)
+    kl = float(np.concatenate([trace.kl for trace in traces]).mean())
+    assert kl == pytest.approx(found.kl_after, rel=0.1), "what is on disk is what was trained, but for the rounding"
+    again = recover(tiny_model_dir, variants, lessons, judged, **given)
+    assert len(in_process) == 1, "what is there already is not done again"
+    assert all(torch.equal(again.variants[name].dense, found.variants[name].dense) for name in variants)
+
+
 def test_a_batch_is_dealt_evenly():
     for workers in (1, 2, 3, 4):
         recipe = recipe_of("full", 10, 256, num_workers=workers)
@@ -97,7 +99,7 @@ def test_a_batch_is_dealt_evenly():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["norms", "lora", "full"])
-def test_tiny_code_recovers_on_prompts_it_has_not_seen(way, models_dir, data_dir, tmp_path):
+def test_tiny_code_recovers_on_prompts_it_has_not_seen(way, models_dir, data_dir, tmp_path, in_process):
     import gzip
 
     from serve.engine.text import Tokenizer
@@ -112,10 +114,8 @@ def test_tiny_code_recovers_on_prompts_it_has_not_seen(way, models_dir, data_dir
     assert found.kl_after < (0.95 if way == "norms" else 0.7) * found.kl_before
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("fields", [{"options": "sparse50-magnitude"}, {"options": "int4-rtn,int3", "budget": ("flips=0.3",)}])
-def test_the_verb_recovers_and_certifies_what_it_wrote(fields, tiny_model_dir, tmp_path):
+def test_the_verb_recovers_and_certifies_what_it_wrote(fields, tiny_model_dir, tmp_path, in_process):
     rng = np.random.default_rng(2)
     words = ["def", "add", "left", "right", "return", "for", "index", "in", "range", "tern", "flies", "pole", "year", "life", "print"]
     prompts = {" ".join(rng.choice(words, 5)) for _ in range(80)}
@@ -136,7 +136,7 @@ def test_the_verb_recovers_and_certifies_what_it_wrote(fields, tiny_model_dir, t
         recovery = report["recovery"]
         assert (recovery["way"], recovery["steps"]) == ("full", 10)
         assert recovery["kl_after"] < recovery["kl_before"]
-        assert report["certificate"]["kl_mean"] == pytest.approx(recovery["kl_after"], rel=0.5), "other prompts of the same kind"
+        assert report["certificate"]["kl_mean"] == pytest.approx(recovery["kl_after"], rel=0.7), "other prompts of the same kind"
 
 
 @pytest.mark.parametrize("name", ["recover_steps", "recover_prompts", "recover_workers"])

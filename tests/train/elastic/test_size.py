@@ -43,6 +43,17 @@ def test_where_there_are_gpus_each_worker_has_one():
     assert (crew.num_workers, crew.cpus, crew.use_gpu, crew.node_ids) == (8, 4.0, True, {"a", "b"})
 
 
+def test_a_run_that_has_had_gpus_waits_for_them():
+    left = [Machine("head", 8), Machine("a", 16, 4, leaving=True)]
+    assert crew_of(left, wanted=4, least=1, global_batch=4, on_gpus=True) is None
+    without = crew_of(left, wanted=4, least=1, global_batch=4)
+    assert without is not None
+    assert not without.use_gpu
+    again = crew_of([*left, Machine("b", 2, 4)], wanted=4, least=1, global_batch=4, on_gpus=True)
+    assert again is not None
+    assert (again.num_workers, again.node_ids) == (2, {"b"}), "a worker needs a processor, too"
+
+
 def test_copies_of_the_model_that_span_workers_come_whole():
     crew = crew_of([Machine("a", 7)], wanted=8, least=1, global_batch=6, group=2)
     assert crew is not None

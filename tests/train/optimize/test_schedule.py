@@ -11,9 +11,10 @@ RECIPE = {"global_batch": 8, "micro_batch": 4, "sequence_length": 32, "learning_
 
 @given(steps=st.integers(1, 300), warmup=st.integers(0, 50), schedule=st.sampled_from(["cosine", "wsd", "constant"]))
 def test_the_rate_climbs_then_falls_and_stays_positive(steps: int, warmup: int, schedule: str):
+    warmup = min(warmup, steps)
     recipe = Recipe(**RECIPE, steps=steps, warmup_steps=warmup, schedule=schedule)
     rates = [learning_rate_at(recipe, step) for step in range(steps)]
-    top = min(warmup, steps)
+    top = warmup
     assert all(0 < rate <= recipe.learning_rate * (1 + 1e-12) for rate in rates)
     assert rates[:top] == sorted(rates[:top])
     assert rates[top:] == sorted(rates[top:], reverse=True)

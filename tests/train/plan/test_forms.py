@@ -77,3 +77,10 @@ def test_kaplans_joint_law_becomes_its_parts_where_the_other_does_not_limit():
 def test_a_form_without_irreducible_loss_is_no_planners_law():
     with pytest.raises(AssertionError, match="irreducible"):
         as_law(FORMS["kaplan"], np.log([8.8e13, 5.4e13, 0.076, 0.095]))
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_coefficients_that_ran_away_are_still_numbers(form):
+    count = form.starts(some_runs()).shape[1]
+    for far in (-5000.0, 5000.0):
+        assert np.isfinite(list(form.table(np.full(count, far)).values())).all()
