@@ -146,6 +146,7 @@ def test_a_rolling_update_by_config_file_drops_no_stream(url: str, document: dic
     assert {"gateway", "spot", "on_demand"} <= set(ray.serve.status().applications[APP].deployments)
 
 
+@pytest.mark.slow
 def test_a_replica_that_is_scaled_down_hands_its_streams_over(url: str, document: dict[str, Any], undisturbed: list[str]) -> None:
     app = document["applications"][0]
     app["args"] |= {"autoscaling": False, "spot_replicas": 0, "on_demand_replicas": 2}

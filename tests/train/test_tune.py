@@ -77,6 +77,7 @@ def test_preferences_through_the_verb_give_biases_alone(tmp_path: Path, tiny_mod
     assert not torch.equal(logits(with_adapter(base, Path(made.uri))), before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_adaptive_ranks_are_pruned_alike_on_two_workers(tmp_path: Path, tiny_model_dir: Path, pairs_file: Path):
     made = tune(TuneConfig(

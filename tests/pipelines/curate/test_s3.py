@@ -50,6 +50,7 @@ def environment(s3_environment):
     return s3_environment
 
 
+@pytest.mark.slow
 def test_raw_text_to_tokens_in_a_bucket(environment, tmp_path):
     with pytest.raises(ValueError, match="s3://texts/absent: no such file or folder"):
         find_files(["s3://texts/absent"])
