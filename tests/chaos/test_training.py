@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNS = {
     "two workers, ZeRO 2": (
         [["drain", 20], ["come", 10], ["kill", 40], ["come", 10], ["swap", 20], ["kill", 30]],
-        {"--workers": 2, "--machines": 2, "--stage": 2, "--steps": 600},
+        {"--workers": 2, "--machines": 2, "--stage": 2, "--steps": 1200},
     ),
     "one to three workers, ZeRO 3": (
         [["come", 10], ["come", 10], ["kill", 30], ["come", 10], ["drain", 20]],
