@@ -27,11 +27,6 @@ def lane(file: str) -> str:
     return "cluster" if needs_ray else file
 
 
-def live(file: str) -> bool:
-    """Whether a test file outside the cluster's lane talks to processes, sockets or clocks."""
-    return file in APART or (file.startswith("tests/serve/") and not file.startswith("tests/serve/engine/"))
-
-
 class Lanes(LoadScopeScheduling):
     """Files go to whichever process is free; those that need Ray go to one."""
 

@@ -1,9 +1,7 @@
 """Cross-entropy of a causal model, without a [tokens × vocabulary] float32 tensor.
 
 Promise: the sum over labelled positions of −log p(label), float32 (float64 for a float64 model), and its gradient,
-equal to the plain computation up to rounding. Price: logits exist for one chunk of positions at a time; the gradients
-of the output layer are made in the forward pass, chunk by chunk, so its matrix products are three and not four.
-Source: the idea of Liger Kernel's fused linear cross-entropy (arXiv 2410.10989).
+equal to the plain computation up to rounding. Price: see train/chunked.py.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
+from train.chunked import chunked_sum, wide
 from train.corpus import IGNORED
 from train.experts import balance_penalty, routes
 from train.segments import apart, honours_segments, positions_taken
@@ -72,7 +71,7 @@ class CausalLoss(Objective):
         positions = positions_taken(decoder(self.model), position_ids)
         if weight is None:
             logits_BLV = self.model(input_ids=input_ids, use_cache=False, **positions).logits
-            nll, _, normalizer = _of_logits(_wide(logits_BLV[kept]), labels[kept])
+            nll, _, normalizer = _of_logits(wide(logits_BLV[kept]), labels[kept])
             return nll.sum() + _gradient_only(self.z_loss * normalizer.square().sum())
         asked = {"output_router_logits": True} if self._balance else {}
         found = decoder(self.model)(input_ids=input_ids, use_cache=False, **positions, **asked)
@@ -114,7 +113,19 @@ def chunked_nll(hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, z_loss: 
     The gradient is that of the sum plus `z_loss` · Σ log² Z, Z the softmax's normaliser (PaLM, arXiv 2204.02311); the value is the sum
     alone, so that it can be compared with other runs'.
     """
-    return _ChunkedNll.apply(hidden_NH, weight_VH.to(hidden_NH.dtype), labels_N, z_loss)  # type: ignore[no-any-return,no-untyped-call]
+
+    def judge(part: slice, logits_NV: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        labels = labels_N[part]
+        nll, logits_NV, normalizer = _of_logits(logits_NV, labels)
+        if not wanted:
+            return nll, None
+        error = logits_NV.sub_(normalizer[:, None]).exp_()  # softmax, in place of the logits
+        if z_loss:
+            error *= 1 + 2 * z_loss * normalizer[:, None]  # d(log² Z) = 2 log Z · softmax
+        error[torch.arange(len(nll), device=error.device), labels] -= 1
+        return nll, error
+
+    return chunked_sum(hidden_NH, weight_VH, chunk_size(weight_VH), judge)
 
 
 @torch.no_grad()
@@ -125,7 +136,7 @@ def token_nll(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, l
     weight = output_weight(model)
     if weight is None:
         logits_NV = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits[kept]
-        found[kept] = nn.functional.cross_entropy(_wide(logits_NV), labels[kept], reduction="none").float()
+        found[kept] = nn.functional.cross_entropy(wide(logits_NV), labels[kept], reduction="none").float()
         return found
     hidden_NH = decoder(model)(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state[kept]
     size = chunk_size(weight)
@@ -134,43 +145,9 @@ def token_nll(model: PreTrainedModel, input_ids: Tensor, position_ids: Tensor, l
     return found
 
 
-class _ChunkedNll(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor, z_loss: float) -> Tensor:
-        size = chunk_size(weight_VH)
-        wide = torch.float64 if hidden_NH.dtype == torch.float64 else torch.float32
-        total = torch.zeros((), dtype=wide, device=hidden_NH.device)
-        grad_hidden = torch.zeros_like(hidden_NH) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros(weight_VH.shape, dtype=wide, device=weight_VH.device) if ctx.needs_input_grad[1] else None
-        for start in range(0, len(labels_N), size):
-            part = slice(start, start + size)
-            nll, logits, normalizer = _nll(hidden_NH[part], weight_VH, labels_N[part])
-            total += nll.sum()
-            if grad_hidden is None and grad_weight is None:
-                continue
-            error = logits.sub_(normalizer[:, None]).exp_()  # softmax, in place of the logits
-            if z_loss:
-                error *= 1 + 2 * z_loss * normalizer[:, None]  # d(log² Z) = 2 log Z · softmax
-            error[torch.arange(len(nll), device=error.device), labels_N[part]] -= 1
-            narrow = error.to(hidden_NH.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = narrow @ weight_VH
-            if grad_weight is not None:
-                grad_weight += narrow.T @ hidden_NH[part]
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight_VH.dtype))
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
-        grad_hidden, grad_weight = ctx.saved_tensors
-        hidden = None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype)
-        weight = None if grad_weight is None else grad_weight * scale.to(grad_weight.dtype)
-        return hidden, weight, None, None
-
-
 def _nll(hidden_NH: Tensor, weight_VH: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(−log p per position, float32 logits, log-normaliser) of one chunk."""
-    return _of_logits(_wide(hidden_NH @ weight_VH.T), labels_N)
+    return _of_logits(wide(hidden_NH @ weight_VH.T), labels_N)
 
 
 def _of_logits(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,10 +158,6 @@ def _of_logits(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor, Ten
 def _gradient_only(penalty: Tensor) -> Tensor:
     """Zero, with the gradient of `penalty`."""
     return penalty - penalty.detach()
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def chunk_size(weight_VH: Tensor) -> int:

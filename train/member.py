@@ -6,6 +6,7 @@ host memory, `go_back` puts it back. Price: one such copy, each worker its share
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,7 @@ from train.elastic.pieces import Held, Piece, load, snapshot
 __all__ = ["Member"]
 
 
-class Member:
+class Member(ABC):
     """A worker's place in the process group, and its last good state. See train.loop.Stepper."""
 
     def __init__(self, device: torch.device, *, alone: bool = False) -> None:
@@ -24,9 +25,9 @@ class Member:
         self.rank, self.world_size = (0, 1) if alone else (torch.distributed.get_rank(), torch.distributed.get_world_size())
         self._good: Held | None = None
 
+    @abstractmethod
     def pieces(self) -> list[Piece]:
         """What a checkpoint holds of this worker (train/elastic/pieces.py); each stepper has its own."""
-        raise NotImplementedError
 
     def total(self, value: float) -> float:
         """See Stepper."""
@@ -54,8 +55,8 @@ class Member:
         load(pieces, self._good)
         self.publish()
 
-    def publish(self) -> None:
+    def publish(self) -> None:  # noqa: B027  most steppers need nothing here
         """Take over what was loaded into the pieces; all workers must call it. By default the model computes with them already."""
 
-    def _forget(self, pieces: Sequence[Piece]) -> None:
+    def _forget(self, pieces: Sequence[Piece]) -> None:  # noqa: B027  nor here
         """Clear what the remembered state may lack; by default it lacks nothing."""

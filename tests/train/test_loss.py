@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import train.loss as loss_module
+from train import chunked
 from train.corpus import IGNORED
 from train.loss import CausalLoss, chunked_nll, output_weight, token_nll
 
@@ -34,14 +35,14 @@ def test_chunked_loss_and_gradients_equal_the_plain_computation(dtype: torch.dty
 def test_no_logits_of_all_positions_are_held(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(loss_module, "_CHUNK_ELEMENTS", 100 * 16)
     largest = 0
-    plain = loss_module._wide
+    plain = chunked.wide
 
     def watched(tensor: torch.Tensor) -> torch.Tensor:
         nonlocal largest
         largest = max(largest, tensor.numel())
         return plain(tensor)
 
-    monkeypatch.setattr(loss_module, "_wide", watched)
+    monkeypatch.setattr(chunked, "wide", watched)
     chunked_nll(torch.randn(400, 8, requires_grad=True), torch.randn(100, 8, requires_grad=True), torch.randint(0, 100, (400,))).backward()
     assert largest == 100 * 16
 

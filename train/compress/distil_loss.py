@@ -2,7 +2,7 @@
 
 Promise: the sum over labelled positions of KL(teacher ‖ model) and its gradient, equal to the plain formula's up to rounding; the
 teacher is either a model that is asked along the way, or its likeliest tokens as they were kept, all others being one bucket. Price:
-as train/loss.py's: logits for one chunk of positions at a time; a live teacher's forward pass on top.
+train/chunked.py's; a live teacher's forward pass on top.
 Source: Hinton et al. (arXiv 1503.02531); the bucket is divergence.py's, so the loss is the metric that candidates are judged by.
 
 With p the teacher, z the model's logits and q = softmax(z): the gradient is q - p where the teacher's probability is known; in the bucket,
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from train.chunked import chunked_sum, wide
 from train.corpus import IGNORED
 from train.loss import Objective, decoder, output_weight
 from train.segments import apart, honours_segments, positions_taken
@@ -43,7 +44,7 @@ def plain_kl(logits_NV: Tensor, target: Target) -> Tensor:
     >>> plain_kl(torch.tensor([[0.25, 0.05, 0.5, 0.2]]).log(), target).abs() < 1e-6  # the others share 0.25 in both
     tensor([True])
     """
-    logq = torch.log_softmax(_wide(logits_NV), dim=1)
+    logq = torch.log_softmax(wide(logits_NV), dim=1)
     logp = target.logprobs.to(logq.dtype)
     if _whole(target, logq):
         return (logp.exp() * (logp - (logq if target.ids is None else logq.gather(1, target.ids)))).sum(1)
@@ -58,7 +59,8 @@ def chunked_kl(hidden_NH: Tensor, weight_VH: Tensor, target: Callable[[slice], T
 
     `target` is asked for the teacher's word on some of the positions at a time.
     """
-    return _ChunkedKL.apply(hidden_NH, weight_VH.to(hidden_NH.dtype), target)  # type: ignore[no-any-return,no-untyped-call]
+    size = max(1, _CHUNK_ELEMENTS // weight_VH.shape[0])
+    return chunked_sum(hidden_NH, weight_VH, size, lambda part, logits, _: _kl_and_error(logits, target(part)))
 
 
 class DistilLoss(Objective):
@@ -93,7 +95,7 @@ class DistilLoss(Objective):
 
         def target(part: slice) -> Target:
             logits = hidden[part] if weight is None else hidden[part] @ weight.to(hidden.dtype).T
-            return Target(torch.log_softmax(_wide(logits), dim=1))
+            return Target(torch.log_softmax(wide(logits), dim=1))
 
         return self._of(input_ids, labels, position_ids, target)
 
@@ -111,34 +113,6 @@ def _hidden(model: Any, input_ids: Tensor, labels: Tensor, position_ids: Tensor)
     found = read(input_ids=input_ids, use_cache=False, **positions_taken(below, position_ids))
     kept = labels != IGNORED
     return (found.logits if weight is None else found.last_hidden_state)[kept], weight
-
-
-class _ChunkedKL(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, target: Callable[[slice], Target]) -> Tensor:
-        size = max(1, _CHUNK_ELEMENTS // weight_VH.shape[0])
-        wide = torch.float64 if hidden_NH.dtype == torch.float64 else torch.float32
-        total = torch.zeros((), dtype=wide, device=hidden_NH.device)
-        grad_hidden = torch.zeros_like(hidden_NH) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros(weight_VH.shape, dtype=wide, device=weight_VH.device) if ctx.needs_input_grad[1] else None
-        for start in range(0, len(hidden_NH), size):
-            part = slice(start, start + size)
-            kl, error = _kl_and_error(_wide(hidden_NH[part] @ weight_VH.T), target(part))
-            total += kl.sum()
-            narrow = error.to(hidden_NH.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = narrow @ weight_VH
-            if grad_weight is not None:
-                grad_weight += narrow.T @ hidden_NH[part]
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight_VH.dtype))
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
-        grad_hidden, grad_weight = ctx.saved_tensors
-        hidden = None if grad_hidden is None else grad_hidden * scale.to(grad_hidden.dtype)
-        weight = None if grad_weight is None else grad_weight * scale.to(grad_weight.dtype)
-        return hidden, weight, None
 
 
 def _kl_and_error(logits_NV: Tensor, target: Target) -> tuple[Tensor, Tensor]:
@@ -166,7 +140,3 @@ def _rest(logp: Tensor) -> Tensor:
 
 def _whole(target: Target, logits: Tensor) -> bool:
     return target.ids is None or target.ids.shape[1] == logits.shape[1]
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

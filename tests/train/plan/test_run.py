@@ -128,7 +128,8 @@ def test_rented_machines_need_no_measuring(tokens, tmp_path, monkeypatch):
     assert Recipe(**{k: v for k, v in plan["train"].items() if k != "tokens"}).num_workers == 8
 
 
-def test_ones_own_price_and_law(tokens, tmp_path):
+def test_ones_own_price_and_law(tmp_path, tiny_model_dir):
+    tokens = write_tokens(tmp_path / "tokens", tiny_model_dir, num_sequences=20_000)  # on little text a fast machine leaves money over
     theta = [*np.log([482.0, 2085.0, 1.8]).tolist(), 0.3478, 0.3658]
     document = {"form": "chinchilla", "theta": theta, "thetas": [theta] * 3, "residuals": [0.01, -0.01], "stretch": 1.0, "seed": 0,
                 "embeddings": "excluded", "largest": [1e5, 1e10]}  # fmt: skip
