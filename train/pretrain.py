@@ -20,6 +20,7 @@ from cluster.storage import absolute, copy_tree, digest_of
 from train.config import PretrainConfig, overridden
 from train.continuation import check_base, check_teacher, continued, taught
 from train.files import read_whole
+from train.plan.document import TABLES
 from train.progress.figures import training_figures
 from train.recipe import Recipe
 from train.sources import Shares, open_shares, sequences_of
@@ -166,6 +167,9 @@ def _read_plan(uri: str, model: str | None = None) -> tuple[dict[str, Any], str]
         plan = tomllib.loads(raw.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{uri}: not TOML ({error}); write it again with `sterna plan run`") from None
+    unknown = [name for name in plan if name not in TABLES]
+    if unknown:
+        raise ValueError(f"{uri}: nothing reads {unknown[0]}; its tables are {', '.join(TABLES)}")
     if model:
         plan = {**plan, "model": {"from": model}, "predicted": {}}
     for name in ("model", "train"):

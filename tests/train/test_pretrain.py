@@ -83,6 +83,9 @@ def test_missing_inputs_are_named(tmp_path: Path, plan_file: Path):
     plan_file.write_text("[model\n")
     with pytest.raises(ValueError, match="not TOML"):
         pretrain(PretrainConfig(plan=str(plan_file), output=output))
+    plan_file.write_text("[trian]\nsteps = 1\n")
+    with pytest.raises(ValueError, match="nothing reads trian; its tables are model, train, predicted"):
+        pretrain(PretrainConfig(plan=str(plan_file), output=output))
     plan_file.write_text("[train]\nsteps = 1\n")
     with pytest.raises(ValueError, match=r"has no \[model\] table"):
         pretrain(PretrainConfig(plan=str(plan_file), output=output))

@@ -20,7 +20,7 @@ from train.plan.machine import Machine
 from train.plan.outlook import Data, Outlook
 from train.plan.price import Market, failures_per_hour
 
-__all__ = ["Planned", "describe", "document"]
+__all__ = ["TABLES", "Planned", "describe", "document"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +39,10 @@ class Planned:
     candidates: list[Candidate]
     doubled: Candidate | str
     """What twice the budget would choose, or why it cannot be spent."""
+
+
+TABLES = ("model", "train", "predicted", "memory", "compute", "checkpoints", "law", "machines", "budget", "serving", "measured")
+"""Every table that a plan.toml may have; a run reads the first three."""
 
 
 def document(planned: Planned, measured: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import sterna
 from cluster.artifact import publish
 from train.plan import measure as measure_module
 from train.plan.config import PlanConfig
+from train.plan.document import TABLES
 from train.plan.law_file import PREDICTOR
 from train.plan.run import plan_run
 from train.plan.shapes import ModelShape
@@ -63,6 +64,7 @@ def test_the_plan_is_what_pretrain_reads(tokens, tmp_path):
     shape = ModelShape.from_table(plan["model"])
     assert shape.vocab_size == VOCAB
     assert shape.num_parameters <= 1_500_000
+    assert set(plan) <= set(TABLES)
     assert plan["train"].pop("tokens") == tokens
     recipe = Recipe(**plan["train"])
     assert (recipe.sequence_length, recipe.num_workers, recipe.seed) == (LENGTH, 2, 5)
@@ -146,6 +148,7 @@ def test_ones_own_price_and_law(tmp_path, tiny_model_dir):
 def test_serving_is_told(tokens, tmp_path):
     made = plan_run(config_of(tokens, tmp_path, machines="1xL4", budget="flops=3e14", serve_tokens=1e12, max_params=3e7))
     serving = plan_of(made)["serving"]
+    assert set(plan_of(made)) <= set(TABLES)
     assert serving["saved_share"] >= 0
     assert serving["serving_flops"] > 0
 
