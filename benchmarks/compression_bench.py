@@ -34,9 +34,10 @@ from train.compress.probe import Probe
 from train.compress.quantize import load_dense
 from train.compress.store import Store
 
-__all__ = ["OPTIONS", "Bench", "figures", "parts_of", "some"]
+__all__ = ["KERNELS", "OPTIONS", "Bench", "Plain", "figures", "one_thread", "parts_of", "some", "text_reference"]
 
-OPTIONS = "int8,int8-gptq-g64,int7,int6,int5,int4,int4-g32,int3,int2"
+OPTIONS = "int8,int8-gptq,int8-gptq-g64,int7,int6,int5,int4,int4-g32,int3,int2"
+KERNELS = "int8,int8-gptq,int8-gptq-g64,int4,int4-g32"
 PROMPT_TOKENS, COMPLETION_TOKENS = 48, 64
 SIZES = {"held_out": 256, "search": 96, "calibration": 96, "fresh": 256}
 
@@ -71,6 +72,18 @@ def figures(reference: Reference, traces: Sequence[Trace]) -> dict[str, float]:
         "fdt_p10": survival_quantile(fdt, 0.1),
         "perplexity": float(np.exp(np.concatenate([trace.losses for trace in traces]).mean())),
     }
+
+
+class Plain:
+    """A transformers model as a scorer (`divergence.Scorer`)."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def logits(self, tokens: list[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            found: torch.Tensor = self._model(input_ids=torch.tensor([tokens])).logits[0]
+        return found
 
 
 class Bench:
@@ -127,11 +140,6 @@ class Bench:
         return moments(self.dense, [self.texts[row] for row in self.parts["calibration"]])
 
     @cached_property
-    def compared(self) -> Probe:
-        """The first half of the held-out prompts, on which many plans are compared."""
-        return self.probe(self.parts["held_out"][: SIZES["held_out"] // 2])
-
-    @cached_property
     def _offered(self) -> tuple[Offer, float]:
         """What the search chooses from and the seconds it took; kept beside the completions, since every part needs it."""
         place = self.store.folder / f"offer-{digest_of([str(self.model), OPTIONS, SIZES])[:20]}.pickle"
@@ -145,6 +153,12 @@ class Bench:
     @property
     def offer(self) -> Offer:
         return self._offered[0]
+
+    @property
+    def with_kernels(self) -> Offer:
+        """What the engine computes with as it is stored."""
+        wanted = ("keep", *KERNELS.split(","))
+        return Offer([each for each in self.offer.candidates if each.option in wanted], self.offer.variants)
 
     @property
     def offer_s(self) -> float:
