@@ -22,7 +22,7 @@ from cluster.storage import digest_of
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.text import Tokenizer
-from train.compress.calibrate import moments
+from train.compress.calibrate import matrices, moments
 from train.compress.candidates import Variant, degraded
 from train.compress.certify import flips_upper, kl_upper, observed_fdt
 from train.compress.divergence import Reference, Trace, make_reference, survival_quantile
@@ -171,11 +171,13 @@ class Bench:
 
     def judged(self, plan: Mapping[str, str], probe: Probe) -> dict[str, float]:
         """Bytes of the matrices on disk, and the figures on the probe's prompts."""
-        variants = {name: self.variant(name, chosen) for name, chosen in plan.items() if chosen != "keep"}
-        weights = {name: self.dense.get_submodule(name).weight.nbytes for name in plan}
-        size = sum(weights.values()) - sum(weights[name] - variant.bytes for name, variant in variants.items())
-        traces = probe.traces({name: variant.dense for name, variant in variants.items()})
+        size = self.bytes_of(plan)
+        traces = probe.traces({name: self.variant(name, chosen).dense for name, chosen in plan.items() if chosen != "keep"})
         return {"bytes": size, "share": size / self.matrices_bytes, **figures(probe.reference, traces)}
+
+    def bytes_of(self, plan: Mapping[str, str]) -> int:
+        """What export writes of all matrices."""
+        return sum(matrix.stored_bytes(option(plan.get(matrix.name, "keep"))) for matrix in matrices(self.dense))
 
 
 def text_reference(bench: Bench, rows: Sequence[int]) -> Reference:
