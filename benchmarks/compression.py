@@ -2,7 +2,7 @@
 
 Promise: one table from `runs/compression.json`; everything shown is measured on held-out prompts (programming problems, prompts of
 48 tokens with the model's own 64-token greedy completions). A finished figure is not measured again, so an interrupted run goes on.
-Price on one core, for models/tiny-code: budgets 4 min, equal 6, greedy 12, promise 25, shapes 4, cost 2.
+Price on one core, for models/tiny-code: budgets 8 min, equal 8, greedy 20, promise 40, shapes 4, eight 6, cost 2.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.compression_bench import Bench, figures, one_thread, parts_of, some, text_reference
+from benchmarks.compression_bench import Bench, figures, one_thread, text_reference
+from benchmarks.compression_eight import ROUNDINGS, SHARES, by_share, noise_of
+from benchmarks.compression_promise import DRAWS, drawn
 from benchmarks.compression_table import told
 from train.compress.baselines import accumulated, in_order_of_harm, per_byte, uniform
-from train.compress.calibrate import matrices, moments
+from train.compress.calibrate import matrices
 from train.compress.candidates import degraded
-from train.compress.find import find, offer, probe_of
-from train.compress.options import option, parse_options
+from train.compress.find import Offer, find, probe_of
+from train.compress.options import option
 from train.compress.search import Candidate, at_bytes
 
 BUDGETS = (0.005, 0.02, 0.05, 0.10)
 UNIFORM = ("int8", "int4", "int4-rtn", "int8-gptq", "int4-g32", "int3")
 PRUNED = ("2:4-sparsegpt", "sparse50-sparsegpt", "2:4-wanda", "sparse50-wanda", "2:4-magnitude", "sparse50-magnitude")
 SPARSITIES = (25, 50, 75, 90, 95)
-DRAWS, PROMISED = 20, 0.02
-KERNELS = "int8,int8-gptq-g64,int4,int4-g32"
-PARTS = ("budgets", "equal", "greedy", "promise", "shapes", "cost")
+PARTS = ("budgets", "equal", "greedy", "promise", "shapes", "eight", "cost")
 
 
 class Figures:
@@ -79,15 +79,15 @@ def main() -> None:
 
 
 def _budgets(bench: Bench, kept: Figures) -> None:
-    """The search at each budget, and what its certificate says."""
+    """The search at each budget, and what its certificate says: from all options, and from those that have kernels."""
     for budget in BUDGETS:
-        kept.once("budgets", f"{budget:g}", lambda budget=budget: _searched(bench, budget))
+        kept.once("budgets", f"{budget:g}", lambda budget=budget: _searched(bench, bench.offer, budget))
+        kept.once("kernels", f"{budget:g}", lambda budget=budget: _searched(bench, bench.with_kernels, budget))
 
 
-def _searched(bench: Bench, budget: float) -> dict[str, Any]:
-    held_out = sum(map(len, bench.held_out.reference.completions))
-    offered, started = bench.offer, time.perf_counter()
-    found = find(offered, bench.search, {"flips": budget}, held_out=held_out)
+def _searched(bench: Bench, offered: Offer, budget: float) -> dict[str, Any]:
+    held_out, search, started = sum(map(len, bench.held_out.reference.completions)), bench.search, time.perf_counter()
+    found = find(offered, search, {"flips": budget}, held_out=held_out)
     seconds = {"offer": bench.offer_s, "search": time.perf_counter() - started}
     row = bench.judged(found.plan, bench.held_out) | {"met": found.met, "plan": found.plan, "passes": found.passes, "seconds": seconds}
     return row | {"foreseen": found.judged.bounds["flips"], "on_search": found.judged.figures["flips"]}
@@ -96,27 +96,19 @@ def _searched(bench: Bench, budget: float) -> dict[str, Any]:
 def _equal(bench: Bench, kept: Figures) -> None:
     """One option for all linear layers, against ours in as many bytes: from all options, and from those that have kernels."""
     linear = [m.name for m in matrices(bench.dense) if m.role == "linear"]
-    names = [m.name for m in matrices(bench.dense)]
-    with_kernels = [c for c in bench.offer.candidates if c.option in ("keep", *KERNELS.split(","))]
-    for chosen in (*UNIFORM, *PRUNED):
-        plan = dict.fromkeys(names, "keep") | dict.fromkeys(linear, chosen)
-        theirs = kept.once("equal", chosen, lambda plan=plan: bench.judged(plan, bench.compared))
-        _ours(bench, kept, "equal", f"ours at {chosen}", bench.offer.candidates, theirs["bytes"])
-        _ours(bench, kept, "equal", f"ours with kernels at {chosen}", with_kernels, theirs["bytes"])
-    for chosen in ("int8", "int4"):
-        kept.once("equal", f"{chosen}, embedding int8", lambda chosen=chosen: bench.judged(_all(bench, chosen), bench.compared))
-        size = kept.all["equal"][f"{chosen}, embedding int8"]["bytes"]
-        _ours(bench, kept, "equal", f"ours at {chosen}, embedding int8", bench.offer.candidates, size)
-
-
-def _all(bench: Bench, chosen: str) -> dict[str, str]:
-    return uniform(bench.offer.candidates, "int8") | {k: v for k, v in uniform(bench.offer.candidates, chosen).items() if v != "keep"}
+    plans = {chosen: uniform(bench.offer.candidates, "keep") | dict.fromkeys(linear, chosen) for chosen in (*UNIFORM, *PRUNED)}
+    narrow = uniform(bench.offer.candidates, "int8")
+    plans |= {f"{chosen}, embedding int8": narrow | dict.fromkeys(linear, chosen) for chosen in ("int8", "int4")}
+    for name, plan in plans.items():
+        theirs = kept.once("equal", name, lambda plan=plan: bench.judged(plan, bench.held_out))
+        _ours(bench, kept, "equal", f"ours|{theirs['bytes']}", bench.offer.candidates, theirs["bytes"])
+        _ours(bench, kept, "equal", f"ours with kernels|{theirs['bytes']}", bench.with_kernels.candidates, theirs["bytes"])
 
 
 def _ours(bench: Bench, kept: Figures, part: str, name: str, candidates: list[Candidate], size: int) -> None:
     plan = at_bytes(candidates, size)
     if plan is not None:
-        kept.once(part, name, lambda: bench.judged(plan, bench.compared))
+        kept.once(part, name, lambda: bench.judged(plan, bench.held_out))
 
 
 def _greedy(bench: Bench, kept: Figures) -> None:
@@ -126,18 +118,19 @@ def _greedy(bench: Bench, kept: Figures) -> None:
         name, chosen = candidate.matrix, candidate.option
         if chosen != "keep":
             change = {name: bench.offer.variants[name][chosen].dense}
-            kept.once("fdt", f"{name}|{chosen}", lambda c=change: 64 - figures(fdt.reference, fdt.traces(c))["fdt_mean"])
+            kept.once("fdt", f"{name}|{chosen}", lambda c=change: figures(fdt.reference, fdt.traces(c))["fdt_mean"])
             kept.once("perplexity", f"{name}|{chosen}", lambda c=change: _nats(texts.traces(c)))
+    whole = kept.once("fdt", "keep", lambda: figures(fdt.reference, fdt.traces({}))["fdt_mean"])
     base = kept.once("perplexity", "keep", lambda: _nats(texts.traces({})))
     harms = {
-        "fdt": {tuple(key.split("|")): value for key, value in kept.all["fdt"].items()},
+        "fdt": {tuple(key.split("|")): whole - value for key, value in kept.all["fdt"].items() if key != "keep"},
         "perplexity": {tuple(key.split("|")): value - base for key, value in kept.all["perplexity"].items() if key != "keep"},
     }
     for budget, row in kept.all.get("budgets", {}).items():
         for guide, values in harms.items():
             for rank in (in_order_of_harm, per_byte):
                 plan = accumulated(bench.offer.candidates, values, row["bytes"], rank)
-                kept.once("greedy", f"{budget}|{guide}, {rank.__name__}", lambda plan=plan: bench.judged(plan, bench.compared))
+                kept.once("greedy", f"{budget}|{guide}, {rank.__name__}", lambda plan=plan: bench.judged(plan, bench.held_out))
         _ours(bench, kept, "greedy", f"{budget}|ours", bench.offer.candidates, row["bytes"])
 
 
@@ -148,31 +141,7 @@ def _nats(traces: Any) -> float:
 def _promise(bench: Bench, kept: Figures) -> None:
     """New prompts for calibration, search and certificate in every draw; then fresh ones, on which the budget is to hold."""
     for seed in range(1, DRAWS + 1):
-        kept.once("promise", str(seed), lambda seed=seed: _drawn(bench, seed))
-
-
-def _drawn(bench: Bench, seed: int) -> dict[str, Any]:
-    parts = parts_of(len(bench.texts), seed, {"held_out": 192, "search": 96, "calibration": 64, "fresh": 256})
-    search = bench.probe(parts["search"])
-    offered = offer(
-        bench.dense, search, parse_options(OPTIONS_OF_DRAWS), moments(bench.dense, [bench.texts[r] for r in parts["calibration"]])
-    )
-    reference = some(bench.reference, parts["held_out"] + parts["fresh"])
-    held_out = sum(map(len, reference.completions[:192]))
-    found = find(offered, search, {"flips": PROMISED}, held_out=held_out, levels=9, swaps=0)
-    traces = probe_of(bench.dense, reference).traces(offered.weights(found.plan))
-    certificate = figures(some(reference, range(192)), traces[:192])
-    fresh = figures(some(reference, range(192, len(traces))), traces[192:])
-    row = {
-        "bytes": found.bytes,
-        "on_search": found.judged.figures["flips"],
-        "foreseen": found.judged.bounds["flips"],
-        "passes": found.passes,
-    }
-    return row | {"certificate": certificate, "pass": certificate["flips_upper"] <= PROMISED, "fresh": fresh}
-
-
-OPTIONS_OF_DRAWS = "int8,int6,int5,int4,int3"
+        kept.once("promise", str(seed), lambda seed=seed: drawn(bench, seed))
 
 
 def _shapes(bench: Bench, kept: Figures) -> None:
@@ -187,6 +156,14 @@ def _shapes(bench: Bench, kept: Figures) -> None:
                 return {key: found[key] for key in ("fdt_mean", "fdt_median", "flips", "kl", "perplexity")}
 
             kept.once("shapes", f"{matrix.name}|{percent}", pruned)
+
+
+def _eight(bench: Bench, kept: Figures) -> None:
+    """How many of the parameters go to 8 bits before the tokens differ by more than the arithmetic's own noise."""
+    kept.once("eight", "noise", lambda: noise_of(bench))
+    for rounding in ROUNDINGS:
+        for share in SHARES:
+            kept.once("eight", f"{rounding}|{share:g}", lambda rounding=rounding, share=share: by_share(bench, rounding, share))
 
 
 def _cost(bench: Bench, kept: Figures) -> None:

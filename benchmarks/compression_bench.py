@@ -22,7 +22,7 @@ from cluster.storage import digest_of
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.text import Tokenizer
-from train.compress.calibrate import moments
+from train.compress.calibrate import matrices, moments
 from train.compress.candidates import Variant, degraded
 from train.compress.certify import flips_upper, kl_upper, observed_fdt
 from train.compress.divergence import Reference, Trace, make_reference, survival_quantile
@@ -34,9 +34,10 @@ from train.compress.probe import Probe
 from train.compress.quantize import load_dense
 from train.compress.store import Store
 
-__all__ = ["OPTIONS", "Bench", "figures", "parts_of", "some"]
+__all__ = ["KERNELS", "OPTIONS", "Bench", "Plain", "figures", "one_thread", "parts_of", "some", "text_reference"]
 
-OPTIONS = "int8,int8-gptq-g64,int7,int6,int5,int4,int4-g32,int3,int2"
+OPTIONS = "int8,int8-gptq,int8-gptq-g64,int7,int6,int5,int4,int4-g32,int3,int2"
+KERNELS = "int8,int8-gptq,int8-gptq-g64,int4,int4-g32"
 PROMPT_TOKENS, COMPLETION_TOKENS = 48, 64
 SIZES = {"held_out": 256, "search": 96, "calibration": 96, "fresh": 256}
 
@@ -71,6 +72,18 @@ def figures(reference: Reference, traces: Sequence[Trace]) -> dict[str, float]:
         "fdt_p10": survival_quantile(fdt, 0.1),
         "perplexity": float(np.exp(np.concatenate([trace.losses for trace in traces]).mean())),
     }
+
+
+class Plain:
+    """A transformers model as a scorer (`divergence.Scorer`)."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def logits(self, tokens: list[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            found: torch.Tensor = self._model(input_ids=torch.tensor([tokens])).logits[0]
+        return found
 
 
 class Bench:
@@ -127,11 +140,6 @@ class Bench:
         return moments(self.dense, [self.texts[row] for row in self.parts["calibration"]])
 
     @cached_property
-    def compared(self) -> Probe:
-        """The first half of the held-out prompts, on which many plans are compared."""
-        return self.probe(self.parts["held_out"][: SIZES["held_out"] // 2])
-
-    @cached_property
     def _offered(self) -> tuple[Offer, float]:
         """What the search chooses from and the seconds it took; kept beside the completions, since every part needs it."""
         place = self.store.folder / f"offer-{digest_of([str(self.model), OPTIONS, SIZES])[:20]}.pickle"
@@ -147,6 +155,12 @@ class Bench:
         return self._offered[0]
 
     @property
+    def with_kernels(self) -> Offer:
+        """What the engine computes with as it is stored."""
+        wanted = ("keep", *KERNELS.split(","))
+        return Offer([each for each in self.offer.candidates if each.option in wanted], self.offer.variants)
+
+    @property
     def offer_s(self) -> float:
         return self._offered[1]
 
@@ -157,11 +171,13 @@ class Bench:
 
     def judged(self, plan: Mapping[str, str], probe: Probe) -> dict[str, float]:
         """Bytes of the matrices on disk, and the figures on the probe's prompts."""
-        variants = {name: self.variant(name, chosen) for name, chosen in plan.items() if chosen != "keep"}
-        weights = {name: self.dense.get_submodule(name).weight.nbytes for name in plan}
-        size = sum(weights.values()) - sum(weights[name] - variant.bytes for name, variant in variants.items())
-        traces = probe.traces({name: variant.dense for name, variant in variants.items()})
+        size = self.bytes_of(plan)
+        traces = probe.traces({name: self.variant(name, chosen).dense for name, chosen in plan.items() if chosen != "keep"})
         return {"bytes": size, "share": size / self.matrices_bytes, **figures(probe.reference, traces)}
+
+    def bytes_of(self, plan: Mapping[str, str]) -> int:
+        """What export writes of all matrices."""
+        return sum(matrix.stored_bytes(option(plan.get(matrix.name, "keep"))) for matrix in matrices(self.dense))
 
 
 def text_reference(bench: Bench, rows: Sequence[int]) -> Reference:

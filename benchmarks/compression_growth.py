@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.compression_bench import Plain
 from train.compress.calibrate import moments
 from train.compress.divergence import make_reference
 from train.compress.find import find, offer, probe_of
@@ -17,18 +18,6 @@ from train.compress.options import parse_options
 __all__ = ["grown"]
 
 _PROMPTS, _PROMPT, _COMPLETION = 24, 16, 16
-
-
-class _Plain:
-    """A transformers model as a scorer."""
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def logits(self, tokens: list[int]) -> torch.Tensor:
-        with torch.no_grad():
-            found: torch.Tensor = self.model(torch.tensor([tokens])).logits[0]
-        return found
 
 
 def grown(config: Any, depth: int) -> dict[str, float]:
@@ -40,7 +29,7 @@ def grown(config: Any, depth: int) -> dict[str, float]:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     rows = np.random.default_rng(0).integers(4, config.vocab_size, (_PROMPTS, _PROMPT + _COMPLETION)).tolist()
-    reference = make_reference(_Plain(model), [row[:_PROMPT] for row in rows], [row[_PROMPT:] for row in rows])
+    reference = make_reference(Plain(model), [row[:_PROMPT] for row in rows], [row[_PROMPT:] for row in rows])
     started = time.perf_counter()
     probe = probe_of(model, reference)
     offered = offer(model, probe, parse_options("int8,int4"), moments(model, rows))

@@ -6,10 +6,11 @@ Each round prunes further (of the weights as they are by then), to a target over
 weight that is left learns the original's distribution on its own completions again. Two ways of sharing a round's target out:
 
 * uniform: every matrix gets the target;
-* fdt: each matrix is tried alone at several sparsities on search prompts; its harm is the hazard of a first divergent token (first
-  divergences per token that was at risk). Hazards of independent causes add up, so a knapsack chooses the sparsities with the least
-  hazard in all. The paper (arXiv 2311.01544) raises, step by step, the component whose FDT is longest; the choice is by the same figure.
-* kl: the same with the mean KL in the place of the hazard;
+* fdt: each matrix is tried alone at several sparsities on search prompts; its harm is the hazard of a first token that the model as it
+  is by then would not have chosen (first divergences per token that was at risk). Hazards of independent causes add up, so a knapsack
+  chooses the sparsities with the least hazard in all. The paper (arXiv 2311.01544) raises, step by step, the component whose FDT is
+  longest; the choice is by the same figure.
+* kl: the same with the mean KL from the original in the place of the hazard;
 * scores: the same with the KL that scores.py predicts of all of them from one pass of gradients, which costs no pass of any.
 
 After each round, before and after recovery: perplexity on held-out text and FDT, flips and KL on held-out prompts. A run that was
@@ -21,7 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.compression_bench import Plain
 from cluster.storage import digest_of
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
@@ -54,6 +56,9 @@ from train.compress.variant_file import variant_of
 from train.loop import run
 from train.plain import PlainStepper
 from train.state import State
+
+Choice = tuple[str, str]
+"""(matrix, option)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +108,7 @@ def figures(model: Any, texts: Texts) -> dict[str, float]:
     traces = Probe(model, texts.held_out).traces({})
     flips = flips_by_prompt(texts.held_out, traces)
     fdts = observed_fdt(flips)
-    with torch.inference_mode():
-        losses = np.concatenate([text_losses(_Reads(model), passage) for passage in texts.passages])
+    losses = np.concatenate([text_losses(Plain(model), passage) for passage in texts.passages])
     return {
         "perplexity": float(np.exp(losses.mean())),
         "fdt_median": float(survival_quantile(fdts, 0.5)),
@@ -112,16 +116,6 @@ def figures(model: Any, texts: Texts) -> dict[str, float]:
         "flips": float(np.concatenate(flips).mean()),
         "kl": float(np.concatenate([trace.kl for trace in traces]).mean()),
     }
-
-
-class _Reads:
-    """A transformers model as divergence.py's Scorer."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-
-    def logits(self, tokens: list[int]) -> torch.Tensor:
-        return self._model(input_ids=torch.tensor([tokens])).logits[0]
 
 
 def shared_out(
@@ -139,7 +133,7 @@ def shared_out(
         for matrix in linear
         for each in [option(f"sparse{min(max(target + step, 1), 97)}-{method}") for step in spread]
     }
-    harms = _harms(Probe(model, texts.search), texts.search, variants, guide, store, stem)
+    harms = rising(_harms(Probe(model, texts.search), variants, guide, store, stem), variants)
     candidates = [
         Candidate(matrix=name, option=each, bytes=round(variant.option.density * variant.dense.numel() * 100), harm=harms[name, each])
         for (name, each), variant in variants.items()
@@ -150,24 +144,32 @@ def shared_out(
     return {name: variants[name, each] for name, each in plan.items()}
 
 
-def _harms(
-    probe: Probe, reference: Reference, variants: dict[tuple[str, str], Variant], guide: str, store: Store, stem: str
-) -> dict[tuple[str, str], float]:
+def _harms(probe: Probe, variants: Mapping[Choice, Variant], guide: str, store: Store, stem: str) -> dict[Choice, float]:
     """What each variant would do, alone; measured ones are kept as they come."""
     if guide == "scores":
         dense: dict[str, dict[str, torch.Tensor]] = {}
         for (name, each), variant in variants.items():
             dense.setdefault(name, {})[each] = variant.dense
         return {key: score.kl for key, score in scores(probe, dense).items()}
-    known = store.read("harms", stem)
+    known, now = store.read("harms", stem), probe.traces({})
     for name, each in variants:
         key = f"{name} {each}"
         if key not in known:
             traces = probe.traces({name: variants[name, each].dense})
             mean = float(np.concatenate([trace.kl for trace in traces]).mean())
-            known[key] = mean if guide == "kl" else hazard(flips_by_prompt(reference, traces))
+            parted = [trace.likeliest != was.likeliest for trace, was in zip(traces, now, strict=True)]
+            known[key] = mean if guide == "kl" else hazard(parted)
             store.write("harms", stem, known)
     return {(name, each): known[f"{name} {each}"] for name, each in variants}
+
+
+def rising(harms: Mapping[Choice, float], variants: Mapping[Choice, Variant]) -> dict[Choice, float]:
+    """The harms, none of a sparser variant of a matrix as low as a denser one's: where it was measured lower, that was chance."""
+    found: dict[Choice, float] = {}
+    least: dict[str, float] = {}
+    for key in sorted(harms, key=lambda key: -variants[key].option.density):
+        found[key] = least[key[0]] = max(harms[key], least.get(key[0], 0.0) + 1e-9)
+    return found
 
 
 def recovered(

@@ -12,7 +12,7 @@ _HEAD = "| {} | bytes | of bf16 | flips | upper | KL mean | KL p99 | FDT median 
 
 def told(figures: Row) -> str:
     """The tables and the verdicts, as text (Markdown)."""
-    parts = (_budgets, _equal, _greedy, _promise, _shapes, _cost)
+    parts = (_budgets, _kernels, _equal, _greedy, _promise, _shapes, _eight, _cost)
     return "\n\n".join(text for part in parts if (text := part(figures)))
 
 
@@ -25,30 +25,36 @@ def _line(name: str, row: Row) -> str:
 
 def _budgets(figures: Row) -> str:
     rows = figures.get("budgets", {})
+    seconds = [row["seconds"]["offer"] + row["seconds"]["search"] for row in rows.values()]
+    cost = f"{min(seconds):.0f} to {max(seconds):.0f} s on one core, wanted at most 300" if rows else ""
+    return _within("ours, by budget", rows) + (f"\n{_met(max(seconds) <= 300)} the search takes {cost}" if rows else "")
+
+
+def _kernels(figures: Row) -> str:
+    return _within("ours with kernels, by budget", figures.get("kernels", {}))
+
+
+def _within(title: str, rows: Row) -> str:
+    """What a search gave at each budget, and whether bytes fall as budgets grow."""
     lines = [_line(f"flips ≤ {float(budget):.1%}", row) for budget, row in rows.items()]
     kept = [
         f"{_met(row['flips_upper'] <= float(budget))} certificate of {float(budget):.1%}: {row['flips_upper']:.2%}"
         for budget, row in rows.items()
     ]
-    seconds = [row["seconds"]["offer"] + row["seconds"]["search"] for row in rows.values()]
-    if rows:
-        kept.append(
-            f"{_met(max(seconds) <= 300)} the search takes {min(seconds):.0f} to {max(seconds):.0f} s on one core, wanted at most 300"
-        )
-    return "\n".join([_HEAD.format("ours, by budget"), *lines, *kept]) if rows else ""
+    sizes = [rows[budget]["bytes"] for budget in sorted(rows, key=float)]
+    falling = f"{_met(sizes == sorted(sizes, reverse=True))} looser budgets give no larger plans"
+    return "\n".join([_HEAD.format(title), *lines, *kept, falling]) if rows else ""
 
 
 def _equal(figures: Row) -> str:
     rows, lines = figures.get("equal", {}), []
     for name, row in rows.items():
         if not name.startswith("ours"):
-            both = [("", row)] + [
-                (kind, rows[f"{kind} at {name}"]) for kind in ("ours", "ours with kernels") if f"{kind} at {name}" in rows
-            ]
-            lines += [_line(kind or f"**{name}**", each) for kind, each in both]
-            if len(both) > 1:
-                best = min(both, key=lambda pair: pair[1]["flips"])[1]
-                lines[-1] += f" {_met(best is not row or row['flips'] == 0).strip()}"
+            ours = {kind: rows.get(f"{kind}|{row['bytes']}") for kind in ("ours", "ours with kernels")}
+            found = {kind: each for kind, each in ours.items() if each}
+            lines += [_line(f"**{name}**", row), *(_line(kind, each) for kind, each in found.items())]
+            if found:
+                lines[-1] += f" {_met(min(each['flips'] for each in found.values()) <= row['flips']).strip()}"
     return "\n".join([_HEAD.format("at equal bytes"), *lines]) if lines else ""
 
 
@@ -74,10 +80,13 @@ def _promise(figures: Row) -> str:
         return ""
     passed = [row for row in rows if row["pass"]]
     held = sum(row["fresh"]["flips"] <= 0.02 for row in passed)
-    sizes = sorted(row["bytes"] for row in rows)
+    boldest, tested = sum(row["boldest"] for row in rows), sum(row["tested"] for row in rows)
+    sizes, fresh = sorted(row["bytes"] for row in rows), sorted(row["fresh"]["flips"] for row in rows)
     return (
-        f"promise, {len(rows)} draws of calibration, search and held-out prompts, flips ≤ 2 %: {len(passed)} certificates pass; "
-        f"on fresh prompts {held} of those keep to it; bytes {sizes[0] / 1e6:.2f} to {sizes[-1] / 1e6:.2f} MB\n"
+        f"promise, {len(rows)} draws of calibration, search and held-out prompts, flips ≤ 2 %: {len(passed)} certificates pass, {boldest} "
+        f"of them of the boldest plan ({tested / len(rows):.1f} plans tested each)\n"
+        f"bytes {sizes[0] / 1e6:.2f} to {sizes[-1] / 1e6:.2f} MB; on fresh prompts {held} of those that passed keep to it: "
+        f"{fresh[0]:.2%} to {fresh[-1]:.2%}\n"
         f"{_met(len(passed) >= 0.95 * len(rows))} the held-out certificate passes\n"
         f"{_met(held >= 0.95 * len(passed))} fresh prompts keep to the budget"
     )
@@ -92,6 +101,23 @@ def _shapes(figures: Row) -> str:
     for matrix in dict.fromkeys(name.split("|")[0] for name in rows):
         cells = (rows.get(f"{matrix}|{percent}", {}).get("fdt_mean") for percent in percents)
         lines.append(f"| {matrix} | {' | '.join('' if cell is None else f'{cell:.1f}' for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def _eight(figures: Row) -> str:
+    rows = dict(figures.get("eight", {}))
+    noise = rows.pop("noise", None)
+    if noise is None:
+        return ""
+    lines = [
+        f"8 bits within the noise: bfloat16 flips {noise['flips']:.2%}, a batch {noise['batch_flips']:.2%}, decoding "
+        f"{noise['decode_flips']:.2%}; KL {noise['kl_mean']:.1e}",
+        "| int8 where it harms least | parameters | flips | KL mean | within the noise of flips | of KL |\n|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        within = (row["flips"] <= noise["floor"], row["kl"] <= noise["kl_mean"])
+        said = " | ".join("yes" if each else "no" for each in within)
+        lines.append(f"| {name.split('|')[0]} | {row['parameters']:.0%} | {row['flips']:.2%} | {row['kl']:.1e} | {said} |")
     return "\n".join(lines)
 
 

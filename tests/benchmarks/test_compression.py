@@ -30,19 +30,28 @@ def test_a_kept_and_a_broken_budget_are_told_apart():
     assert any(line.startswith("met    the search takes 70 to 70 s") for line in lines)
 
 
+def test_a_looser_budget_with_a_larger_plan_is_a_miss():
+    said = told({"kernels": {"0.02": ROW, "0.05": ROW | {"bytes": 4_500_000}}})
+    assert "met    looser budgets give no larger plans" in said
+    assert "MISSED looser budgets" in told({"kernels": {"0.05": ROW | {"bytes": 4_700_000}, "0.02": ROW}})
+
+
 def test_a_loss_at_equal_bytes_is_called_one():
     better = ROW | {"flips": 0.01}
-    assert "MISSED" not in told({"equal": {"int8": ROW, "ours at int8": better}})
-    assert "MISSED" in told({"equal": {"int8": better, "ours at int8": ROW}})
+    assert "MISSED" not in told({"equal": {"int8": ROW, "ours|4600000": better}})
+    assert "MISSED" in told({"equal": {"int8": better, "ours|4600000": ROW}})
     assert "MISSED at the size of 2.0%: ours 1.34%, the best other (fdt, per_byte) 1.00%" in told(
         {"greedy": {"0.02|fdt, per_byte": better, "0.02|perplexity, per_byte": ROW, "0.02|ours": ROW}}
     )
 
 
 def test_the_promise_counts_passes_and_what_fresh_prompts_say():
-    draw = {"bytes": 4_600_000, "pass": True, "fresh": {"flips": 0.012}}
-    text = told({"promise": {"1": draw, "2": draw | {"fresh": {"flips": 0.03}}, "3": draw | {"pass": False}}})
-    assert "2 certificates pass; on fresh prompts 1 of those keep to it" in text
+    draw = {"bytes": 4_600_000, "pass": True, "boldest": True, "tested": 4, "fresh": {"flips": 0.012}}
+    text = told(
+        {"promise": {"1": draw, "2": draw | {"fresh": {"flips": 0.03}}, "3": draw | {"pass": False, "boldest": False, "tested": 1}}}
+    )
+    assert "2 certificates pass, 2 of them of the boldest plan (3.0 plans tested each)" in text
+    assert "on fresh prompts 1 of those that passed keep to it" in text
     assert text.count("MISSED") == 2
 
 
@@ -52,6 +61,12 @@ def test_shapes_and_cost_are_tables():
     cost = {"matrices": 15, "joint_passes": 12, "passes": 13.5, "offer_s": 1.0, "search_s": 2.0}
     assert "| 2 | 15 | 12 | 13.5 | 1.0 s | 2.0 s |" in told({"cost": {"2": cost}})
     assert told({}) == ""
+
+
+def test_a_share_in_8_bits_is_held_against_the_noise():
+    noise = {"flips": 0.001, "batch_flips": 0.002, "decode_flips": 0.0, "kl_mean": 3e-5, "floor": 0.002}
+    rows = {"noise": noise, "int8|0.5": ROW | {"flips": 0.002, "kl": 1e-4, "parameters": 0.6}}
+    assert "| int8 | 60% | 0.20% | 1.0e-04 | yes | no |" in told({"eight": rows})
 
 
 def test_parts_are_disjoint_and_drawn_by_seed():

@@ -44,7 +44,7 @@ def accumulated(candidates: Sequence[Candidate], harms: Harms, limit: int, rank:
     >>> accumulated(three, {("a", "int8"): 0.1, ("a", "int4"): 0.7}, 9, in_order_of_harm)
     {'a': 'int8'}
     """
-    rows = {matrix: _falling(candidates, matrix) for matrix in dict.fromkeys(c.matrix for c in candidates)}
+    rows = {matrix: _falling(candidates, matrix, harms) for matrix in dict.fromkeys(c.matrix for c in candidates)}
     at = dict.fromkeys(rows, 0)
     total = sum(row[0].bytes for row in rows.values())
     while total > limit:
@@ -57,9 +57,9 @@ def accumulated(candidates: Sequence[Candidate], harms: Harms, limit: int, rank:
     return {matrix: row[at[matrix]].option for matrix, row in rows.items()}
 
 
-def _falling(candidates: Sequence[Candidate], matrix: str) -> list[Candidate]:
-    """The matrix' options from keep downwards, each smaller than the one before."""
-    own = sorted((c for c in candidates if c.matrix == matrix), key=lambda c: (-c.bytes, c.option))
+def _falling(candidates: Sequence[Candidate], matrix: str, harms: Harms) -> list[Candidate]:
+    """The matrix' options from keep downwards, each smaller than the one before; of equal ones the least harmful."""
+    own = sorted((c for c in candidates if c.matrix == matrix), key=lambda c: (-c.bytes, harms.get((matrix, c.option), 0.0)))
     start = next(index for index, c in enumerate(own) if c.option == "keep")
     kept = [own[start]]
     for candidate in own[start + 1 :]:

@@ -25,7 +25,7 @@ from train.compress.probe import Probe
 from train.compress.search import Found, Judged
 from train.compress.store import Store
 
-__all__ = ["budgeted", "settled"]
+__all__ = ["budgeted", "ladder", "settled"]
 
 _TESTED = 4
 """Plans that are tested on the held-out prompts at most."""
@@ -100,31 +100,31 @@ def _found(config: CompressConfig, offered: Offer, probe: Judging, original: Ori
 
 def _tested(config: CompressConfig, probe: Probe, result: Found, offered: Offer) -> tuple[Plan, bool]:
     """(the boldest plan that the held-out prompts let pass, the safest one tested if they let none; whether all passed)."""
-    ladder = _ladder(result)
-    with progress("compress: held-out prompts", len(ladder), "plans") as advance:
+    plans = ladder(result)
+    with progress("compress: held-out prompts", len(plans), "plans") as advance:
 
         def passes(plan: Plan) -> bool:
             traces = probe.traces(offered.weights(plan))
             advance()
             return judge_budget(upper_bounds(probe.reference, traces, config.seed), config.bounds)
 
-        passed = settled(ladder, passes)
-    return ladder[max(passed - 1, 0)], passed == len(ladder)
+        passed = settled(plans, passes)
+    return plans[max(passed - 1, 0)], passed == len(plans)
 
 
-def settled(ladder: Sequence[Any], passes: Callable[[Any], bool]) -> int:
-    """How many of `ladder`, from its beginning, pass before the first that does not; what comes after that is not asked.
+def settled(plans: Sequence[Any], passes: Callable[[Any], bool]) -> int:
+    """How many of `plans`, from its beginning, pass before the first that does not; what comes after that is not asked.
 
     >>> settled([1, 2, 5, 3], lambda size: size < 4)
     2
     """
-    for count, plan in enumerate(ladder):
+    for count, plan in enumerate(plans):
         if not passes(plan):
             return count
-    return len(ladder)
+    return len(plans)
 
 
-def _ladder(result: Found) -> list[Plan]:
+def ladder(result: Found) -> list[Plan]:
     """Plans that the search found within the budget, from the safest to the one it chose."""
     plans = {step.key: step for step in result.trail if step.within and step.key and step.predicted < result.predicted}
     safer = sorted(plans.values(), key=lambda step: -step.predicted)[: _TESTED - 1]

@@ -2,7 +2,8 @@
 
 Promise: the traces that `divergence.judge` gives of the same weights (within 1e-5, tested), and the model left as it was.
 Price per plan: one batched teacher-forced pass from the first changed layer on: what lies below is remembered (`keep_bytes` at
-most), and the output layer runs on the completions' positions only. Once: a pass of the original. Source: divergence.py.
+most), and the output layer runs on the completions' positions only. Once, where that spares anything: a pass of the original.
+Source: divergence.py.
 """
 
 from __future__ import annotations
@@ -76,30 +77,34 @@ class Probe:
         held = width * sum(batch.tokens.numel() for batch in self.batches)
         self._stride = max(1, -(-held * len(self.layers) // keep_bytes))
         self._inputs: list[dict[int, Tensor]] = []
-        self._remember()
 
     def traces(self, plan: Mapping[str, Tensor]) -> list[Trace]:
         """Every completion's trace, in the reference's order, with the weights of the modules in `plan` (name -> [N, K]) exchanged."""
         first = min((layer_of(self.model, name) for name in plan), default=len(self.layers))
         found: dict[int, Trace] = {}
         rows = iter(self._order)
+        known = self._remembered() if first >= self._stride else [{} for _ in self.batches]
         with exchanged(self.model, plan), torch.inference_mode():
-            for batch, inputs in zip(self.batches, self._inputs, strict=True):
+            for batch, inputs in zip(self.batches, known, strict=True):
                 for trace in _traces(batch, self.logits(batch, first, inputs)):
                     found[next(rows)] = trace
         self.passes += 1 - first / (len(self.layers) + 1)
         return [found[index] for index in range(len(found))]
 
-    def _remember(self) -> None:
-        """What enters every `stride`-th layer of the original."""
-        with torch.inference_mode():
-            for batch in self.batches:
-                inputs: dict[int, Tensor] = {}
-                with ExitStack() as hooks:
-                    for index in range(self._stride, len(self.layers), self._stride):
-                        hooks.enter_context(_watched(self.layers[index], index, inputs))
-                    self.logits(batch)
-                self._inputs.append(inputs)
+    def _remembered(self) -> list[dict[int, Tensor]]:
+        """What enters every `stride`-th layer of the original, by batch."""
+        if not self._inputs:
+            with torch.inference_mode():
+                self._inputs = [self._entering(batch) for batch in self.batches]
+        return self._inputs
+
+    def _entering(self, batch: Batch) -> dict[int, Tensor]:
+        inputs: dict[int, Tensor] = {}
+        with ExitStack() as hooks:
+            for index in range(self._stride, len(self.layers), self._stride):
+                hooks.enter_context(_watched(self.layers[index], index, inputs))
+            self.logits(batch)
+        return inputs
 
     def logits(self, batch: Batch, first: int = 0, inputs: Mapping[int, Tensor] = MappingProxyType({})) -> Tensor:
         """[P, vocabulary] at the completions' places, the layers below `first` skipped as far as `inputs` (layer -> what enters) allows."""

@@ -44,6 +44,9 @@ def test_it_ends_where_nothing_is_left():
     assert accumulated(CANDIDATES, HARMS, 3, per_byte) == {"big": "int4", "small": "int4"}
 
 
-def test_an_option_that_is_no_smaller_than_one_before_is_passed_over():
-    odd = [*CANDIDATES, Candidate(matrix="small", option="padded", bytes=8, harm=0.0)]
-    assert size(accumulated(odd, HARMS, 3, per_byte)) == 44
+def test_of_options_of_one_size_the_least_harmful_is_taken_and_the_other_passed_over():
+    padded = [*CANDIDATES, Candidate(matrix="small", option="padded", bytes=8, harm=0.0)]
+    for harm, taken in ((0.05, "padded"), (0.15, "int8")):
+        harms = HARMS | {("small", "padded"): harm}
+        assert accumulated(padded, harms, 170, in_order_of_harm) == {"big": "keep", "small": taken}
+        assert size(accumulated(padded, harms, 3, per_byte)) == 44

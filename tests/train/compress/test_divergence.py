@@ -13,25 +13,9 @@ from hypothesis import strategies as st
 import train.compress.certify
 import train.compress.divergence
 import train.compress.quantize
+from tests.train.compress.plain_model import Plain
 from train.compress.divergence import divergent, first_divergent, judge, make_reference, survival, survival_quantile, text_losses
 from train.compress.quantize import linear_layers, load_dense, round_to_nearest
-
-
-class Plain:
-    """A transformers model as a scorer, and its own greedy generation by recomputing everything: the plain version."""
-
-    def __init__(self, model):
-        self.model = model.eval()
-
-    def logits(self, tokens):
-        with torch.no_grad():
-            return self.model(torch.tensor([tokens])).logits[0]
-
-    def greedy(self, prompt, num_tokens):
-        tokens = list(prompt)
-        for _ in range(num_tokens):
-            tokens.append(int(self.logits(tokens)[-1].argmax()))
-        return tokens[len(prompt) :]
 
 
 @pytest.fixture(scope="module")

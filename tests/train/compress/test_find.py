@@ -6,20 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.train.compress.plain_model import Plain
 from train.compress.calibrate import matrices, moments
 from train.compress.divergence import make_reference
 from train.compress.find import allowed, find, judged, offer, probe_of
 from train.compress.options import option, parse_options
 from train.compress.quantize import load_dense
-
-
-class Plain:
-    def __init__(self, model):
-        self.model = model.eval()
-
-    def logits(self, tokens):
-        with torch.no_grad():
-            return self.model(torch.tensor([tokens])).logits[0]
 
 
 @pytest.fixture(scope="module")

@@ -8,22 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.train.compress.plain_model import Plain
 from train.compress.divergence import judge, make_reference
 from train.compress.probe import Probe, exchanged, layer_of
 from train.compress.quantize import linear_layers, load_dense, round_to_nearest
 
 FIELDS = ("likeliest", "losses", "margins", "kl")
-
-
-class Plain:
-    """A transformers model as a scorer."""
-
-    def __init__(self, model):
-        self.model = model.eval()
-
-    def logits(self, tokens):
-        with torch.no_grad():
-            return self.model(torch.tensor([tokens])).logits[0]
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +92,14 @@ def test_what_lies_below_the_change_is_not_computed_again(model, reference):
     assert probe.passes - whole < whole
     assert layer_of(model, plans(model)["one"][0]) == model.config.num_hidden_layers - 1
     assert layer_of(model, "model.embed_tokens") == layer_of(model, "lm_head") == 0
+
+
+def test_the_original_is_passed_once_and_only_where_that_spares_something(model, reference):
+    probe = Probe(copy.deepcopy(model), reference)
+    seen = []
+    probe.layers[0].self_attn.register_forward_hook(lambda *_: seen.append(1))
+    probe.traces(rough(model, plans(model)["all"]))
+    assert len(seen) == len(probe.batches)
+    for _ in range(2):
+        probe.traces(rough(model, plans(model)["one"]))
+        assert len(seen) == 2 * len(probe.batches)

@@ -6,19 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.train.compress.plain_model import Plain
 from train.compress.divergence import make_reference
 from train.compress.probe import Probe
 from train.compress.quantize import linear_layers, load_dense
 from train.compress.scores import scores
-
-
-class Plain:
-    def __init__(self, model):
-        self.model = model.eval()
-
-    def logits(self, tokens):
-        with torch.no_grad():
-            return self.model(torch.tensor([tokens])).logits[0]
 
 
 @pytest.fixture(scope="module")

@@ -7,19 +7,11 @@ import pytest
 import ray
 import torch
 
+from tests.train.compress.plain_model import Plain
 from train.compress.divergence import make_reference
 from train.compress.find import probe_of
 from train.compress.quantize import linear_layers, load_dense, round_to_nearest
 from train.compress.spread import Spread
-
-
-class Plain:
-    def __init__(self, model):
-        self.model = model.eval()
-
-    def logits(self, tokens):
-        with torch.no_grad():
-            return self.model(torch.tensor([tokens])).logits[0]
 
 
 def test_spread_passes_are_plain_passes(ray_session, tiny_model_dir):
