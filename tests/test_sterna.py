@@ -101,6 +101,14 @@ def test_overview_lists_every_verb_and_takes_no_time():
     assert positions == sorted(positions)
 
 
+def test_help_says_more_than_names(capsys):
+    with pytest.raises(SystemExit):
+        sterna.main(["compress", "--help"])
+    shown = capsys.readouterr().out
+    assert "on prompts of this kind, of 100 tokens" in " ".join(shown.split())
+    assert "--recover norms|lora|full" in shown, "the empty word is the default, not a choice to type"
+
+
 def test_a_ray_wrapped_mistake_is_still_one_line():
     class Wrapped(Exception):
         cause = ValueError("line 3: broken;\n mend it")
