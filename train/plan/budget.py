@@ -198,7 +198,7 @@ def _candidate(
     tokens, flops = steps * positions * (1 - data.padding_share), steps * positions * flops_per_token
     recipe = replace(
         placed.recipe, steps=max(1, steps), warmup_steps=min(max(1, steps // 10), 2000), checkpoint_every=every,
-        learning_rate=learning_rate(flops),
+        learning_rate=learning_rate(flops, shape.hidden_size),
     )  # fmt: skip
     took = start_seconds(shape, machine) + steps * step_s + pause_s * math.ceil(steps / every)
     wall = Interval.around(took, _SECONDS_SPREAD if machine.measured else _CATALOGUE_SPREAD)

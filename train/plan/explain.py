@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.artifact import open_artifact
+from train.plan.batch import NARROW_RATE
 from train.plan.config import ExplainConfig
 from train.plan.laws import SMALL_RUNS
 from train.plan.price import LONGEST_INTERVAL_S
@@ -143,13 +144,14 @@ def _arithmetic(plan: Tables) -> list[str]:
 def _batch(plan: Tables) -> list[str]:
     train, flops = plan["train"], plan["predicted"]["flops"]["value"]
     best, cap = 0.2920 * flops**0.3271, plan["predicted"]["tokens"]["value"] / 300
-    workers = train["num_workers"] // (train["tensor"] * train["sequence"])
+    workers, width = train["num_workers"] // (train["tensor"] * train["sequence"]), plan["model"]["hidden_size"]
     return [
         f"batch: 0.2920 C^0.3271 = {best:,.0f} tokens (DeepSeek), at most a 300th of all, {cap:,.0f}, in whole sequences: "
         f"{train['global_batch']:,} of {train['sequence_length']:,}",
         f"dealt to {workers} x micro-batches of {train['micro_batch']} x {train['global_batch'] // (workers * train['micro_batch'])}",
-        f"learning rate: 0.3118 C^-0.1250 = {train['learning_rate']:g}, {train['schedule']} after "
-        f"{train['warmup_steps']:,} steps of warm-up",
+        f"learning rate: {NARROW_RATE:g} / width {width:,} = {NARROW_RATE / width:.3g} below 1e14 FLOPs, 0.3118 C^-0.1250 = "
+        f"{0.3118 * flops**-0.125:.3g} above 1e17 (DeepSeek), between them by log C: {train['learning_rate']:g}, "
+        f"{train['schedule']} after {train['warmup_steps']:,} steps of warm-up",
         f"layout: ZeRO {train['zero_stage']}, offload {train['offload']}, activations "
         f"{'computed again' if train['gradient_checkpointing'] else 'kept'}, tensor {train['tensor']}, sequence {train['sequence']}: "
         "the fewest predicted seconds a token of what fits",

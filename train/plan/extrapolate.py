@@ -26,6 +26,8 @@ __all__ = ["Extrapolation", "Predictor", "extrapolation", "hidden_runs", "predic
 SHARE_OF_COMPUTE = 0.1
 """Runs above this share of the largest compute are hidden."""
 COVERAGE = 0.90
+ALIKE = 1.2
+"""Times the least error of a law on hidden runs, up to which another is as good."""
 _LEAST_SEEN = 6
 _SHARES = (SHARE_OF_COMPUTE, 0.2, 0.35, 0.5, 0.75)  # where a tenth leaves too few to fit to
 
@@ -102,13 +104,16 @@ def ranked(
 ) -> list[tuple[float, Fitted]]:
     """The forms fitted to the runs, best first: by their error on hidden runs among them, or, with too few to hide any, by their residuals.
 
-    A form needs more runs than it has coefficients; the error of each is a mean |log|.
+    A form needs more runs than it has coefficients; the error of each is a mean |log|. Of forms whose errors are alike, which with a dozen
+    runs is a matter of chance, that comes first which follows all runs best.
     """
     split = hidden_runs(runs, least_seen=max(_LEAST_SEEN, 1 + min(len(form.coefficients) for form in forms)))
-    found = []
+    found: list[tuple[float, Fitted]] = []
+    residuals = {}
     for form in forms:
         whole = fit(form, runs, outlier_sigmas=outlier_sigmas)
         error = float(np.abs(whole.residuals).mean() * len(runs) / max(1, len(runs) - len(form.coefficients)))
+        residuals[form.name] = error
         if split is not None:
             seen, hidden = runs.subset(~split[1]), runs.subset(split[1])
             error = np.inf
@@ -116,7 +121,10 @@ def ranked(
                 error = float(np.abs(np.log(fit(form, seen, outlier_sigmas=outlier_sigmas).loss(hidden) / hidden.loss)).mean())
         found.append((error, whole))
         advance(1)
-    return sorted(found, key=lambda pair: pair[0])
+    found.sort(key=lambda pair: pair[0])
+    alike = [pair for pair in found if pair[0] <= ALIKE * found[0][0]]
+    first = min(alike, key=lambda pair: residuals[pair[1].form.name])
+    return [first, *(pair for pair in found if pair is not first)]
 
 
 def predictor(
