@@ -29,6 +29,7 @@ from train.plan.runs import Floats, Runs, read_runs
 __all__ = ["Fits", "LawReport", "fitted_to", "plan_fit", "write_law"]
 
 CONFIDENCE = 0.95
+THIN = 3.5  # between the least and the most; a sweep has four
 _STAGE = "fit"
 
 
@@ -188,7 +189,7 @@ def _say_what_is_thin(runs: Runs) -> None:
     """Warn where the table cannot tell the law's terms apart."""
     for what, values in (("parameters", runs.parameters), ("tokens", runs.tokens)):
         spread = float(values.max() / values.min())
-        if spread < 4:
+        if spread < THIN:
             say(f"{what} differ by a factor of {spread:.2g} only: what the law says of them is hardly more than a guess")
 
 

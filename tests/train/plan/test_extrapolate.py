@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.train.plan.test_fit import made
+from train.plan import extrapolate
 from train.plan.extrapolate import extrapolation, hidden_runs, predictor, ranked
 from train.plan.fit import fit
 from train.plan.forms import FORMS
@@ -58,6 +59,22 @@ def test_the_form_that_the_runs_have_is_chosen():
     kaplan = np.exp(FORMS["kaplan"].log_loss(np.log([8.8e13, 5.4e13, 0.076, 0.095]), Runs(n, d, np.ones(50))))
     assert ranked(PLAIN, Runs(n, d, kaplan))[0][1].form.name == "kaplan"
     assert ranked(PLAIN, made(50, 0.0))[0][1].form.name == "chinchilla"
+
+
+def test_of_laws_alike_on_hidden_runs_the_closest_to_all_comes_first(monkeypatch):
+    runs = made(14, 0.01, 3)
+    split = extrapolate.hidden_runs(runs, least_seen=6)
+    assert split is not None
+    errors = {fitted.form.name: error for error, fitted in ranked(PLAIN, runs)}
+    found = {}
+    for alike in (1.0, 1.2, np.inf):
+        monkeypatch.setattr(extrapolate, "ALIKE", alike)
+        (error, fitted), *others = ranked(PLAIN, runs)
+        assert error <= alike * min(errors.values())
+        assert [e for e, _ in others] == sorted(e for e, _ in others)
+        assert {f.form.name for _, f in others} | {fitted.form.name} == set(errors)
+        found[alike] = np.abs(fitted.residuals).mean() * len(runs) / (len(runs) - len(fitted.theta))
+    assert found[np.inf] <= found[1.2] <= found[1.0]
 
 
 @pytest.mark.slow
