@@ -11,7 +11,6 @@ from tests.train.plan.test_budget import DATA, fleet, machine
 from tests.train.plan.test_explain import planned
 from tests.train.plan.test_outlook import own_law
 from train.plan.document import document
-from train.plan.outlook import Outlook
 from train.plan.shapes import ModelShape
 from train.recipe import Recipe
 
@@ -33,9 +32,9 @@ def test_model_and_recipe_are_read_back_as_they_were_chosen(here):
 
 
 def test_a_law_of_ones_own_is_told_with_its_coefficients(tmp_path):
-    made = planned("hours=2", machine(), DATA, law="runs/fit")
-    plan = written(replace(made, outlook=Outlook(own_law(tmp_path, "excluded"))))
-    assert plan["law"]["source"] == "runs/fit"
+    made = planned("hours=2", machine(), DATA, law=own_law(tmp_path, "excluded"))
+    plan = written(made)
+    assert plan["law"]["source"] == "runs/law"
     assert plan["law"]["coefficients"]["alpha"] == pytest.approx(0.3478)
     assert plan["law"]["N"] == made.best.shape.num_parameters - made.best.shape.num_embedding_parameters
     assert plan["law"]["N_includes_embeddings"] is False
