@@ -2,9 +2,10 @@
 
 Promise: every error stated is of runs that the law did not see. A law is chosen by its error on hidden runs *within* the runs that it may
 see, then judged on the others; a prediction interval holds the coefficients' uncertainty (bootstrap), the scatter of single runs
-(residuals) and what the hidden runs within showed to be missing (its half-width is stretched until it would have held nine in ten).
-Price: each form is fitted three times, the chosen one resampled twice. Source: hold-out extrapolation as in Hoffmann et al. 2022 and
-Muennighoff et al. 2023; stretching an interval on held-back data is split conformal prediction (Papadopoulos et al. 2002).
+(residuals, widened by Student's quantile where they are few) and what the hidden runs within showed to be missing (its half-width is
+stretched until it would have held nine in ten). Price: each form is fitted three times, the chosen one resampled twice. Source: hold-out
+extrapolation as in Hoffmann et al. 2022 and Muennighoff et al. 2023; stretching an interval on held-back data is split conformal
+prediction (Papadopoulos et al. 2002).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri, stdtrit
 
 from train.plan.fit import OUTLIER_SIGMAS, Fitted, bootstrap, fit
 from train.plan.forms import Form
@@ -50,7 +52,13 @@ class Predictor:
         scatter = generator.choice(self.fitted.residuals, (len(draws), 8, 1)) * np.sqrt(freedom)
         spread = (draws[:, None, :] - value) + scatter
         low, high = np.quantile(spread.reshape(-1, len(runs)), [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=0)
-        return tuple(np.exp(value + bound) for bound in (0, np.minimum(self.stretch * low, 0), np.maximum(self.stretch * high, 0)))  # type: ignore[return-value]
+        wider = self.stretch * self._few()
+        return tuple(np.exp(value + bound) for bound in (0, np.minimum(wider * low, 0), np.maximum(wider * high, 0)))  # type: ignore[return-value]
+
+    def _few(self) -> float:
+        """How much wider Student's interval is than the normal one: few runs say little of how far they scatter."""
+        freedom = max(1, len(self.fitted.residuals) - len(self.fitted.theta))
+        return float(stdtrit(freedom, (1 + COVERAGE) / 2) / ndtri((1 + COVERAGE) / 2))
 
     def interval(self, parameters: float, tokens: float, unique: float | None = None) -> Interval:
         """The predicted loss of one run."""
@@ -102,7 +110,9 @@ def ranked(
 ) -> list[tuple[float, Fitted]]:
     """The forms fitted to the runs, best first: by their error on hidden runs among them, or, with too few to hide any, by their residuals.
 
-    A form needs more runs than it has coefficients; the error of each is a mean |log|.
+    A form needs more runs than it has coefficients, and one that ignores what the runs vary comes last, however well it did by chance.
+    Residuals of few runs cannot tell whether losses level off, and the cautious guess is that they do: there laws with an irreducible
+    loss come first. The error of each is a mean |log|.
     """
     split = hidden_runs(runs, least_seen=max(_LEAST_SEEN, 1 + min(len(form.coefficients) for form in forms)))
     found = []
@@ -116,7 +126,12 @@ def ranked(
                 error = float(np.abs(np.log(fit(form, seen, outlier_sigmas=outlier_sigmas).loss(hidden) / hidden.loss)).mean())
         found.append((error, whole))
         advance(1)
-    return sorted(found, key=lambda pair: pair[0])
+    return sorted(found, key=lambda pair: (_misses(pair[1].form, runs), split is None and "E" not in pair[1].form.coefficients, pair[0]))
+
+
+def _misses(form: Form, runs: Runs) -> bool:
+    """Whether the law has no term of something that the runs vary by itself."""
+    return bool(form.ignores) and form.ignores not in runs.thin and not runs.along_a_line
 
 
 def predictor(
@@ -139,7 +154,16 @@ def predictor(
     value, low, high = Predictor(inner, bootstrap(inner, draws, seed=seed, advance=advance), seed=seed).predict(hidden)
     gap = np.log(hidden.loss / value)
     needed = np.maximum(gap / np.maximum(np.log(high / value), 1e-9), gap / np.minimum(np.log(low / value), -1e-9))
-    return replace(made, stretch=float(max(1.0, np.quantile(needed, COVERAGE))))
+    return replace(made, stretch=_stretch(needed))
+
+
+def _stretch(needed: Floats) -> float:
+    """What holds nine in ten of a run yet to come, where those hidden within needed so much each: of few, the most that any needed.
+
+    >>> _stretch(np.array([0.5, 1.2, 3.0]))
+    3.0
+    """
+    return float(max(1.0, np.quantile(needed, min(1.0, COVERAGE * (1 + 1 / len(needed))))))
 
 
 def extrapolation(
