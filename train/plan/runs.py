@@ -30,7 +30,7 @@ _NAMES = {
 }
 LEAST_RUNS = 6
 """A law of five coefficients and something to be wrong about."""
-LEAST_SPREAD = 4.0
+LEAST_SPREAD = 3.5  # between the least and the most; a sweep has four
 """Factor between the largest and the smallest N (or D) of a table that can tell what N (or D) does."""
 LINE = 0.99
 """Correlation of log N and log D of a table that cannot tell one from the other."""

@@ -87,7 +87,7 @@ def test_a_finished_plan_is_not_made_again(tokens, tmp_path, capsys, monkeypatch
 
 
 def test_a_refused_budget_leaves_no_plan(tokens, tmp_path):
-    with pytest.raises(ValueError, match=r"budget: 0.1 minutes is too little; minutes="):
+    with pytest.raises(ValueError, match=r"budget: 6 seconds is too little; minutes="):
         plan_run(config_of(tokens, tmp_path, budget="minutes=0.1"))
     assert not (tmp_path / "plan").exists()
 
@@ -111,6 +111,12 @@ def test_no_tokens_folder(tmp_path):
 def test_a_manifest_that_lacks_a_metric(tmp_path, tiny_model_dir):
     tokens = write_tokens(tmp_path / "tokens", tiny_model_dir, vocab_size=None)
     with pytest.raises(ValueError, match="its manifest has no 'vocab_size'"):
+        plan_run(config_of(tokens, tmp_path))
+
+
+def test_a_manifest_that_was_changed_by_hand(tmp_path, tiny_model_dir):
+    tokens = write_tokens(tmp_path / "tokens", tiny_model_dir, vocab_size="many")
+    with pytest.raises(ValueError, match=r"its manifest was changed by hand .*; run `sterna tokenize` again"):
         plan_run(config_of(tokens, tmp_path))
 
 
