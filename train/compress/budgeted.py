@@ -41,14 +41,15 @@ Plan = dict[str, str]
 def budgeted(config: CompressConfig, model: Any, digest: str, original: Original, store: Store) -> Choice:
     """The smallest (or fastest) plan for `model`, whose contents have the `digest`, that keeps to the budget, or the best there is."""
     probe, choices, texts = probe_of(model, original.references["search"]), config.choices, original.calibration
-    shelf, timer = Shelf(store, [digest, digest_of(texts)]), _timer(config)
+    shelf, timer = Shelf(store, [digest, digest_of(texts)]), _timer(config, store)
     alone, drops = ([option for option in choices if option.is_drop == is_drop] for is_drop in (False, True))
     offered = offer(model, probe, alone, calibrated(model, alone, texts), seconds=timer, seed=config.seed, shelf=shelf)
     if drops:
         offered = with_drops(offered, model, probe, drops, objective=config.objective, seconds=timer, shelf=shelf)
     with _judging(config, model, probe) as judging:
         result = _found(config, offered, judging, original, store, config.bounds)
-        plan, all_passed = _tested(config, Probe(probe.model, original.references["held_out"]), result, offered)
+        held_out = Probe(probe.model, original.references["held_out"], keep_bytes=1)  # so few plans are not worth remembering for
+        plan, all_passed = _tested(config, held_out, result, offered)
         choice = _choice(config, model, offered, result, plan)
         if config.recover and result.met and all_passed:  # after one that failed nothing bolder may be tested
             bolder = _found(config, offered, judging, original, store, {name: _WON_BACK * bound for name, bound in config.bounds.items()})
@@ -65,13 +66,13 @@ def _choice(config: CompressConfig, model: Any, offered: Offer, result: Found, p
     return Choice(variants=taken, rows=rows, trail=_trail(result, plan, config.bounds))
 
 
-def _timer(config: CompressConfig) -> Callable[[Option, int, int], float] | None:
+def _timer(config: CompressConfig, store: Store) -> Callable[[Option, int, int], float] | None:
     """Seconds that a matrix takes of a step for one sequence, where that is what is made small."""
     if config.objective == "bytes":
         return None
-    from train.compress.timing import seconds
+    from train.compress.timing import Times
 
-    return lambda option, rows, columns: seconds(option, rows, columns)[0]
+    return Times(store)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ __all__ = ["METRICS", "CompressConfig", "DivergeConfig", "parse_budget"]
 METRICS: Mapping[str, float] = {"flips": 1.0, "kl": math.inf}
 """What a budget may bound, and the most that it can be: the share of divergent tokens, and the mean KL in nats per token."""
 
-_SEARCHED = "int8,int4,int4-g32"
+_SEARCHED = "int8-gptq,int8-gptq-g64,int4,int4-g32"
 _UNIFORM = "int8"
 _RECOVERY = ("recover_steps", "recover_prompts", "recover_workers")
 
@@ -79,7 +79,7 @@ class CompressConfig:
     scale per 64 columns), int4 (GPTQ, by 64), int4-g32, int4-rtn, and int2 to int7 likewise. Smaller on disk only, since no kernel
     computes with them as stored: int2, int3, int5 to int7, sparse50-wanda, 2:4-sparsegpt, rank50 and their like. Of all matrices of a
     block, or of its attention or MLP, together: drop-block, drop-attention, drop-mlp. w8a8 is none: there is no kernel for activations
-    of 8 bits. By default int8,int4,int4-g32 with a budget and int8 (round to nearest) without."""
+    of 8 bits. By default int8-gptq,int8-gptq-g64,int4,int4-g32 with a budget and int8 (round to nearest) without."""
     export: Literal["compressed-tensors", "dense"] = "compressed-tensors"
     """How it is written: packed, or as plain weights of the original's type that any tool reads and that save nothing on disk."""
     lm_head: bool = False
@@ -109,7 +109,7 @@ class CompressConfig:
     work: str = ""
     """Folder for what another run with the same model and prompts can use again (completions, every option of every matrix and its harm,
     judged plans); by default it stands inside the unfinished output, so that an interrupted run goes on, and is gone when that is
-    published. It takes about the model's bytes for every two options."""
+    published. An option in 8 bits takes half the model's bytes there, one in 4 bits a quarter."""
     seed: int = 0
     """Draws the prompts and the bootstrap."""
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from cluster.console import progress
-from train.compress.calibrate import matrices, weight_of
+from train.compress.calibrate import CompressibleMatrix, matrices, weight_of
 from train.compress.candidates import Variant, degraded
 from train.compress.find import Offer, Seconds
 from train.compress.options import Option
@@ -46,69 +46,61 @@ class OfferOfUnits(Offer):
 
 
 def with_drops(
-    offered: Offer,
-    model: Any,
-    probe: Probe,
-    drops: Sequence[Option],
-    *,
-    objective: Objective,
-    seconds: Seconds | None,
-    shelf: Shelf,
+    offered: Offer, model: Any, probe: Probe, drops: Sequence[Option], *, objective: Objective, seconds: Seconds | None, shelf: Shelf
 ) -> OfferOfUnits:
     """`offered`, and the `drops` of every block of `model` that can bear one. ValueError for layers that are not built as Llama's."""
-    blocks = {block.name: block for block in blocks_of(model)}
+    blocks = blocks_of(model)
     variants = {name: dict(each) for name, each in offered.variants.items()}
-    for block in blocks.values():
-        for each in drops:
-            for name in _gone(block, each):
-                variants.setdefault(name, {})[each.name] = degraded(weight_of(model, name), each, None)
+    for drop in drops:
+        for name in [name for block in blocks for name in _gone(block, drop)]:
+            variants.setdefault(name, {})[drop.name] = degraded(weight_of(model, name), drop, None)
     harms = _harms(probe, blocks, variants, drops, shelf)
-    stays = max(blocks, key=lambda name: harms.get((name, "drop-block"), 0.0))  # a model needs one, and this is missed most
-    told = {matrix.name: matrix for matrix in matrices(model)}
+    most = max(harms.get((block.name, "drop-block"), 0.0) for block in blocks)  # a model needs one block: this stays
+    bearable = {pair: harm for pair, harm in harms.items() if harm < _HOPELESS and not (pair[1] == "drop-block" and harm == most)}
     candidates: dict[str, list[Candidate]] = {}
     for candidate in offered.candidates:
         candidates.setdefault(candidate.matrix, []).append(candidate)
-    units: dict[str, tuple[str, ...]] = {}
-    for name, block in blocks.items():
+    sizes, units = {matrix.name: matrix for matrix in matrices(model)}, dict[str, tuple[str, ...]]()
+    for block in blocks:
         possible = [
-            Drop(
-                option=each.name,
-                matrices=_gone(block, each),
-                harm=harms[name, each.name],
-                bytes=0 if each.name == "drop-block" else sum(told[gone].stored_bytes(each) for gone in _gone(block, each)),
-                seconds=_seconds(seconds, each, [(told[gone].rows, told[gone].columns) for gone in _gone(block, each)]),
-            )
-            for each in drops
-            if harms[name, each.name] < _HOPELESS and (name, each.name) != (stays, "drop-block")
+            _drop(block, drop, harm, sizes, seconds) for drop in drops if (harm := bearable.get((block.name, drop.name))) is not None
         ]
         if possible:
-            units[name] = block.matrices
-            candidates[name] = joined(name, {each: candidates.pop(each) for each in block.matrices}, possible, objective)
+            units[block.name] = block.matrices
+            alone = {name: candidates.pop(name) for name in block.matrices}
+            candidates[block.name] = joined(block.name, alone, possible, objective)
     return OfferOfUnits([each for group in candidates.values() for each in group], variants, units)
+
+
+def _drop(block: Block, drop: Option, harm: float, sizes: Mapping[str, CompressibleMatrix], seconds: Seconds | None) -> Drop:
+    """What is left of a block, or of a part of it, on disk and of its time: of a block nothing."""
+    gone = _gone(block, drop)
+    left = [] if drop.name == "drop-block" else [sizes[name] for name in gone]
+    return Drop(
+        option=drop.name,
+        matrices=gone,
+        harm=harm,
+        bytes=sum(matrix.stored_bytes(drop) for matrix in left),
+        seconds=sum(seconds(drop, matrix.rows, matrix.columns) for matrix in left) if seconds else 0.0,
+    )
 
 
 def _gone(block: Block, drop: Option) -> tuple[str, ...]:
     return {"drop-block": block.matrices, "drop-attention": block.attention, "drop-mlp": block.mlp}[drop.name]
 
 
-def _seconds(seconds: Seconds | None, drop: Option, shapes: Sequence[tuple[int, int]]) -> float:
-    if seconds is None or drop.name == "drop-block":
-        return 0.0
-    return sum(seconds(drop, rows, columns) for rows, columns in shapes)
-
-
 def _harms(
-    probe: Probe, blocks: Mapping[str, Block], variants: Mapping[str, Mapping[str, Variant]], drops: Sequence[Option], shelf: Shelf
+    probe: Probe, blocks: Sequence[Block], variants: Mapping[str, Mapping[str, Variant]], drops: Sequence[Option], shelf: Shelf
 ) -> dict[Pair, float]:
     """(block, drop) -> the true mean KL, alone."""
     key = [probe.reference.prompts, probe.reference.completions]
     found = shelf.read("drops", key)
     with progress("compress: without a block", len(blocks) * len(drops), "passes") as advance:
-        for name, block in blocks.items():
-            for each in drops:
-                if (name, each.name) not in found:
-                    traces = probe.traces({gone: variants[gone][each.name].dense for gone in _gone(block, each)})
-                    found[name, each.name] = float(np.concatenate([trace.kl for trace in traces]).mean())
+        for block in blocks:
+            for drop in drops:
+                if (block.name, drop.name) not in found:
+                    traces = probe.traces({name: variants[name][drop.name].dense for name in _gone(block, drop)})
+                    found[block.name, drop.name] = float(np.concatenate([trace.kl for trace in traces]).mean())
                     shelf.write("drops", key, found)
                 advance()
-    return found
+    return {(block.name, drop.name): found[block.name, drop.name] for block in blocks for drop in drops}

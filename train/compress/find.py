@@ -40,6 +40,8 @@ _LARGE = 0.03
 """Nats per token from which a prediction, which is the second-order term, is measured instead."""
 _HOPELESS = 0.5
 """Nats per token from which no exact figure is needed."""
+_LEAST_KEPT = 1 << 28
+"""Bytes that a probe of the smallest model may remember."""
 
 
 class Judging(Protocol):
@@ -235,5 +237,6 @@ def find(
 
 
 def probe_of(model: Any, reference: Reference) -> Probe:
-    """A probe of `model`, which is of any number type and is left alone, in float32."""
-    return Probe(copy.deepcopy(model).float(), reference)
+    """A probe of `model`, which is of any number type and is left alone, in float32; it remembers no more bytes than that takes."""
+    exact = copy.deepcopy(model).float()
+    return Probe(exact, reference, keep_bytes=max(_LEAST_KEPT, sum(parameter.nbytes for parameter in exact.parameters())))

@@ -7,7 +7,7 @@ prompt, a pass over the completions in float32 and one in bfloat16, a pass over 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.console import progress, say
+from cluster.settings import as_dict
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
 from serve.engine.request import Sampling
@@ -52,17 +53,34 @@ def study(source: Path, digest: str, parts: Mapping[str, Probes], engine: Engine
             calibration = [*probes.texts, *_written(exact, probes, num_tokens, store, key)]
         else:
             references[name] = store.reference(key, partial(_reference, exact, name, probes, num_tokens))
-    held_out = parts["held_out"]
-    with progress("the original on held-out texts", len(held_out.texts), "texts") as advance:
-        losses = losses_of(exact, held_out.texts, advance)
+    losses = _text_losses(exact, parts["held_out"], store, digest)
     del exact
-    with progress("the original in other arithmetic", len(held_out.prompts), "passes") as advance:
-        noise, noisy = measure_noise(source, engine, references["held_out"], done=advance)
+    noise, noisy = _noise(source, engine, references["held_out"], store, digest)
     say(
         f"noise floor: {noise.flips:.2%} of the tokens flip in bfloat16, {noise.batch_flips:.2%} beside seven other sequences, "
         f"{noise.decode_flips:.2%} between decoding and one pass"
     )
     return Original(references, losses, noise, noisy, calibration)
+
+
+def _text_losses(engine: Engine, probes: Probes, store: Store, digest: str) -> list[NDArray[np.float64]]:
+    table = store.read("losses", [digest, probes.texts])
+    if not table:
+        with progress("the original on held-out texts", len(probes.texts), "texts") as advance:
+            table = {"losses": [each.tolist() for each in losses_of(engine, probes.texts, advance)]}
+        store.write("losses", [digest, probes.texts], table)
+    return [np.array(each) for each in table["losses"]]
+
+
+def _noise(source: Path, engine: EngineConfig, reference: Reference, store: Store, digest: str) -> tuple[Noise, list[Trace]]:
+    key = [digest, reference.prompts, reference.completions, as_dict(engine)]
+    table = store.read("noise", key)
+    if not table:
+        with progress("the original in other arithmetic", len(reference.prompts), "passes") as advance:
+            noise, traces = measure_noise(source, engine, reference, done=advance)
+        table = {"noise": asdict(noise), "traces": [{name: value.tolist() for name, value in asdict(trace).items()} for trace in traces]}
+        store.write("noise", key, table)
+    return Noise(**table["noise"]), [Trace(**{name: np.array(value) for name, value in each.items()}) for each in table["traces"]]
 
 
 def _written(engine: Engine, probes: Probes, num_tokens: int, store: Store, key: Any) -> list[list[int]]:

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
+import re
 import statistics
 import time
+from pathlib import Path
 
 import torch
 
@@ -20,12 +23,37 @@ from serve.engine.linear import Linear, Stored, fuse
 from serve.engine.native import library
 from serve.engine.quantised import Scheme
 from train.compress.options import Option, fitting_group
+from train.compress.store import Store
 
-__all__ = ["seconds", "seconds_by_tokens"]
+__all__ = ["Times", "machine", "seconds", "seconds_by_tokens"]
 
 _ROUNDS = 3
 _MOST_BYTES = 256 << 20
 _MOST_COPIES = 64
+
+
+class Times:
+    """(option, rows, columns) -> seconds of a product for one token, measured once per store and machine.
+
+    A search that is taken up again has to see the times that it began with, or the plans that it judged are not among its own.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._table = store, store.read("seconds", machine())
+
+    def __call__(self, option: Option, rows: int, columns: int) -> float:
+        name = f"{option.name} {rows}x{columns}"
+        if name not in self._table:
+            self._table[name] = seconds(option, rows, columns)[0]
+            self._store.write("seconds", machine(), self._table)
+        return float(self._table[name])
+
+
+def machine() -> list[str]:
+    """What times depend on, the shapes aside: the processor, and how many threads are used."""
+    told = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.+)$", told.read_text(), re.MULTILINE) if told.exists() else None
+    return [model[1] if model else platform.processor() or platform.machine(), str(torch.get_num_threads())]
 
 
 def seconds(option: Option, rows: int, columns: int) -> tuple[float, float, float]:

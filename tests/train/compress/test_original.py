@@ -26,7 +26,12 @@ def test_a_study_is_made_once_and_knows_every_part(tiny_model_dir, tmp_path, mon
     assert [text[:5] for text in found.calibration[6:]] == prompts["calibration"]
     assert all(5 < len(text) <= 13 for text in found.calibration[6:])
     assert [len(losses) for losses in found.text_losses] == [4] * 6
-    monkeypatch.setattr(original, "make_reference", None)
+    for name in ("make_reference", "greedy", "losses_of", "measure_noise"):
+        monkeypatch.setattr(original, name, None)
     again = study(tiny_model_dir, "digest", parts, config, 8, Store(tmp_path))
     assert again.references["search"].completions == found.references["search"].completions
     assert again.calibration == found.calibration
+    assert again.noise == found.noise
+    assert all(map(np.array_equal, again.text_losses, found.text_losses))
+    for now, before in zip(again.noisy, found.noisy, strict=True):
+        assert all(np.array_equal(getattr(now, name), getattr(before, name)) for name in ("likeliest", "losses", "margins", "kl"))

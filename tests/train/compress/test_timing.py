@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from train.compress import timing
 from train.compress.options import NAMES, option
-from train.compress.timing import seconds, seconds_by_tokens
+from train.compress.store import Store
+from train.compress.timing import Times, seconds, seconds_by_tokens
 
 
 def test_every_option_takes_time_and_is_timed_once():
@@ -23,3 +25,13 @@ def test_more_tokens_take_longer():
     torch.manual_seed(0)
     few, many = seconds_by_tokens(option("keep"), 256, 512, (1, 256))
     assert few < many
+
+
+def test_a_search_that_goes_on_sees_the_times_that_it_began_with(tmp_path, monkeypatch):
+    first = Times(Store(tmp_path))(option("int8"), 64, 128)
+    assert first == seconds(option("int8"), 64, 128)[0]
+    monkeypatch.setattr(timing, "seconds", lambda *_: (first + 1, 0.0, 0.0))
+    assert Times(Store(tmp_path))(option("int8"), 64, 128) == first
+    assert Times(Store(tmp_path))(option("int8"), 128, 64) == first + 1
+    monkeypatch.setattr(timing, "machine", lambda: ["another", "1"])
+    assert Times(Store(tmp_path))(option("int8"), 64, 128) == first + 1
