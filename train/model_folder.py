@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pyarrow import fs as arrow_fs
 
@@ -25,6 +25,7 @@ Weights = dict[str, "torch.Tensor"]
 
 __all__ = [
     "MODEL_STAGES",
+    "STORED_OTHERWISE",
     "copy_tokenizer",
     "first_line",
     "is_quantised",
@@ -32,6 +33,7 @@ __all__ = [
     "load_tokenizer",
     "open_adapter",
     "open_model",
+    "stored_names",
     "tuned_from",
     "write_model",
 ]
@@ -41,7 +43,8 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.json",
     "merges.txt", "tokenizer.model",
 )  # fmt: skip
-_STORED_OTHERWISE = (".weight_packed", ".weight_scale", ".weight_bitmask", ".weight_right")
+STORED_OTHERWISE = (".weight_packed", ".weight_scale", ".weight_bitmask", ".weight_right")
+"""How the names of a compressed matrix' tensors end."""
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _TOLD = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what is lacking is told, and refused in our words
 
@@ -88,8 +91,8 @@ def is_quantised(folder: Path) -> bool:
     return bool(_read_json(str(folder), folder / "config.json").get("quantization_config"))
 
 
-def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The causal language model of a folder with dense weights in `dtype`, compressed ones widened.
+def load_model(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
+    """The causal language model of a folder with dense weights in `dtype`, compressed ones widened; auto: as a dense folder stores them.
 
     Raises ValueError when transformers knows no causal language model of that architecture, and when the weights are not all there:
     transformers alone would draw what is missing at random, with a warning.
@@ -137,24 +140,35 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _widened(folder: Path, dtype: torch.dtype) -> Weights | None:
+def stored_names(folder: Path) -> list[str]:
+    """The names of the tensors in a local model folder, file by file. Raises ValueError when a file cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    names: list[str] = []
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                names += opened.keys()
+        except SafetensorError as error:
+            raise ValueError(f"{folder}: its weights cannot be read ({file.name}: {first_line(error)}); copy them again") from None
+    return names
+
+
+def _widened(folder: Path, dtype: torch.dtype | Literal["auto"]) -> Weights | None:
     """All weights of a compressed folder as plain ones, read by the engine's reader; None where they are plain already.
 
     transformers itself dequantises a folder by one scheme for all of it, and plans mix them.
     """
     import torch
-    from safetensors import safe_open
 
     from serve.engine.weights import Weights as Stored
     from serve.engine.weights import read_config
 
-    names: list[str] = []
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            names += opened.keys()
-    packed = {name.rpartition(".")[0] for name in names if name.endswith(_STORED_OTHERWISE)}
+    names = stored_names(folder)
+    packed = {name.rpartition(".")[0] for name in names if name.endswith(STORED_OTHERWISE)}
     if not packed:
         return None
+    assert isinstance(dtype, torch.dtype), "compressed weights have no type of their own"
     stored = Stored(folder, read_config(folder), dtype, torch.device("cpu"))
     modules = sorted(module for module in packed if f"{module}.weight" in stored or f"{module}.weight_packed" in stored)
     plain = [name for name in names if name.rpartition(".")[0] not in packed or name.endswith(".bias")]

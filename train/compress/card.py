@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from train.compress.margin import ENOUGH_PROMPTS
+
 __all__ = ["card", "figures_of", "headline", "spelt"]
 
 _FIGURES = (
@@ -79,7 +81,7 @@ def card(model: str, report: Mapping[str, Any], plan: Sequence[Mapping[str, Any]
         "",
         "## How this was measured",
         "",
-        _METHOD,
+        _METHOD + (_FEW if certificate["num_prompts"] < ENOUGH_PROMPTS else ""),
         "",
     ]
     return "\n".join(lines)
@@ -103,3 +105,6 @@ _METHOD = """The original completed each prompt greedily. This model read the sa
 this model would have written another one there. The first such token is where free greedy decoding of the two parts, too. The
 bound holds for prompts of the same kind as the held-out ones, which neither calibration nor search saw; another kind of text may
 differ more."""
+
+_FEW = """
+These are few prompts: should a rare kind of prompt differ much, the bound holds less often than 95 % of the time."""

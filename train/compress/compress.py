@@ -29,6 +29,7 @@ from train.compress.choose import Choice, calibrated, uniform
 from train.compress.config import CompressConfig
 from train.compress.divergence import Trace, judge
 from train.compress.export import Exported, export
+from train.compress.margin import ENOUGH_PROMPTS
 from train.compress.original import Original, greedy, losses_of, study
 from train.compress.prompts import Probes, prompts_digest, read_probes
 from train.compress.quantize import disk_bytes, load_dense
@@ -57,6 +58,7 @@ def compress(config: CompressConfig) -> Compressed:
     there are no usable prompts; Unmet, with the published folder, when the budget cannot be kept to.
     """
     source, digest = open_model(config.model)
+    _check_places(config, source)
     inputs = {"model": digest, "prompts": prompts_digest(config)}
     if done := finished(config.output, stage="compress", inputs=inputs, config=config):
         say(f"{config.output}: already done")
@@ -80,6 +82,13 @@ def compress(config: CompressConfig) -> Compressed:
                 break
     made = open_artifact(config.output, made_by="compress")
     return _kept(Compressed(made.uri, made.manifest))
+
+
+def _check_places(config: CompressConfig, source: Path) -> None:
+    """ValueError for a place in the model's folder: what is written there would make another model of it, for this very run too."""
+    for name, place in (("output", config.output), ("work", config.work)):
+        if place and "://" not in place and Path(place).resolve().is_relative_to(source.resolve()):
+            raise ValueError(f"{name}: {place} lies in the folder of the model, which is to stay as it is; choose a folder beside it")
 
 
 def _wanted(config: CompressConfig) -> dict[str, int]:
@@ -110,6 +119,12 @@ def _kept(made: Compressed) -> Compressed:
 
 def _warn(config: CompressConfig, original: Original) -> None:
     """Say what can be known of a budget before anything is searched for."""
+    prompts = len(original.references["held_out"].prompts)
+    if prompts < ENOUGH_PROMPTS:
+        say(
+            f"certificate: {prompts} held-out prompts are few for 95 % confidence, should a rare kind of prompt differ much; "
+            f"give more prompts, so that --num-prompts can be {ENOUGH_PROMPTS} or more"
+        )
     bound = config.bounds.get("flips")
     if bound is None:
         return

@@ -20,19 +20,28 @@ from train.pretrain import pretrain, trained
 __all__ = ["distill"]
 
 _WARMUP_SHARE = 0.05
-_DEFAULTS = {"steps": 1000, "micro_batch": 4, "learning_rate": 5e-4, "num_workers": 2, "zero_stage": 2, "checkpoint_every": 100, "seed": 0}
+_DEFAULTS = {
+    "steps": 1000,
+    "global_batch": 32,
+    "micro_batch": 4,
+    "learning_rate": 5e-4,
+    "num_workers": 2,
+    "zero_stage": 2,
+    "checkpoint_every": 100,
+    "seed": 0,
+}
 
 
 def distill(config: DistillConfig) -> Artifact:
     """Train the student and write it to `config.output`."""
-    given = {name: value for name, value in as_dict(config).items() if name not in ("student", "global_batch") and value is not None}
+    given = {name: value for name, value in as_dict(config).items() if value is not None}
+    ours = {name: value for name, value in given.items() if name not in ("student", "global_batch")}
     if config.plan is not None:
-        return pretrain(PretrainConfig(**given))
+        return pretrain(PretrainConfig(**ours))
     assert config.student is not None
     assert config.tokens is not None
     tokens = open_artifact(config.tokens, made_by="tokenize")
     table = _DEFAULTS | {name: given[name] for name in _DEFAULTS if name in given}
-    table |= {"global_batch": config.global_batch, "sequence_length": tokens.manifest.metrics["sequence_length"]}
-    table["warmup_steps"] = round(_WARMUP_SHARE * table["steps"])
+    table |= {"sequence_length": tokens.manifest.metrics["sequence_length"], "warmup_steps": round(_WARMUP_SHARE * table["steps"])}
     plan: dict[str, Any] = {"model": {"from": absolute(config.student)}, "train": table}
-    return trained(PretrainConfig(plan="", **given), plan, digest_of(plan))
+    return trained(PretrainConfig(plan="", **ours), plan, digest_of(plan))

@@ -37,8 +37,8 @@ class DistillConfig:
     """Tokens folder (from `sterna tokenize`, with the teacher's tokenizer); by default the one that the plan names."""
     steps: int | None = None
     """Optimizer steps; by default the plan's, or 1,000."""
-    global_batch: int = 32
-    """Sequences per step, for --student; a plan says its own."""
+    global_batch: int | None = None
+    """Sequences per step of a --student, by default 32; a plan says its own."""
     micro_batch: int | None = None
     """Sequences per forward pass of a worker; by default the plan's, or 4."""
     learning_rate: float | None = None
@@ -63,4 +63,6 @@ class DistillConfig:
             raise ValueError("plan: give either --plan, whose model is the student, or --student with a model folder")
         if self.student is not None and self.tokens is None:
             raise ValueError("tokens: a --student needs --tokens, a folder from `sterna tokenize`")
-        at_least(self.global_batch, 1, "global_batch")
+        if self.plan is not None and self.global_batch is not None:
+            raise ValueError("global_batch: is the plan's, which its predictions are of; change it in plan.toml, or give a --student")
+        at_least(1 if self.global_batch is None else self.global_batch, 1, "global_batch")

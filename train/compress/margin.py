@@ -18,8 +18,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["foreseen"]
+__all__ = ["ENOUGH_PROMPTS", "foreseen"]
 
+ENOUGH_PROMPTS = 100
+"""From how many prompts on a bound holds in about 95 % of draws however unevenly prompts diverge (simulated in the tests): of fewer, too
+often none is of the rare kind that diverges much, and no statistic of the others tells."""
 _Z = 1.645
 _MOST = 2.0  # the largest exponent: of one or two divergent tokens nobody knows the spread
 

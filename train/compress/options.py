@@ -6,9 +6,10 @@ Sources: GPTQ (arXiv 2210.17323), SparseGPT (2301.00774), Wanda (2306.11695), SV
 int8 by rows; compressed-tensors for how integers are packed.
 
 Names: `keep`; `intB`, `intB-rtn`, `intB-gptq` with B of 2 to 8 bits (8: by rows and round-to-nearest unless said otherwise, fewer: GPTQ
-in groups of 64 columns), each with `-gG` for groups of G columns (0: by rows); `sparseP-METHOD` with P % of zeros and `2:4-METHOD`, METHOD
-one of magnitude, wanda, sparsegpt; `rankP`, two factors with P % of the matrix's numbers. `drop-block`, `drop-attention` and `drop-mlp` are
-of all matrices of a block, or of a part of it, together (see drops.py): zeros, stored as integers of 2 bits where they are stored at all.
+in groups of 64 columns), each with `-gG` for groups of G columns (32, 64, 128 and so on; 0: by rows); `sparseP-METHOD` with P % of zeros
+and `2:4-METHOD`, METHOD one of magnitude, wanda, sparsegpt; `rankP`, two factors with P % of the matrix's numbers. `drop-block`,
+`drop-attention` and `drop-mlp` are of all matrices of a block, or of a part of it, together (see drops.py): zeros, stored as integers
+of 2 bits where they are stored at all.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ NAMES = (
 """The options that are named in messages; the module's docstring says which others there are."""
 
 _GROUP = 64
+_LEAST_GROUP = 32  # fewer, and what is no power of two, have no kernel
 _SHAPE_BYTES = 2 * 8  # the matrix's shape, two int64
 _INT = re.compile(r"int([2-8])(?:-(rtn|gptq))?(?:-g(\d+))?")
 _SPARSE = re.compile(r"(?:sparse(\d+)|(2:4))-(magnitude|wanda|sparsegpt)")
@@ -112,7 +114,10 @@ def option(name: str) -> Option:
     if found := _INT.fullmatch(name):
         bits = int(found[1])
         method: Method = "rtn" if found[2] == "rtn" or (bits == 8 and not found[2]) else "gptq"
-        return Option(name, "int", bits, (0 if bits == 8 else _GROUP) if found[3] is None else int(found[3]), method)
+        group = (0 if bits == 8 else _GROUP) if found[3] is None else int(found[3])
+        if group and (group < _LEAST_GROUP or group & (group - 1)):
+            raise ValueError(f"options: {name!r} has groups of {group} columns; use 32, 64, 128 and so on, or 0 for a scale per row")
+        return Option(name, "int", bits, group, method)
     if name in ("drop-block", "drop-attention", "drop-mlp"):
         return Option(name, "int", 2, method="zero")
     if found := _SPARSE.fullmatch(name):
@@ -143,7 +148,7 @@ def fitting_group(group_size: int, columns: int) -> int:
     (64, 64, 0)
     """
     while group_size and columns % group_size:
-        group_size = group_size // 2 if group_size > 32 else 0  # fewer than 32 have no kernel
+        group_size = group_size // 2 if group_size > _LEAST_GROUP else 0
     return 0 if group_size == columns else group_size
 
 

@@ -1,7 +1,7 @@
 """Model folders before and after: read as the dense model they hold, and what their files take; rounding to int8 by rows.
 
 Promise: `round_to_nearest` gives W ≈ scale[out, 1] × q with q in -127..127 and |W - scale × q| ≤ scale / 2; `load_dense` refuses what is
-no causal language model or quantised already. Price: the weights once.
+no causal language model, not whole, or compressed already. Price: the weights once.
 Source: rounding is LLM.int8()'s absmax (arXiv 2208.07339) by rows.
 """
 
@@ -12,10 +12,13 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import safe_open
 from torch import nn
+
+from train.model_folder import STORED_OTHERWISE, load_model, stored_names
 
 __all__ = ["copy_the_rest", "disk_bytes", "linear_layers", "load_dense", "round_to_nearest"]
 
@@ -39,18 +42,19 @@ def round_to_nearest(weight: torch.Tensor, scale_dtype: torch.dtype) -> tuple[to
     return q, scale
 
 
-def load_dense(folder: Path, dtype: torch.dtype | str = "auto") -> nn.Module:
+def load_dense(folder: Path, dtype: torch.dtype | Literal["auto"] = "auto") -> nn.Module:
     """The causal language model of a Hugging Face folder, its weights as stored.
 
-    Raises ValueError when the folder's architecture is no causal language model that transformers knows, and when its
-    weights are quantised already.
+    Raises ValueError when the folder's architecture is no causal language model that transformers knows, when its weights are
+    compressed already, and when they cannot be read or are not all there.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging as transformers_log
 
     described = json.loads((folder / "config.json").read_text())
     if described.get("quantization_config"):
         raise ValueError(f"{folder}: this model is quantised already; compress the model it was made from")
+    if any(name.endswith(STORED_OTHERWISE) for name in stored_names(folder)):
+        raise ValueError(f"{folder}: this model is compressed already; compress the model it was made from")
     names = ", ".join(described.get("architectures") or [str(described.get("model_type"))])
     try:
         config = AutoConfig.from_pretrained(folder)
@@ -58,8 +62,7 @@ def load_dense(folder: Path, dtype: torch.dtype | str = "auto") -> nn.Module:
         raise ValueError(f"{folder}: transformers does not know the architecture {names}; compress takes causal language models") from None
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ValueError(f"{folder}: {names} is not a causal language model; compress takes models that generate text")
-    transformers_log.disable_progress_bar()  # a bar per file says nothing; the stage shows its own
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return load_model(folder, dtype)
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:

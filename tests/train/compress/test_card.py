@@ -59,5 +59,11 @@ def test_an_agreement_to_the_end_is_a_lower_bound():
     assert "| … a tenth agree for no longer | 3 |" in text
 
 
+def test_few_prompts_are_told():
+    assert "These are few prompts" in card.card("tern", report(True), PLAN)
+    many = {**report(True), "certificate": {**CERTIFICATE, "num_prompts": 128}}
+    assert "These are few prompts" not in card.card("tern", many, PLAN)
+
+
 def test_the_worked_example():
     assert doctest.testmod(card).failed == 0

@@ -70,6 +70,18 @@ def test_the_upper_bound_holds_on_fresh_prompts():
     assert held >= 0.9 * 200
 
 
+@pytest.mark.parametrize("share", [0.1, 0.02])
+def test_the_upper_bound_holds_of_enough_prompts_where_few_of_them_differ_much(share):
+    """`share` of the prompts flip three tokens of ten, the others none: with eight prompts there is often none of them to be seen."""
+    rng, held = np.random.default_rng(0), {128: 0, 8: 0}
+    for size in held:
+        for _ in range(120):
+            flips = [rng.random(64) < 0.3 * (rng.random() < share) for _ in range(size)]
+            held[size] += flips_upper(flips, rng) >= 0.3 * share
+    assert held[128] >= 0.88 * 120
+    assert held[8] < 0.7 * 120, "what ENOUGH_PROMPTS warns of"
+
+
 def test_flips_by_prompt_compares_with_the_completion():
     reference = reference_of([[1, 2], [3]])
     flips = flips_by_prompt(reference, [trace_of([1, 2], [1]), trace_of([3])])

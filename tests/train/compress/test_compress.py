@@ -87,6 +87,15 @@ def test_the_result_is_not_compressed_again(compressed, prompts, tmp_path):
     assert not (tmp_path / "twice").exists()
 
 
+@pytest.mark.parametrize(("name", "place"), [("output", "."), ("output", "runs/small"), ("work", "work")])
+def test_nothing_is_written_into_the_model(tiny_model_dir, prompts, tmp_path, name, place):
+    before = sorted(tiny_model_dir.rglob("*"))
+    places = {"output": str(tmp_path / "out"), name: str(tiny_model_dir / place)}
+    with pytest.raises(ValueError, match=f"{name}: .* lies in the folder of the model"):
+        compress(CompressConfig(model=str(tiny_model_dir), prompts=str(prompts), completion_tokens=12, engine=ONE, **places))
+    assert sorted(tiny_model_dir.rglob("*")) == before
+
+
 def test_unusable_prompts_are_found_before_anything_is_written(tiny_model_dir, tmp_path):
     (tmp_path / "p.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match="usable prompt"):

@@ -64,7 +64,7 @@ def test_a_student_folder_brings_its_own_settings(tiny_model_dir: Path, tokens_d
     ((config, plan, _),) = seen
     assert (config.teacher, config.steps) == ("t", 40)
     assert plan["model"] == {"from": str(tiny_model_dir)}
-    assert (plan["train"]["steps"], plan["train"]["warmup_steps"], plan["train"]["sequence_length"]) == (40, 2, 32)
+    assert [plan["train"][name] for name in ("steps", "warmup_steps", "sequence_length", "global_batch")] == [40, 2, 32, 32]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,8 @@ def test_a_student_folder_brings_its_own_settings(tiny_model_dir: Path, tokens_d
         ({}, "plan: give either --plan, whose model is the student, or --student"),
         ({"plan": "p", "student": "s", "tokens": "t"}, "plan: give either"),
         ({"student": "s"}, "tokens: a --student needs --tokens"),
-        ({"plan": "p", "global_batch": 0}, "global_batch: is 0; must be at least 1"),
+        ({"student": "s", "tokens": "t", "global_batch": 0}, "global_batch: is 0; must be at least 1"),
+        ({"plan": "p", "global_batch": 64}, "global_batch: is the plan's"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(fields: dict[str, Any], message: str):

@@ -67,10 +67,10 @@ def test_int8_is_what_compress_has_always_written(seed, dtype, size):
 
 
 def test_zeros_and_dead_inputs_stay_finite():
-    weight, moments = drawn(1, 4, 32, 20)
-    weight[0], weight[:, :16] = 0, 0
-    dead = Moments(torch.zeros(32, 32), 1)
+    weight, moments = drawn(1, 4, 64, 20)
+    weight[0], weight[:, :32] = 0, 0
+    dead = Moments(torch.zeros(64, 64), 1)
     for known in (moments, dead):
-        q, scale = quantised(weight, option("int4-g16"), known)
+        q, scale = quantised(weight, option("int4-g32"), known)
         assert torch.isfinite(scale).all()
         assert torch.equal(widened(q, scale)[0], weight[0])

@@ -31,6 +31,12 @@ def test_other_names_are_refused_with_the_names(text: str) -> None:
         parse_options(f"int8,{text}")
 
 
+@pytest.mark.parametrize("name", ["int4-g1", "int4-g16", "int8-g48", "int4-rtn-g100"])
+def test_groups_that_no_kernel_knows_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"has groups of \d+ columns; use 32, 64, 128 and so on, or 0"):
+        option(name)
+
+
 def test_no_option_is_refused() -> None:
     with pytest.raises(ValueError, match="options: none given"):
         parse_options(" , ")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from train.compress.calibrate import matrices, weight_of
 from train.compress.candidates import degraded
@@ -64,3 +65,23 @@ def test_what_cannot_be_compressed_is_one_line(tiny_model_dir: Path, tmp_path, c
     with pytest.raises(ValueError, match=message) as error:
         load_dense(tmp_path / "model")
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_lacks_a_weight_or_a_part_of_its_file_is_one_line(tiny_model_dir: Path, tmp_path):
+    shutil.copytree(tiny_model_dir, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    whole = load_file(file)
+    save_file({name: tensor for name, tensor in whole.items() if "1.mlp.up_proj" not in name}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"asks for 1 weights that are not there .*model\.layers\.1\.mlp\.up_proj"):
+        load_dense(tmp_path / "model")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"its weights cannot be read \(model\.safetensors: "):
+        load_dense(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["2:4-magnitude", "rank50"])
+def test_what_is_compressed_without_integers_is_not_compressed_again(tiny_model_dir: Path, tmp_path, name):
+    model = load_dense(tiny_model_dir)
+    export(model, {m.name: degraded(weight_of(model, m.name), option(name), None) for m in matrices(model)[1:]}, tiny_model_dir, tmp_path)
+    with pytest.raises(ValueError, match="compressed already; compress the model it was made from"):
+        load_dense(tmp_path)
