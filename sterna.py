@@ -137,6 +137,9 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
+    if arguments[1:] in (["-h"], ["--help"]) and (group := _group(arguments[0])):
+        print("\n".join(f"  sterna {name:<18}{VERBS[name].help}" for name in group))
+        return 0
     if arguments[0] == "--version":
         from importlib.metadata import version
 
@@ -200,12 +203,16 @@ def _split_verb(arguments: list[str]) -> tuple[str, list[str]]:
         return two, arguments[2:]
     if arguments[0] in VERBS:
         return arguments[0], arguments[1:]
-    group = [name for name in VERBS if name.startswith(arguments[0] + " ")]
-    if group:
+    if group := _group(arguments[0]):
         raise ValueError(f"{arguments[0]} is followed by one of: {', '.join(name.split()[1] for name in group)}")
     close = difflib.get_close_matches(arguments[0], VERBS, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "`sterna --help` lists the verbs"
     raise ValueError(f"no such verb; {hint}")
+
+
+def _group(word: str) -> list[str]:
+    """The verbs of two words that begin with this one."""
+    return [name for name in VERBS if name.startswith(f"{word} ")]
 
 
 def _load(path: str) -> Any:

@@ -2,8 +2,8 @@
 
 Promise: each configuration runs in fresh processes through the steppers, the loop, the guard and the checkpoints of `sterna pretrain`; a
 worker's figure is the most that was resident at any time, less what interpreter and libraries held before its model was made. State is
-weights, gradients and Adam's moments in float32: 16 bytes a parameter, over all workers together where they are sharded. Price: a
-quarter of an hour on two cores, up to 12 GiB of memory, 2 GB of disk at a time. The model of memory (train/plan/memory.py) has no
+weights, gradients and Adam's moments in float32: 16 bytes a parameter, over all workers together where they are sharded. Price: twenty
+minutes on two cores, up to 12 GiB of memory, 2 GB of disk at a time. The model of memory (train/plan/memory.py) has no
 constant that was fitted to these: it was looked into with `--shapes small`, which is not among them.
 
     python -m benchmarks.plan_memory --json runs/plan-memory.json

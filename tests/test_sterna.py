@@ -42,6 +42,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, said, tmp_path, monkey
     assert list(tmp_path.iterdir()) == [], "a mistake leaves nothing behind"
 
 
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_of_a_group_lists_its_verbs(flag, capsys):
+    assert sterna.main(["plan", flag]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[1] for line in shown] == [f"sterna {name}" for name in sterna.VERBS if name.startswith("plan ")]
+    assert "what twice the budget would buy" in shown[-1]
+
+
 def test_a_broken_toml_names_the_file(tmp_path, capsys):
     file = tmp_path / "bad.toml"
     file.write_text("[curate\n")

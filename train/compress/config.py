@@ -128,15 +128,8 @@ class CompressConfig:
                 raise ValueError(f"options: {', '.join(dropping)} alone; add int8, for instance, for the matrices that stay")
         _check_source(self.prompts, self.tokens)
         _check_engine(self.engine)
-        for name in (
-            "num_prompts",
-            "search_prompts",
-            "calibration_prompts",
-            "prompt_tokens",
-            "completion_tokens",
-            "num_workers",
-            *_RECOVERY,
-        ):
+        _check_num_prompts(self.num_prompts)
+        for name in ("search_prompts", "calibration_prompts", "prompt_tokens", "completion_tokens", "num_workers", *_RECOVERY):
             _at_least_one(name, getattr(self, name))
 
     @property
@@ -187,7 +180,8 @@ class DivergeConfig:
             raise ValueError(f"models: give two folders, the base and the other one, not {len(self.models)}")
         _check_source(self.prompts, self.tokens)
         _check_engine(self.engine)
-        for name in ("num_prompts", "prompt_tokens", "completion_tokens"):
+        _check_num_prompts(self.num_prompts)
+        for name in ("prompt_tokens", "completion_tokens"):
             _at_least_one(name, getattr(self, name))
 
 
@@ -199,6 +193,11 @@ def _check_source(prompts: str, tokens: str) -> None:
 def _check_engine(engine: EngineConfig) -> None:
     if engine.kernels == "native":
         raise ValueError("engine.kernels: native kernels run bfloat16 only, and the judging needs float32 too; use auto or torch")
+
+
+def _check_num_prompts(value: int) -> None:
+    if value < 2:
+        raise ValueError(f"num_prompts: must be at least 2, not {value}: a bound on other prompts comes of how these differ")
 
 
 def _at_least_one(name: str, value: int) -> None:

@@ -111,7 +111,8 @@ def verifier(rungs: Sequence[Rung], data: Data) -> Rung:
         for width in range(32, 8192, 8)
         if architecture == "dense" or _is_whole_heads(width)
     ]
-    shape = min(shapes, key=lambda shape: abs(math.log(shape.num_parameters / wanted)))
+    possible = [shape for shape in shapes if shape.num_heads == 0 or shape.hidden_size % shape.num_heads == 0]  # or transformers refuses
+    shape = min(possible, key=lambda shape: abs(math.log(shape.num_parameters / wanted)))
     precision: Precision = "bfloat16" if largest.recipe.precision == "bfloat16" else "float32"
     return _rung(shape, largest.positions, data, precision, largest.recipe.seed, name="four-times")
 

@@ -28,7 +28,8 @@ from train.compress.config import CompressConfig, DivergeConfig, parse_budget
         ({"budget": ("flips=0.1", "flips=0.2")}, "budget: flips is given twice"),
         ({"prompts": ""}, "prompts: give either"),
         ({"tokens": "runs/tokens"}, "prompts: give either"),
-        ({"num_prompts": 0}, "num_prompts: must be at least 1, not 0"),
+        ({"num_prompts": 1}, "num_prompts: must be at least 2, not 1"),
+        ({"search_prompts": 0}, "search_prompts: must be at least 1, not 0"),
         ({"engine": EngineConfig(kernels="native")}, "engine.kernels: native kernels run bfloat16 only, and the judging needs float32 too"),
     ],
 )

@@ -87,7 +87,7 @@ def test_a_finished_plan_is_not_made_again(tokens, tmp_path, capsys, monkeypatch
 
 
 def test_a_refused_budget_leaves_no_plan(tokens, tmp_path):
-    with pytest.raises(ValueError, match=r"budget: 0.1 minutes is too little; minutes="):
+    with pytest.raises(ValueError, match=r"budget: 6 seconds is too little; minutes="):
         plan_run(config_of(tokens, tmp_path, budget="minutes=0.1"))
     assert not (tmp_path / "plan").exists()
 
@@ -111,6 +111,12 @@ def test_no_tokens_folder(tmp_path):
 def test_a_manifest_that_lacks_a_metric(tmp_path, tiny_model_dir):
     tokens = write_tokens(tmp_path / "tokens", tiny_model_dir, vocab_size=None)
     with pytest.raises(ValueError, match="its manifest has no 'vocab_size'"):
+        plan_run(config_of(tokens, tmp_path))
+
+
+def test_a_manifest_that_was_changed_by_hand(tmp_path, tiny_model_dir):
+    tokens = write_tokens(tmp_path / "tokens", tiny_model_dir, vocab_size="many")
+    with pytest.raises(ValueError, match=r"its manifest was changed by hand .*; run `sterna tokenize` again"):
         plan_run(config_of(tokens, tmp_path))
 
 
@@ -178,7 +184,7 @@ MISTAKES = [
     (["--budget", "hours=1", "--serve-tokens", "-1"], "serve_tokens: is -1; must be finite and not negative"),
     (["--budget", "hours=1", "--serve-tokens", "1e30"], "more than all machines of the world serve"),
     (["--budget", "hours=1", "--machines", "1000xH100"], "400 sequences are too few for 1000 workers"),
-    (["--budget", "hours=1", "--law", "nowhere"], "nowhere: no such folder; `sterna fit or sweep` makes it"),
+    (["--budget", "hours=1", "--law", "nowhere"], "nowhere: no such folder; `sterna plan fit or plan sweep` makes it"),
     (["--budget", "hours=1", "--catalogue", "nowhere.toml"], "nowhere.toml: no such file"),
     (["--budget", "hours=1", "--price-per-hour", "0"], "price_per_hour: is 0; must be above 0"),
     (["--budget", "hours=1", "--failure-hours", "0"], "failure_hours: is 0; must be above 0"),
