@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ from train.compress.search import Candidate, at_bytes
 BUDGETS = (0.005, 0.02, 0.05, 0.10)
 UNIFORM = ("int8", "int4", "int4-rtn", "int8-gptq", "int4-g32", "int3")
 PRUNED = ("2:4-sparsegpt", "sparse50-sparsegpt", "2:4-wanda", "sparse50-wanda", "2:4-magnitude", "sparse50-magnitude")
+GREEDY = ("int8-gptq", "int6", "int5", "int4", "int3", "int2")  # a pass twice for each of them and each matrix
 SPARSITIES = (25, 50, 75, 90, 95)
 PARTS = ("budgets", "equal", "greedy", "promise", "shapes", "eight", "cost")
 
@@ -46,9 +48,10 @@ class Figures:
 
     def once(self, part: str, name: str, make: Callable[[], Any]) -> Any:
         """The figure `name` of `part`, measured unless it is there."""
+        self.all = self._read()  # another process may be measuring other figures
         if name not in self.all.setdefault(part, {}):
             made = make()
-            self.all = self._read()  # another process may have measured another part meanwhile
+            self.all = self._read()
             self.all.setdefault(part, {})[name] = made
             self._place.parent.mkdir(parents=True, exist_ok=True)
             scratch = self._place.with_suffix(f".{os.getpid()}")
@@ -112,9 +115,10 @@ def _ours(bench: Bench, kept: Figures, part: str, name: str, candidates: list[Ca
 
 
 def _greedy(bench: Bench, kept: Figures) -> None:
-    """Changes one by one in order of harm, by first divergent tokens and by perplexity, at the sizes of our budgets."""
+    """Changes one by one in order of harm, by first divergent tokens and by perplexity, at our budgets' sizes; fewer options for all."""
+    offered = [each for each in bench.offer.candidates if each.option in ("keep", *GREEDY)]
     fdt, texts = bench.probe(bench.parts["search"][:48]), probe_of(bench.dense, text_reference(bench, bench.parts["search"][:32]))
-    for candidate in bench.offer.candidates:
+    for candidate in offered:
         name, chosen = candidate.matrix, candidate.option
         if chosen != "keep":
             change = {name: bench.offer.variants[name][chosen].dense}
@@ -129,9 +133,9 @@ def _greedy(bench: Bench, kept: Figures) -> None:
     for budget, row in kept.all.get("budgets", {}).items():
         for guide, values in harms.items():
             for rank in (in_order_of_harm, per_byte):
-                plan = accumulated(bench.offer.candidates, values, row["bytes"], rank)
+                plan = accumulated(offered, values, row["bytes"], rank)
                 kept.once("greedy", f"{budget}|{guide}, {rank.__name__}", lambda plan=plan: bench.judged(plan, bench.held_out))
-        _ours(bench, kept, "greedy", f"{budget}|ours", bench.offer.candidates, row["bytes"])
+        _ours(bench, kept, "greedy", f"{budget}|ours", offered, row["bytes"])
 
 
 def _nats(traces: Any) -> float:
@@ -140,7 +144,7 @@ def _nats(traces: Any) -> float:
 
 def _promise(bench: Bench, kept: Figures) -> None:
     """New prompts for calibration, search and certificate in every draw; then fresh ones, on which the budget is to hold."""
-    for seed in range(1, DRAWS + 1):
+    for seed in random.Random(os.getpid()).sample(range(1, DRAWS + 1), DRAWS):  # so that a second process can help
         kept.once("promise", str(seed), lambda seed=seed: drawn(bench, seed))
 
 

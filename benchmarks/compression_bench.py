@@ -182,9 +182,13 @@ class Bench:
 
 def text_reference(bench: Bench, rows: Sequence[int]) -> Reference:
     """Texts as if they were completions of their first token: what perplexity is measured on."""
-    engine = Engine.load(bench.model, EngineConfig(dtype="float32"))
     texts = [bench.texts[row] for row in rows]
-    return make_reference(engine, [text[:1] for text in texts], [text[1:] for text in texts])
+
+    def make() -> Reference:
+        engine = Engine.load(bench.model, EngineConfig(dtype="float32"))
+        return make_reference(engine, [text[:1] for text in texts], [text[1:] for text in texts])
+
+    return bench.store.reference([str(bench.model), digest_of(texts)], make)
 
 
 def one_thread() -> None:

@@ -6,6 +6,7 @@ from the safest to the boldest. Price per draw on one core, for models/tiny-code
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from benchmarks.compression_bench import KERNELS, Bench, figures, parts_of, some
@@ -22,7 +23,7 @@ _SIZES = {"held_out": 192, "search": 96, "calibration": 64, "fresh": 256}
 
 def drawn(bench: Bench, seed: int) -> dict[str, Any]:
     """What one draw's search foresaw, what its certificate says, and what fresh prompts say."""
-    parts = parts_of(len(bench.texts), seed, _SIZES)
+    parts, started = parts_of(len(bench.texts), seed, _SIZES), time.perf_counter()
     search, held_out = (bench.probe(parts[name]) for name in ("search", "held_out"))
     known = moments(bench.dense, [bench.texts[row] for row in parts["calibration"]])
     offered = offer(bench.dense, search, parse_options(KERNELS), known)
@@ -35,13 +36,14 @@ def drawn(bench: Bench, seed: int) -> dict[str, Any]:
 
     plans = ladder(found)
     passed = settled(plans, passes)
-    plan = plans[max(passed - 1, 0)]
+    plan, seconds = plans[max(passed - 1, 0)], time.perf_counter() - started
     reference = some(bench.reference, parts["fresh"])
     return {
         "bytes": sum(each.bytes for each in offered.candidates if plan[each.matrix] == each.option),
         "on_search": found.judged.figures["flips"],
         "foreseen": found.judged.bounds["flips"],
         "passes": search.passes,
+        "seconds": seconds,
         "tested": len(certificates),
         "boldest": passed == len(plans),
         "pass": passed > 0,
