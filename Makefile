@@ -82,6 +82,7 @@ prove: $(READY) $(PEERS_READY) $(PEERS_CURATE_READY)  ## the long proofs: slow t
 	$(BIN)/python -m benchmarks.tuning --model $(STERNA_MODELS)/tiny-code --data $(STERNA_DATA)
 	test -e runs/train.json || $(BIN)/python -m benchmarks.train --json runs/train.json
 	test -e runs/checkpoints.json || $(BIN)/python -m benchmarks.checkpoints --json runs/checkpoints.json
+	test -e runs/plan-memory.json || $(BIN)/python -m benchmarks.plan_memory --json runs/plan-memory.json
 	$(BIN)/python -m benchmarks.architectures --output runs/architectures.json
 	$(BIN)/python -m benchmarks.compression --model $(STERNA_MODELS)/tiny-code --data $(STERNA_DATA)
 	$(BIN)/python -m benchmarks.storm

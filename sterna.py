@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import errno
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -136,6 +137,9 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
+    if arguments[1:] in (["-h"], ["--help"]) and (group := _group(arguments[0])):
+        print("\n".join(f"  sterna {name:<18}{VERBS[name].help}" for name in group))
+        return 0
     if arguments[0] == "--version":
         from importlib.metadata import version
 
@@ -199,12 +203,16 @@ def _split_verb(arguments: list[str]) -> tuple[str, list[str]]:
         return two, arguments[2:]
     if arguments[0] in VERBS:
         return arguments[0], arguments[1:]
-    group = [name for name in VERBS if name.startswith(arguments[0] + " ")]
-    if group:
+    if group := _group(arguments[0]):
         raise ValueError(f"{arguments[0]} is followed by one of: {', '.join(name.split()[1] for name in group)}")
     close = difflib.get_close_matches(arguments[0], VERBS, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "`sterna --help` lists the verbs"
     raise ValueError(f"no such verb; {hint}")
+
+
+def _group(word: str) -> list[str]:
+    """The verbs of two words that begin with this one."""
+    return [name for name in VERBS if name.startswith(f"{word} ")]
 
 
 def _load(path: str) -> Any:
@@ -255,7 +263,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(name: str, verb: Verb, cls: type[Any]) -> argparse.ArgumentParser:
     epilog = f"example:\n  {verb.example}\n\nThe same settings in TOML, in a table [{verb.table}], with --config."
-    parser = _Parser(f"sterna {name}", description=verb.help, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+    described = "\n\n".join([verb.help, *_paragraphs(cls)])
+    parser = _Parser(f"sterna {name}", description=described, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", metavar="FILE.toml", help="settings from the file's tables; flags and --set win over it")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="any setting, nested ones by dotted key")
     parser.add_argument("--json", action="store_true", help="print one JSON summary on stdout")
@@ -264,6 +273,11 @@ def _parser(name: str, verb: Verb, cls: type[Any]) -> argparse.ArgumentParser:
     for field in dataclasses.fields(cls):
         _add_option(parser, field, hints[field.name], docs.get(field.name, ""), positional=field.name == verb.positional)
     return parser
+
+
+def _paragraphs(cls: type[Any]) -> list[str]:
+    """What the docstring of the settings says beyond its first line, for the verb's help."""
+    return [textwrap.fill(paragraph, 100) for paragraph in (inspect.getdoc(cls) or "").split("\n\n")[1:]]
 
 
 def _add_option(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any, doc: str, *, positional: bool) -> None:
@@ -301,10 +315,10 @@ def _default(value: Any) -> str:
 
 
 def _metavar(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return "|".join(map(str, typing.get_args(hint)))
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if typing.get_origin(hint) is typing.Literal:
+        return "|".join(str(word) for word in typing.get_args(hint) if word != "")
     if typing.get_origin(hint) is tuple:
         return '["TEXT", …]' if str in typing.get_args(hint) else "[N, …]"
     return {int: "N", float: "X", str: "TEXT", bool: "true|false"}.get(hint, "VALUE")

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.plot import picture
+
 __all__ = ["components", "draw_rounds", "draw_shapes", "round_lines"]
 
 _COLOURS = {"uniform": "#9aa5b1", "fdt": "#2a6f97", "kl": "#6a994e", "scores": "#e07a5f"}
@@ -52,58 +54,40 @@ def round_lines(rounds: Sequence[Mapping[str, Any]], metric: str) -> dict[str, t
     return lines
 
 
-def draw_shapes(shapes: Mapping[str, Mapping[str, float]], file: Path) -> None:
+def draw_shapes(shapes: Mapping[str, Mapping[str, float]], file: str) -> None:
     """Two maps of components by sparsity: the mean length until the first divergent token, and the share of divergent ones."""
-    plt = _pyplot()
-    canvas, axes = plt.subplots(1, 2, figsize=(8.4, 8.6), layout="constrained", sharey=True)
-    for axis, (metric, scale, title, colours) in zip(
-        axes,
-        (("fdt_mean", 1.0, "mean FDT, tokens", "viridis"), ("flips", 100.0, "divergent tokens, %", "magma_r")),
-        strict=True,
-    ):
-        names, percents, table = components(shapes, metric)
-        axis.imshow(scale * table, aspect="auto", cmap=colours)
-        axis.set_xticks(range(len(percents)), [f"{percent} %" for percent in percents])
-        axis.set_yticks(range(len(names)), names, fontsize=7)
-        axis.set_xlabel("zeros in this component alone")
-        axis.set_title(title, fontsize=10)
-        middle = np.nanmin(table) + 0.5 * np.ptp(table[np.isfinite(table)])
-        for (row, column), value in np.ndenumerate(table):
-            ink = "black" if (value > middle) == (metric == "fdt_mean") else "white"
-            axis.text(column, row, f"{scale * value:.1f}", ha="center", va="center", fontsize=6.5, color=ink)
-    canvas.savefig(file, dpi=90)
-    plt.close(canvas)
+    panels = (("fdt_mean", 1.0, "mean FDT, tokens", "viridis"), ("flips", 100.0, "divergent tokens, %", "magma_r"))
+    with picture(file, 1, 2, figsize=(6.9, 7.2), layout="constrained", sharey=True) as (_, axes):
+        for axis, (metric, scale, title, colours) in zip(axes, panels, strict=True):
+            names, percents, table = components(shapes, metric)
+            axis.imshow(scale * table, aspect="auto", cmap=colours)
+            axis.set_xticks(range(len(percents)), [f"{percent} %" for percent in percents], fontsize=8)
+            axis.set_yticks(range(len(names)), names, fontsize=6)
+            axis.set_xlabel("zeros in this component alone", fontsize=8)
+            axis.set_title(title, fontsize=9)
+            middle = np.nanmin(table) + 0.5 * np.ptp(table[np.isfinite(table)])
+            for (row, column), value in np.ndenumerate(table):
+                ink = "black" if (value > middle) == (metric == "fdt_mean") else "white"
+                axis.text(column, row, f"{scale * value:.1f}", ha="center", va="center", fontsize=5.5, color=ink)
 
 
-def draw_rounds(found: Mapping[str, Any], file: Path) -> None:
+def draw_rounds(found: Mapping[str, Any], file: str) -> None:
     """Perplexity, mean FDT and divergent tokens along the rounds of every guide."""
-    plt = _pyplot()
-    canvas, axes = plt.subplots(1, 3, figsize=(11.5, 3.6), layout="constrained")
     panels = (
         ("perplexity", 1.0, "perplexity on held-out text"),
         ("fdt_mean", 1.0, "mean FDT, tokens"),
         ("flips", 100.0, "divergent tokens, %"),
     )
-    for axis, (metric, scale, title) in zip(axes, panels, strict=True):
-        for guide, (at, values) in round_lines(found["rounds"], metric).items():
-            scaled = [scale * value for value in values]
-            axis.plot(at, scaled, color=_COLOURS[guide], lw=1.2, label=guide)
-            axis.plot(at[1::2], scaled[1::2], "o", color=_COLOURS[guide], ms=5)
-        axis.set_xlabel("zeros in the linear layers, %")
-        axis.set_title(title, fontsize=10)
-    axes[0].axhline(found["original"]["perplexity"], color="#14213d", lw=0.8, ls=":")
-    axes[0].legend(title="pruned ╱ recovered (dot)", fontsize=8, title_fontsize=8)
-    canvas.savefig(file, dpi=90)
-    plt.close(canvas)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    return plt
+    with picture(file, 1, 3, figsize=(9.5, 3.1), layout="constrained") as (_, axes):
+        for axis, (metric, scale, title) in zip(axes, panels, strict=True):
+            for guide, (at, values) in round_lines(found["rounds"], metric).items():
+                scaled = [scale * value for value in values]
+                axis.plot(at, scaled, color=_COLOURS[guide], lw=1.2, label=guide)
+                axis.plot(at[1::2], scaled[1::2], "o", color=_COLOURS[guide], ms=4)
+            axis.set_xlabel("zeros in the linear layers, %", fontsize=8)
+            axis.set_title(title, fontsize=9)
+        axes[0].axhline(found["original"]["perplexity"], color="#14213d", lw=0.8, ls=":")
+        axes[0].legend(title="pruned, then recovered (dot)", fontsize=7, title_fontsize=7)
 
 
 def main() -> None:
@@ -111,8 +95,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--figures", type=Path, default=Path("runs/compression.json"))
     parser.add_argument("--rounds", type=Path, default=Path("runs/compression_rounds.json"))
-    parser.add_argument("--shapes", type=Path, help="picture of what each component bears")
-    parser.add_argument("--by-round", type=Path, help="picture of sparsity in rounds")
+    parser.add_argument("--shapes", help="picture of what each component bears")
+    parser.add_argument("--by-round", help="picture of sparsity in rounds")
     options = parser.parse_args()
     if options.shapes:
         draw_shapes(json.loads(options.figures.read_text())["shapes"], options.shapes)

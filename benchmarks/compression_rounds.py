@@ -52,7 +52,6 @@ from train.compress.recover import recipe_of
 from train.compress.scores import scores
 from train.compress.search import Candidate, at_bytes
 from train.compress.store import Store
-from train.compress.variant_file import variant_of
 from train.loop import run
 from train.plain import PlainStepper
 from train.state import State
@@ -241,7 +240,7 @@ def _once(kept: Path, make: Callable[[], Round]) -> Round:
         torch.save((row, {name: (v.option.name, dict(v.tensors)) for name, v in variants.items()}, plain), kept.with_suffix(".new"))
         kept.with_suffix(".new").replace(kept)
     row, stored, plain = torch.load(kept)
-    return row, {name: variant_of(option(each), tensors) for name, (each, tensors) in stored.items()}, plain
+    return row, {name: Variant(option(each), tensors) for name, (each, tensors) in stored.items()}, plain
 
 
 def _line(row: dict[str, Any]) -> str:

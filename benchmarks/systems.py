@@ -124,6 +124,10 @@ class Worker:
         """Whether it has started and not failed."""
         return self._process is not None
 
+    def resident(self) -> int:
+        """Bytes resident now in the worker and its children; 0 when it is not there."""
+        return 0 if self._process is None else sum(_kilobytes(p, "status", "VmRSS") for p in _family(self._process.pid)) * 1024
+
     def close(self) -> None:
         """End the process."""
         if self._process is None:

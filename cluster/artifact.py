@@ -32,6 +32,8 @@ __all__ = ["Artifact", "Draft", "Manifest", "Unmet", "finished", "open_artifact"
 SCHEMA_VERSION = 1
 _IGNORED_CONFIG = ("output", "work", "min_workers", "growth", "max_failures")
 """Where a stage writes, and how it bears machines that come and go: what it writes is the same."""
+_VERBS = {"plan": "plan run", "fit": "plan fit", "sweep": "plan sweep"}
+"""Stages whose verb on the command line is not their own name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +133,7 @@ def open_artifact(uri: str, *, made_by: tuple[str, ...] | str) -> Artifact:
     stage wrote it, or when a file is missing or differs from the digest that the manifest records.
     """
     stages = (made_by,) if isinstance(made_by, str) else made_by
-    verbs = " or ".join(stages)
+    verbs = " or ".join(map(_verb, stages))
     should = f"`sterna {verbs}` makes it"
     manifest = _read_manifest(uri)
     if manifest is None:
@@ -139,7 +141,7 @@ def open_artifact(uri: str, *, made_by: tuple[str, ...] | str) -> Artifact:
         what = "no such folder" if filesystem.get_file_info(path).type == arrow_fs.FileType.NotFound else f"no {MANIFEST} in this folder"
         raise ValueError(f"{uri}: {what}; {should}")
     if manifest.stage not in stages:
-        raise ValueError(f"{uri}: was made by `sterna {manifest.stage}`, but a folder from `sterna {verbs}` is needed here")
+        raise ValueError(f"{uri}: was made by `sterna {_verb(manifest.stage)}`, but a folder from `sterna {verbs}` is needed here")
     if digest_of(manifest.files) != manifest.digest:
         raise ValueError(f"{uri}: its {MANIFEST} was changed by hand; {should}, run it again")
     actual = inventory(uri)
@@ -149,6 +151,10 @@ def open_artifact(uri: str, *, made_by: tuple[str, ...] | str) -> Artifact:
         if actual[name] != entry:
             raise ValueError(f"{uri}: {name} is not what the manifest records (changed or truncated); {should}, run it again")
     return Artifact(uri if "://" in uri else resolve(uri)[1], manifest)
+
+
+def _verb(stage: str) -> str:
+    return _VERBS.get(stage, stage)
 
 
 def finished(output: str, *, stage: str, inputs: Mapping[str, str], config: Any) -> Artifact | None:
@@ -241,7 +247,7 @@ def _refuse_foreign(output: str, stage: str) -> None:
     if manifest is None:
         raise ValueError(f"{output}: holds files that no Sterna stage made; choose another --output folder")
     if manifest.stage != stage:
-        raise ValueError(f"{output}: holds what `sterna {manifest.stage}` made; choose another --output folder, or delete this one")
+        raise ValueError(f"{output}: holds what `sterna {_verb(manifest.stage)}` made; choose another --output folder, or delete this one")
 
 
 @contextmanager

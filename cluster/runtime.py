@@ -9,7 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,9 +52,23 @@ def attached(*, num_cpus: int | None = None, **init: Any) -> Iterator[None]:
     if not _join(options):
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
     try:
-        yield
+        with _leaving_when_told():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _leaving_when_told() -> Iterator[None]:
+    """SIGTERM (`ray job stop`, a scheduler) leaves the block as `sys.exit` does; the handler that Ray sets as it starts aborts."""
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: a handler that is not Python's
 
 
 def _join(options: dict[str, Any]) -> bool:

@@ -2,16 +2,16 @@
 
 Promise: costs are shares of serving everything on demand under the same load; failures, delays and moves are shares of the requests;
 a request that failed without a first token counts in the waiting times, with all its patience.
-Price: none; matplotlib is imported for the picture alone.
+Price: none; the picture's is matplotlib (cluster/plot.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+from cluster.plot import picture
 from cluster.replay import Replay
 
 __all__ = ["Row", "Simulation", "row_of", "write_plot"]
@@ -112,30 +112,19 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def write_plot(made: Simulation, runs: Mapping[str, Replay], path: str) -> None:
     """Cost against failures, and ours over time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), width_ratios=(1, 1.6))
-    for row in made.rows:
-        at = (row.cost, max(100 * row.failed, 1e-4))
-        left.scatter(*at, s=50, color="tab:red" if row.name == "ours" else "tab:grey")
-        beside = {"no-migration": (-6, -12), "on-demand": (-6, 6)}.get(row.name)
-        shift, side = (beside, "right") if beside else ((6, 4), "left")
-        left.annotate(TITLES[row.name], at, textcoords="offset points", xytext=shift, ha=side, fontsize=8)
-    left.axvline(0.55, color="tab:green", lw=0.8, ls="--")
-    left.axhline(0.1, color="tab:green", lw=0.8, ls="--")
-    left.set(yscale="log", xlabel="cost, all on demand = 1", ylabel="failed requests, %", title="what it costs, what fails")
-    _fleet(right, runs.get("ours") or runs["on-demand"])
-    figure.suptitle(", ".join(made.zones), fontsize=9)
-    figure.tight_layout()
-    try:
-        figure.savefig(Path(path), dpi=110)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"plot: {path} cannot be written ({error})") from None
-    finally:
-        plt.close(figure)
+    with picture(path, 1, 2, figsize=(12, 4.2), width_ratios=(1, 1.6)) as (figure, (left, right)):
+        for row in made.rows:
+            at = (row.cost, max(100 * row.failed, 1e-4))
+            left.scatter(*at, s=50, color="tab:red" if row.name == "ours" else "tab:grey")
+            beside = {"no-migration": (-6, -12), "on-demand": (-6, 6)}.get(row.name)
+            shift, side = (beside, "right") if beside else ((6, 4), "left")
+            left.annotate(TITLES[row.name], at, textcoords="offset points", xytext=shift, ha=side, fontsize=8)
+        left.axvline(0.55, color="tab:green", lw=0.8, ls="--")
+        left.axhline(0.1, color="tab:green", lw=0.8, ls="--")
+        left.set(yscale="log", xlabel="cost, all on demand = 1", ylabel="failed requests, %", title="what it costs, what fails")
+        _fleet(right, runs.get("ours") or runs["on-demand"])
+        figure.suptitle(", ".join(made.zones), fontsize=9)
+        figure.tight_layout()
 
 
 def _fleet(axes: Any, replay: Replay) -> None:

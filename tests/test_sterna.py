@@ -42,6 +42,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, said, tmp_path, monkey
     assert list(tmp_path.iterdir()) == [], "a mistake leaves nothing behind"
 
 
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_of_a_group_lists_its_verbs(flag, capsys):
+    assert sterna.main(["plan", flag]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[1] for line in shown] == [f"sterna {name}" for name in sterna.VERBS if name.startswith("plan ")]
+    assert "what twice the budget would buy" in shown[-1]
+
+
 def test_a_broken_toml_names_the_file(tmp_path, capsys):
     file = tmp_path / "bad.toml"
     file.write_text("[curate\n")
@@ -99,6 +107,14 @@ def test_overview_lists_every_verb_and_takes_no_time():
     assert shown.returncode == 0
     positions = [shown.stdout.index(f"  {name} ") for name in sterna.VERBS]
     assert positions == sorted(positions)
+
+
+def test_help_says_more_than_names(capsys):
+    with pytest.raises(SystemExit):
+        sterna.main(["compress", "--help"])
+    shown = capsys.readouterr().out
+    assert "on prompts of this kind, of 100 tokens" in " ".join(shown.split())
+    assert "--recover norms|lora|full" in shown, "the empty word is the default, not a choice to type"
 
 
 def test_a_ray_wrapped_mistake_is_still_one_line():

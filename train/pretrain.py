@@ -6,6 +6,7 @@ from its newest checkpoint; the result is a Hugging Face folder that AutoModelFo
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from cluster.storage import absolute, copy_tree, digest_of
 from train.config import PretrainConfig, overridden
 from train.continuation import check_base, check_teacher, continued, taught
 from train.files import read_whole
+from train.plan.document import TABLES
 from train.progress.figures import training_figures
 from train.recipe import Recipe
 from train.sources import Shares, open_shares, sequences_of
@@ -120,7 +122,8 @@ def _export(uri: str, tokens: Artifact, base: str | None, precision: str, model:
 
 def _describe(draft: Draft, plan: dict[str, Any], recipe: Recipe, shares: Shares, outcome: Outcome, teacher: str | None = None) -> None:
     state, (tokens, share) = outcome.state, shares[0]
-    predicted = _predicted_loss(plan) if recipe.steps == plan["train"].get("steps") else None  # it is of that many steps
+    prediction = _prediction(plan) if recipe.steps == plan["train"].get("steps") else {}  # it is of that many steps
+    predicted = prediction.get("value")
     loss, rate = state.final_loss(), state.tokens_per_second()
     draft.counts = {
         "steps": state.step,
@@ -130,6 +133,8 @@ def _describe(draft: Draft, plan: dict[str, Any], recipe: Recipe, shares: Shares
     draft.metrics = {
         "final_loss": loss,
         "predicted_loss": predicted,
+        "predicted_loss_interval": [prediction["low"], prediction["high"]] if "low" in prediction and "high" in prediction else None,
+        "predicted_loss_error": predicted / loss - 1 if predicted is not None and math.isfinite(loss) else None,
         "tokens_per_second": rate,
         "steps": state.step,
         "train_seconds": sum(r.seconds for r in state.records),
@@ -146,7 +151,7 @@ def _describe(draft: Draft, plan: dict[str, Any], recipe: Recipe, shares: Shares
     flat = {"predicted": (last, [predicted, predicted])} if predicted is not None else {}
     what = "Pretraining loss" if teacher is None else "KL to the teacher"
     draft.figures = training_figures(what, state, flat)
-    expected = f" (predicted {predicted:.2f})" if predicted is not None else ""
+    expected = f" ({_expected(prediction, loss)})" if prediction else ""
     said = f"loss {loss:.2f}" if teacher is None else f"KL to the teacher {loss:.3f}"
     draft.headline = f"{said} after {state.step:,} steps{expected}, {rate:,.0f} tokens/s"
 
@@ -166,6 +171,9 @@ def _read_plan(uri: str, model: str | None = None) -> tuple[dict[str, Any], str]
         plan = tomllib.loads(raw.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{uri}: not TOML ({error}); write it again with `sterna plan run`") from None
+    unknown = [name for name in plan if name not in TABLES]
+    if unknown:
+        raise ValueError(f"{uri}: nothing reads {unknown[0]}; its tables are {', '.join(TABLES)}")
     if model:
         plan = {**plan, "model": {"from": model}, "predicted": {}}
     for name in ("model", "train"):
@@ -175,20 +183,39 @@ def _read_plan(uri: str, model: str | None = None) -> tuple[dict[str, Any], str]
         if list(plan["model"]) != ["from"] or not isinstance(plan["model"]["from"], str) or not plan["model"]["from"]:
             raise ValueError(f"{uri} [model]: from is a model folder and stands alone: a shape, or where to go on")
         plan["model"]["from"] = absolute(plan["model"]["from"])  # workers stand elsewhere
-    _predicted_loss(plan, uri)
+    _prediction(plan, uri)
     return plan, digest
 
 
-def _predicted_loss(plan: dict[str, Any], uri: str = "plan") -> float | None:
-    """The loss that the plan expects, if it expects one; ValueError where that is no number."""
+def _prediction(plan: dict[str, Any], uri: str = "plan") -> dict[str, float]:
+    """The loss that the plan expects: its value, and low and high where it says them; empty if it expects none.
+
+    Raises ValueError where one is no number.
+    """
     found: Any = plan
-    for key in ("predicted", "loss", "value"):
+    for key in ("predicted", "loss"):
         found = found.get(key, {}) if isinstance(found, dict) else None
-    if found == {}:
-        return None
-    if not isinstance(found, int | float) or isinstance(found, bool):
-        raise ValueError(f"{uri}: value in [predicted.loss] must be a number; or leave [predicted] out")
-    return float(found)
+    wrong = ["value"]
+    if isinstance(found, dict):
+        wrong = [name for name in ("value", "low", "high") if not _is_number(found.get(name, 0.0))]
+    if wrong:
+        raise ValueError(f"{uri}: {wrong[0]} in [predicted.loss] must be a number; or leave [predicted] out")
+    return {name: float(found[name]) for name in ("value", "low", "high") if name in found} if "value" in found else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _expected(prediction: dict[str, float], loss: float) -> str:
+    """What was predicted, within what, and how far that is from what came.
+
+    >>> _expected({"value": 4.4, "low": 3.7, "high": 5.2}, 4.0)
+    'predicted 4.40, 3.70 to 5.20: 10.0 % above'
+    """
+    within = f", {prediction['low']:.2f} to {prediction['high']:.2f}" if {"low", "high"} <= set(prediction) else ""
+    error = prediction["value"] / loss - 1
+    return f"predicted {prediction['value']:.2f}{within}: {abs(error):.1%} {'above' if error > 0 else 'below'}".replace("%", " %")
 
 
 def _tokens(config: PretrainConfig, plan: dict[str, Any]) -> Artifact:

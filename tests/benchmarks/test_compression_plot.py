@@ -36,6 +36,6 @@ def test_a_round_is_two_points_pruned_and_recovered():
 
 
 def test_pictures_are_written(tmp_path):
-    draw_shapes(SHAPES, tmp_path / "a.png")
-    draw_rounds({"original": {"perplexity": 40.0}, "rounds": ROUNDS}, tmp_path / "b.png")
+    draw_shapes(SHAPES, str(tmp_path / "a.png"))
+    draw_rounds({"original": {"perplexity": 40.0}, "rounds": ROUNDS}, str(tmp_path / "b.png"))
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("a.png", "b.png"))

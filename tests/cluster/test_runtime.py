@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,31 @@ assert not ray.is_initialized()
 print("passed")
 """
     assert "passed" in run(script, RAY_ADDRESS="local")
+
+
+def test_sigterm_leaves_the_block_as_an_exit_does():
+    script = """
+import ray
+from cluster.runtime import attached
+@ray.remote
+def never():
+    import threading
+    threading.Event().wait()
+try:
+    with attached(num_cpus=1):
+        reference = never.remote()
+        print("waiting", flush=True)
+        ray.get(reference)
+except SystemExit as stop:
+    print("left", stop.code, ray.is_initialized())
+"""
+    environment = os.environ | {"RAY_ADDRESS": "local"}
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "waiting\n"
+        driver.send_signal(signal.SIGTERM)
+        assert driver.stdout.read() == f"left {int(signal.SIGTERM)} False\n"
+    assert driver.returncode == 0
 
 
 def test_a_cluster_that_is_attached_to_goes_on_afterwards():

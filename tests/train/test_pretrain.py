@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from train.config import PretrainConfig
-from train.pretrain import _predicted_loss, _read_plan, pretrain
+from train.pretrain import _expected, _prediction, _read_plan, pretrain
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -17,7 +17,8 @@ def test_a_plan_becomes_a_model_folder_that_transformers_loads(tmp_path: Path, p
     figures = made.manifest.metrics
     assert figures["steps"] == 6
     assert figures["predicted_loss"] == 5.5
-    assert "after 6 steps (predicted 5.50)" in made.manifest.headline
+    assert figures["predicted_loss_error"] == pytest.approx(5.5 / figures["final_loss"] - 1)
+    assert "after 6 steps (predicted 5.50: " in made.manifest.headline
     curve = made.manifest.figures["loss"]["series"]
     assert [series["name"] for series in curve] == ["loss", "predicted"]
     assert curve[0]["y"] == pytest.approx(plain_losses, rel=1e-4)
@@ -61,12 +62,18 @@ def test_more_workers_than_there_can_be_are_not_waited_for(tmp_path: Path, plan_
 
 def test_a_prediction_is_of_the_plans_own_number_of_steps(plan_file: Path):
     plan, _ = _read_plan(str(plan_file))
-    assert _predicted_loss(plan) == 5.5
-    assert _predicted_loss({}) is None
-    assert _predicted_loss({"predicted": {"loss": {}}}) is None
-    for wrong in (3, {"loss": "x"}, {"loss": {"value": True}}):
+    assert _prediction(plan) == {"value": 5.5}
+    assert _prediction({}) == _prediction({"predicted": {"loss": {}}}) == {}
+    whole = {"value": 3, "low": 2.5, "high": 4.0}
+    assert _prediction({"predicted": {"loss": whole}}) == whole
+    for wrong in (3, {"loss": "x"}, {"loss": {"value": True}}, {"loss": {"value": 3.0, "low": "2"}}):
         with pytest.raises(ValueError, match="must be a number"):
-            _predicted_loss({"predicted": wrong})
+            _prediction({"predicted": wrong})
+
+
+def test_what_was_predicted_stands_beside_what_came():
+    assert _expected({"value": 4.4, "low": 3.7, "high": 5.2}, 4.0) == "predicted 4.40, 3.70 to 5.20: 10.0 % above"
+    assert _expected({"value": 3.9}, 4.0) == "predicted 3.90: 2.5 % below"
 
 
 def test_missing_inputs_are_named(tmp_path: Path, plan_file: Path):
@@ -82,6 +89,9 @@ def test_missing_inputs_are_named(tmp_path: Path, plan_file: Path):
         pretrain(PretrainConfig(plan=str(tmp_path / "folder.toml"), output=output))
     plan_file.write_text("[model\n")
     with pytest.raises(ValueError, match="not TOML"):
+        pretrain(PretrainConfig(plan=str(plan_file), output=output))
+    plan_file.write_text("[trian]\nsteps = 1\n")
+    with pytest.raises(ValueError, match="nothing reads trian; its tables are model, train, predicted"):
         pretrain(PretrainConfig(plan=str(plan_file), output=output))
     plan_file.write_text("[train]\nsteps = 1\n")
     with pytest.raises(ValueError, match=r"has no \[model\] table"):

@@ -14,16 +14,20 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from cluster.console import progress, say
-from train.compress.calibrate import Moments, matrices
+from cluster.storage import digest_of
+from train.compress.calibrate import matrices
 from train.compress.certify import judge_budget, upper_bounds
-from train.compress.choose import Choice, row_of
+from train.compress.choose import Choice, calibrated, row_of
 from train.compress.config import CompressConfig
+from train.compress.drops import OfferOfUnits, with_drops
 from train.compress.find import Judging, Offer, find, offer, probe_of
 from train.compress.options import Option
 from train.compress.original import Original
 from train.compress.probe import Probe
 from train.compress.search import Found, Judged
+from train.compress.shelf import Shelf
 from train.compress.store import Store
+from train.compress.units import apart
 
 __all__ = ["budgeted", "ladder", "settled"]
 
@@ -34,24 +38,31 @@ _WON_BACK = 1.5
 Plan = dict[str, str]
 
 
-def budgeted(config: CompressConfig, model: Any, known: Mapping[str, Moments], original: Original, store: Store) -> Choice:
-    """The smallest (or fastest) plan for `model` that keeps to the budget of `config`, or the best there is."""
-    probe = probe_of(model, original.references["search"])
-    offered = offer(model, probe, config.choices, known, seconds=_timer(config), seed=config.seed)
+def budgeted(config: CompressConfig, model: Any, digest: str, original: Original, store: Store) -> Choice:
+    """The smallest (or fastest) plan for `model`, whose contents have the `digest`, that keeps to the budget, or the best there is."""
+    probe, choices, texts = probe_of(model, original.references["search"]), config.choices, original.calibration
+    shelf, timer = Shelf(store, [digest, digest_of(texts)]), _timer(config)
+    alone, drops = ([option for option in choices if option.is_drop == is_drop] for is_drop in (False, True))
+    offered = offer(model, probe, alone, calibrated(model, alone, texts), seconds=timer, seed=config.seed, shelf=shelf)
+    if drops:
+        offered = with_drops(offered, model, probe, drops, objective=config.objective, seconds=timer, shelf=shelf)
     with _judging(config, model, probe) as judging:
         result = _found(config, offered, judging, original, store, config.bounds)
         plan, all_passed = _tested(config, Probe(probe.model, original.references["held_out"]), result, offered)
-        choice = _choice(model, offered, result, plan)
+        choice = _choice(config, model, offered, result, plan)
         if config.recover and result.met and all_passed:  # after one that failed nothing bolder may be tested
             bolder = _found(config, offered, judging, original, store, {name: _WON_BACK * bound for name, bound in config.bounds.items()})
-            choice = replace(choice, bolder=_choice(model, offered, bolder, bolder.plan))
+            choice = replace(choice, bolder=_choice(config, model, offered, bolder, bolder.plan))
     return replace(choice, passes=probe.passes + (judging.passes if judging is not probe else 0.0))
 
 
-def _choice(model: Any, offered: Offer, result: Found, plan: Plan) -> Choice:
-    taken = {name: offered.variants[name][option] for name, option in plan.items() if option != "keep"}
-    rows = [row_of(matrix, taken.get(matrix.name), _reason(result, plan, matrix.name)) for matrix in matrices(model)]
-    return Choice(variants=taken, rows=rows, trail=_trail(result, plan))
+def _choice(config: CompressConfig, model: Any, offered: Offer, result: Found, plan: Plan) -> Choice:
+    units = offered.units if isinstance(offered, OfferOfUnits) else {}
+    unit_of = {matrix: unit for unit, names in units.items() for matrix in names}
+    taken = {name: offered.variants[name][option] for name, option in apart(plan, units).items() if option != "keep"}
+    reasons = {matrix.name: _reason(result, plan, unit_of.get(matrix.name, matrix.name)) for matrix in matrices(model)}
+    rows = [row_of(matrix, taken.get(matrix.name), reasons[matrix.name]) for matrix in matrices(model)]
+    return Choice(variants=taken, rows=rows, trail=_trail(result, plan, config.bounds))
 
 
 def _timer(config: CompressConfig) -> Callable[[Option, int, int], float] | None:
@@ -142,7 +153,7 @@ def _reason(result: Found, plan: Plan, name: str) -> str:
     return f"{plan[name]}: the plan with {result.plan[name]} here did not pass on held-out prompts"
 
 
-def _trail(result: Found, plan: Plan) -> list[dict[str, Any]]:
+def _trail(result: Found, plan: Plan, bounds: Mapping[str, float]) -> list[dict[str, Any]]:
     return [
         {
             "why": step.why,
@@ -150,7 +161,7 @@ def _trail(result: Found, plan: Plan) -> list[dict[str, Any]]:
             "predicted_kl": step.predicted,
             **step.judged.figures,
             "foreseen": dict(step.judged.bounds),
-            "within": step.within,
+            "within": all(step.judged.bounds[metric] <= bound for metric, bound in bounds.items()),
             "chosen": _plan_of(step.key, plan) == plan,
         }
         for step in result.trail

@@ -94,6 +94,11 @@ class Moments:
         """The same with the columns in `order`."""
         return _inverse_root(self.damped[self.order][:, self.order])
 
+    def let_go(self) -> None:
+        """Forget what was derived; it is derived again when it is asked for."""
+        for name in ("damped", "order", "inverse_root", "ordered_inverse_root"):
+            self.__dict__.pop(name, None)
+
     def errors(self, change: Tensor) -> Tensor:
         """[N] float32: the expected squared change of each output when the weights change by `change` [N, K].
 

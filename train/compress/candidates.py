@@ -1,7 +1,8 @@
 """What a matrix becomes under an option: its values as they will be read back, and the tensors that are stored.
 
-Promise: `Variant.dense` is to the bit what a reader of the stored tensors computes in float32; `Variant.bytes` equals
-`options.stored_bytes`. Price: see gptq.py, prune.py, lowrank.py.
+Promise: `Variant.dense` is to the bit what a reader of the stored tensors computes in float32, since it is made of them alone, whenever
+it is asked for; `Variant.bytes` equals `options.stored_bytes`, and a variant takes no more memory. Price: see gptq.py, prune.py,
+lowrank.py; `dense` of integers some nanoseconds per value.
 How things are stored: integers as compressed-tensors' `pack-quantized` (`weight_packed`, `weight_scale`, `weight_shape`). Sparse ones
 as `weight` [values kept], `weight_bitmask` [N, ceil(K / 8)] and `weight_shape`, low rank as `weight` [N, rank] and `weight_right`
 [rank, K]: no library still reads compressed-tensors' own sparse formats (gone since 0.15), and a `weight` of another size is
@@ -17,6 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from serve.engine.layouts import scattered, unpacked
+from serve.engine.linear import Stored, values
+from serve.engine.quantised import Scheme
 from train.compress import options
 from train.compress.calibrate import Moments
 from train.compress.gptq import quantised, widened
@@ -24,7 +28,7 @@ from train.compress.lowrank import factors
 from train.compress.options import Option
 from train.compress.prune import pruned
 
-__all__ = ["Variant", "degraded"]
+__all__ = ["Variant", "degraded", "integers_of", "mask_of"]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -32,15 +36,42 @@ class Variant:
     """A matrix under an option."""
 
     option: Option
-    dense: Tensor
-    """[N, K] float32: the values that are read back."""
     tensors: Mapping[str, Tensor]
     """What is stored, by the name after the module's."""
+
+    @property
+    def dense(self) -> Tensor:
+        """[N, K] float32: the values that are read back; made anew each time."""
+        tensors, kind = self.tensors, self.option.kind
+        if kind == "int":
+            return widened(integers_of(self), tensors["weight_scale"])
+        if kind == "lowrank":
+            return tensors["weight"].float() @ tensors["weight_right"].float()
+        if kind == "sparse":
+            return scattered(tensors["weight"].float(), tensors["weight_bitmask"], int(tensors["weight_shape"][1]))
+        return tensors["weight"].float()
 
     @property
     def bytes(self) -> int:
         """On disk, the file's header aside."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def integers_of(variant: Variant) -> Tensor:
+    """[N, K] int8 of an integer matrix."""
+    tensors, bits = variant.tensors, variant.option.bits
+    columns = int(tensors["weight_shape"][1])
+    packed = tensors["weight_packed"].view(torch.uint8)[:, : -(-columns * bits // 8)]
+    if bits not in (4, 8):
+        packed, bits = unpacked(packed, bits, columns), 8
+    return values(Stored(packed, None, Scheme(bits), columns))
+
+
+def mask_of(variant: Variant) -> Tensor:
+    """[N, K]: where a sparse matrix has values."""
+    columns = int(variant.tensors["weight_shape"][1])
+    bits = np.unpackbits(variant.tensors["weight_bitmask"].cpu().numpy(), axis=1, count=columns, bitorder="little")
+    return torch.from_numpy(bits.astype(bool))
 
 
 def degraded(weight: Tensor, option: Option, moments: Moments | None) -> Variant:
@@ -58,8 +89,8 @@ def degraded(weight: Tensor, option: Option, moments: Moments | None) -> Variant
         return _sparse(weight, option, known)
     if option.kind == "lowrank":
         left, right = factors(weight, options.rank(option, *weight.shape), known)
-        return Variant(option, left.float() @ right.float(), {"weight": left, "weight_right": right})
-    return Variant(option, weight.float(), {"weight": weight})
+        return Variant(option, {"weight": left, "weight_right": right})
+    return Variant(option, {"weight": weight})
 
 
 def _integers(weight: Tensor, option: Option, moments: Moments) -> Variant:
@@ -67,12 +98,11 @@ def _integers(weight: Tensor, option: Option, moments: Moments) -> Variant:
 
     q, scale = quantised(weight, option, moments)
     tensors = {"weight_packed": pack_to_int32(q, option.bits), "weight_scale": scale, "weight_shape": torch.tensor(weight.shape)}
-    return Variant(option, widened(q, scale), tensors)
+    return Variant(option, tensors)
 
 
 def _sparse(weight: Tensor, option: Option, moments: Moments) -> Variant:
-    values, mask = pruned(weight, option, moments)
-    stored = values.to(weight.dtype)
+    kept, mask = pruned(weight, option, moments)
     bits = torch.from_numpy(np.packbits(mask.cpu().numpy(), axis=1, bitorder="little"))
-    tensors = {"weight": stored[mask], "weight_bitmask": bits, "weight_shape": torch.tensor(weight.shape)}
-    return Variant(option, stored.float(), tensors)
+    tensors = {"weight": kept[mask].to(weight.dtype), "weight_bitmask": bits, "weight_shape": torch.tensor(weight.shape)}
+    return Variant(option, tensors)

@@ -48,11 +48,15 @@ def spelt(budget: Mapping[str, float]) -> str:
 
 def figures_of(certificate: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, figure, 95 % interval or nothing) of each figure, in words."""
+    longest = certificate["longest"]
+
+    def spelt_out(name: str, form: str, figure: float) -> str:
+        return ("≥ " if name.startswith("fdt") and figure >= longest else "") + form.format(figure)  # censored there: they go on agreeing
+
     rows = []
     for name, words, form in _FIGURES:
-        interval = certificate["intervals"].get(name)
-        between = f"{form.format(interval[0])} to {form.format(interval[1])}" if interval else ""
-        rows.append((words, form.format(certificate[name]), between))
+        between = " to ".join(spelt_out(name, form, end) for end in certificate["intervals"].get(name, ()))
+        rows.append((words, spelt_out(name, form, certificate[name]), between))
     return rows
 
 

@@ -6,7 +6,8 @@ matrix (and a pass over the calibration texts if the option asks for one); searc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,12 +35,32 @@ class Choice:
     """A smaller plan beyond the budget, from which recovery may win enough back."""
 
 
-def calibrated(model: Any, choices: Sequence[Option], sequences: Sequence[list[int]]) -> dict[str, Moments]:
-    """The moments of the matrices' inputs, where one of the options asks for them."""
+class _WhenAsked(Mapping[str, Moments]):
+    """Moments that are worked out when the first of them is asked for."""
+
+    def __init__(self, make: Callable[[], Mapping[str, Moments]]) -> None:
+        self._make = functools.cache(make)
+
+    def __getitem__(self, name: str) -> Moments:
+        return self._make()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._make())
+
+    def __len__(self) -> int:
+        return len(self._make())
+
+
+def calibrated(model: Any, choices: Sequence[Option], sequences: Sequence[list[int]]) -> Mapping[str, Moments]:
+    """The moments of the matrices' inputs, where one of the options asks for them; no pass is made before one is looked at."""
     if not any(option.needs_moments or option.kind == "lowrank" for option in choices):
         return {}
-    with progress("compress: what the matrices read", len(sequences), "texts") as advance:
-        return moments(model, sequences, progress=advance)
+
+    def make() -> Mapping[str, Moments]:
+        with progress("compress: what the matrices read", len(sequences), "texts") as advance:
+            return moments(model, sequences, progress=advance)
+
+    return _WhenAsked(make)
 
 
 def uniform(model: Any, option: Option, known: Mapping[str, Moments], *, lm_head: bool) -> Choice:
@@ -65,6 +86,12 @@ def _why_kept(matrix: CompressibleMatrix, *, lm_head: bool) -> str | None:
     ]
 
 
+def _bytes_after(matrix: CompressibleMatrix, variant: Variant | None) -> int:
+    if variant is None:
+        return matrix.bytes
+    return 0 if variant.option.name == "drop-block" else matrix.stored_bytes(variant.option)
+
+
 def row_of(matrix: CompressibleMatrix, variant: Variant | None, reason: str) -> dict[str, Any]:
     """A matrix' line in compression.json."""
     return {
@@ -73,7 +100,7 @@ def row_of(matrix: CompressibleMatrix, variant: Variant | None, reason: str) -> 
         "columns": matrix.columns,
         "option": variant.option.name if variant else "keep",
         "bytes_before": matrix.bytes,
-        "bytes_after": matrix.stored_bytes(variant.option) if variant else matrix.bytes,
+        "bytes_after": _bytes_after(matrix, variant),
         "has_kernel": variant is None or has_kernel(variant.option),
         "reason": reason,
     }

@@ -70,7 +70,7 @@ def compress(config: CompressConfig) -> Compressed:
         draft.scratch += [_WORK, _RECOVER]
         original = study(source, digest, parts, config.engine, config.completion_tokens, store)
         _warn(config, original)
-        choice = _choose(config, model, original, store)
+        choice = _choose(config, model, digest, original, store)
         del model
         for attempt in _attempts(config, source, choice, original, f"{draft.uri}/{_RECOVER}"):
             exported = export(attempt.model, attempt.choice.variants, source, draft.dir, dense=config.export == "dense")
@@ -123,11 +123,10 @@ def _warn(config: CompressConfig, original: Original) -> None:
         say(f"budget: flips={bound:g} is below the numeric noise ({original.noise.floor:.2g}), which the original itself makes in bfloat16")
 
 
-def _choose(config: CompressConfig, model: Any, original: Original, store: Store) -> Choice:
-    known = calibrated(model, config.choices, original.calibration)
+def _choose(config: CompressConfig, model: Any, digest: str, original: Original, store: Store) -> Choice:
     if config.budget:
-        return budgeted(config, model, known, original, store)
-    return uniform(model, config.choices[0], known, lm_head=config.lm_head)
+        return budgeted(config, model, digest, original, store)
+    return uniform(model, config.choices[0], calibrated(model, config.choices, original.calibration), lm_head=config.lm_head)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,17 @@ def parse_budget(entries: tuple[str, ...]) -> dict[str, float]:
 
 @settings
 class CompressConfig:
-    """Compress a model's weights and certify what that does to its tokens."""
+    """Compress a model's weights and certify what that does to its tokens.
+
+    You say how many tokens may differ from those of the original; the search finds, matrix by matrix, the smallest (or fastest) form that
+    keeps to it, and tests that on prompts that nothing else has seen. --budget flips=0.02 reads: on prompts of this kind, of 100 tokens
+    that the original writes at most 2 would be others, with 95 % confidence. Without a budget every linear layer becomes the one option of
+    --options, and the certificate says what that did.
+
+    Give prompts of the kind that the model will see, some hundreds: the fewer there are, the more careful the search has to be. It ends
+    with exit code 3 where a budget cannot be kept to; the best that was reached is then in --output all the same. A run that was
+    interrupted goes on when it is started again. With --work FOLDER a second budget begins with what the first one worked out.
+    """
 
     model: str
     """Folder of the model to compress: from pretrain or tune, or any Hugging Face folder of a causal language model."""
@@ -65,8 +75,11 @@ class CompressConfig:
     objective: Literal["bytes", "latency"] = "bytes"
     """What is made small within the budget: bytes on disk, or the time of a step, measured with this machine's kernels."""
     options: str = ""
-    """What a matrix may become, with commas between: int8, int4, int4-rtn, 2:4-sparsegpt, sparse50-wanda, rank50 and others; any matrix
-    may also be kept. By default int8,int4,int4-g32 with a budget and int8 (rows, round to nearest) without."""
+    """What a matrix may become, with commas between; any matrix may also be kept. Integers: int8 (by rows), int8-gptq, int8-gptq-g64 (a
+    scale per 64 columns), int4 (GPTQ, by 64), int4-g32, int4-rtn, and int2 to int7 likewise. Smaller on disk only, since no kernel
+    computes with them as stored: int2, int3, int5 to int7, sparse50-wanda, 2:4-sparsegpt, rank50 and their like. Of all matrices of a
+    block, or of its attention or MLP, together: drop-block, drop-attention, drop-mlp. w8a8 is none: there is no kernel for activations
+    of 8 bits. By default int8,int4,int4-g32 with a budget and int8 (round to nearest) without."""
     export: Literal["compressed-tensors", "dense"] = "compressed-tensors"
     """How it is written: packed, or as plain weights of the original's type that any tool reads and that save nothing on disk."""
     lm_head: bool = False
@@ -84,9 +97,9 @@ class CompressConfig:
     num_workers: int = 1
     """Processors of the Ray cluster that judge whole plans side by side; 1 is this process alone."""
     recover: Literal["", "norms", "lora", "full"] = ""
-    """Let the compressed model learn the original's distribution again, on the original's own completions: its norms, biases and the
-    scales of its integers; these and low-rank updates of the other linear layers; or all that is not an integer or a zero. With a budget
-    a smaller plan is recovered first, and taken if it then keeps to the budget."""
+    """Let the compressed model learn the original's distribution again, on the original's own completions. norms: its norms, biases and
+    the scales of its integers move; lora: these, and low-rank updates of the other linear layers; full: all that is not an integer or a
+    zero. With a budget a smaller plan than the one that passed is recovered, and taken if it then keeps to the budget."""
     recover_steps: int = 200
     """Training steps of 16 completions each."""
     recover_prompts: int = 256
@@ -94,8 +107,9 @@ class CompressConfig:
     recover_workers: int = 1
     """Ray Train workers for it."""
     work: str = ""
-    """Folder for what another run with the same model and prompts can use again (completions, traces); by default it stands inside
-    the unfinished output, so that an interrupted run goes on, and is gone when that is published."""
+    """Folder for what another run with the same model and prompts can use again (completions, every option of every matrix and its harm,
+    judged plans); by default it stands inside the unfinished output, so that an interrupted run goes on, and is gone when that is
+    published. It takes about the model's bytes for every two options."""
     seed: int = 0
     """Draws the prompts and the bootstrap."""
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -107,17 +121,15 @@ class CompressConfig:
             raise ValueError(
                 f"options: {self.options} are several; give a --budget to choose between them by, or one option for every matrix"
             )
+        if dropping := [option.name for option in self.choices if option.is_drop]:
+            if not self.budget:
+                raise ValueError(f"options: {dropping[0]} is chosen block by block; give a --budget to choose by")
+            if len(dropping) == len(self.choices):
+                raise ValueError(f"options: {', '.join(dropping)} alone; add int8, for instance, for the matrices that stay")
         _check_source(self.prompts, self.tokens)
         _check_engine(self.engine)
-        for name in (
-            "num_prompts",
-            "search_prompts",
-            "calibration_prompts",
-            "prompt_tokens",
-            "completion_tokens",
-            "num_workers",
-            *_RECOVERY,
-        ):
+        _check_num_prompts(self.num_prompts)
+        for name in ("search_prompts", "calibration_prompts", "prompt_tokens", "completion_tokens", "num_workers", *_RECOVERY):
             _at_least_one(name, getattr(self, name))
 
     @property
@@ -137,7 +149,14 @@ class CompressConfig:
 
 @settings
 class DivergeConfig:
-    """How far one model's tokens differ from another's: the metrics of compress for any two models of one vocabulary."""
+    """How far one model's tokens differ from another's: the metrics of compress for any two models of one vocabulary.
+
+    The base completes every prompt greedily, and the other model reads these texts: a token differs (a flip) where it would have
+    written another one. FDT is how many tokens agree before the first flip, which is where free decoding of the two parts; KL is how far
+    the distributions are apart, flips or not. Read the numeric noise first, the tokens that the base itself flips in bfloat16, beside
+    other sequences, or decoding instead of reading: below it two models are the same. It takes models that Sterna did not make, too:
+    another quantiser's folder, a merge, a checkpoint of last week.
+    """
 
     models: tuple[str, ...] = ()
     """Two model folders: the base, whose greedy completions are the measure, and the other one."""
@@ -161,7 +180,8 @@ class DivergeConfig:
             raise ValueError(f"models: give two folders, the base and the other one, not {len(self.models)}")
         _check_source(self.prompts, self.tokens)
         _check_engine(self.engine)
-        for name in ("num_prompts", "prompt_tokens", "completion_tokens"):
+        _check_num_prompts(self.num_prompts)
+        for name in ("prompt_tokens", "completion_tokens"):
             _at_least_one(name, getattr(self, name))
 
 
@@ -173,6 +193,11 @@ def _check_source(prompts: str, tokens: str) -> None:
 def _check_engine(engine: EngineConfig) -> None:
     if engine.kernels == "native":
         raise ValueError("engine.kernels: native kernels run bfloat16 only, and the judging needs float32 too; use auto or torch")
+
+
+def _check_num_prompts(value: int) -> None:
+    if value < 2:
+        raise ValueError(f"num_prompts: must be at least 2, not {value}: a bound on other prompts comes of how these differ")
 
 
 def _at_least_one(name: str, value: int) -> None:

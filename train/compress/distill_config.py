@@ -15,7 +15,15 @@ __all__ = ["DistillConfig"]
 
 @settings
 class DistillConfig:
-    """`sterna distill`: a smaller model learns the distribution of a larger one."""
+    """`sterna distill`: a smaller model learns the distribution of a larger one.
+
+    At every token of --tokens the student is trained towards all that the teacher thinks likely there, not only the one token
+    that was written, so it needs fewer tokens than pretraining does. Both must read text as the same tokens. It runs, grows, shrinks and
+    goes on as `sterna pretrain` does, and costs a third more per step, since the teacher is asked along the way.
+
+    --plan makes a student of the shape that a plan says; --student begins with the weights of a model there is, such as one that
+    `sterna compress --export dense` wrote. `sterna diverge TEACHER STUDENT` then tells how close it came.
+    """
 
     teacher: str
     """Model folder to learn from (from pretrain or tune, or any Hugging Face folder); each worker holds it and asks it along the way."""

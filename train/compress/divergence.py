@@ -125,7 +125,7 @@ def survival(observed: Sequence[tuple[int, bool]]) -> Floats:
 
 
 def survival_quantile(observed: Sequence[tuple[int, bool]], share: float) -> int:
-    """The FDT that `share` of the completions do not get beyond; the longest completion's length where fewer diverge at all.
+    """The FDT that `share` of the completions do not get beyond; the longest agreement seen, a lower bound, where fewer diverge at all.
 
     >>> survival_quantile([(1, False), (2, True), (2, False), (4, True)], 0.1), survival_quantile([(8, True)] * 3, 0.5)
     (1, 8)

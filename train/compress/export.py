@@ -2,8 +2,9 @@
 
 Promise: with integers in linear layers, and in the embedding 8 bits, a compressed-tensors folder that transformers and our
 engine read, each with the numbers of `Variant.dense`; with anything else a folder that our engine reads and that transformers
-refuses rather than draws weights at random. `dense` writes an ordinary folder, rounded to the model's own type. The tensors of
-plan take what `stored_bytes` says. Price: the model is written, then its files are rewritten one at a time.
+refuses rather than draws weights at random. Blocks that were dropped whole are not written, and config.json counts fewer. `dense`
+writes an ordinary folder, rounded to the model's own type. The tensors of a plan take what `stored_bytes` says. Price: the model is
+written, then its files are rewritten one at a time.
 Formats: `pack-quantized` for linear layers; `int-quantized` for the embedding, since transformers asks for a `weight` there: in a tied
 model the output layer has the scales once more, as it has a module of its own. The engine's own ones: see serve/engine/layouts.py.
 """
@@ -25,6 +26,7 @@ from train.compress.calibrate import CompressibleMatrix, matrices
 from train.compress.candidates import Variant
 from train.compress.options import fitting_group
 from train.compress.quantize import copy_the_rest
+from train.compress.structure import blocks_of, without_blocks
 
 __all__ = ["Exported", "export", "readers"]
 
@@ -61,11 +63,12 @@ def export(model: Any, variants: Mapping[str, Variant], source: Path, output: Pa
 
     `dense`: their values in the model's own type, for whoever reads no compressed folder. `model` is left as it is.
     """
-    found = {matrix.name: matrix for matrix in matrices(model)}
     changed = {name: variant for name, variant in variants.items() if variant.option.kind != "keep"}
-    unknown = sorted(changed.keys() - found.keys())
+    unknown = sorted(changed.keys() - {matrix.name for matrix in matrices(model)})
     if unknown:
         raise ValueError(f"{source}: {unknown[0]} is no matrix of this model that can be compressed")
+    model, changed = _without_the_dropped(model, changed)
+    found = {matrix.name: matrix for matrix in matrices(model)}
     head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), "")
     output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(output)
@@ -78,6 +81,22 @@ def export(model: Any, variants: Mapping[str, Variant], source: Path, output: Pa
     _rewrite(output, stored)
     copy_the_rest(source, output)
     return Exported(("sterna", "transformers"), "") if dense else readers(list(found.values()), changed)
+
+
+def _without_the_dropped(model: Any, changed: Mapping[str, Variant]) -> tuple[Any, Mapping[str, Variant]]:
+    """The model without the blocks that were dropped whole, and what changes in the others by their names there."""
+    dropped = {name for name, variant in changed.items() if variant.option.name == "drop-block"}
+    if not dropped:
+        return model, changed
+    gone = {block.name for block in blocks_of(model) if dropped.issuperset(block.matrices)}
+    smaller, places = without_blocks(model, gone)
+    inside = {f"{old}.": f"{new}." for old, new in places.items()}
+    renamed: dict[str, Variant] = {}
+    for name, variant in changed.items():
+        place = next((old for old in inside if name.startswith(old)), "")
+        if place or not any(name.startswith(f"{block}.") for block in gone):
+            renamed[inside[place] + name.removeprefix(place) if place else name] = variant
+    return smaller, renamed
 
 
 def _is_plain(matrix: CompressibleMatrix, variant: Variant) -> bool:

@@ -1,14 +1,15 @@
 """The search on a real model: what every option would make of every matrix, what that would do, and the plan within the budget.
 
 Promise: nothing but the reference's prompts decides; what is returned was judged whole on them, in float32, with the very weights
-that will be read back from disk. Price: every option of every matrix once (held in float32: parameters × options × 4 bytes), one
-pass of gradients for all of them, at most `measured` passes of single changes, and the joint passes of `search.py`.
+that will be read back from disk. Price: every option of every matrix once (held as it is stored, or left on disk: see shelf.py), one
+pass of gradients for all of them, at most `measured` passes of single changes, and the joint passes of `search.py`, each of which
+has its plan's weights in float32.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -26,6 +27,7 @@ from train.compress.options import Option, option
 from train.compress.probe import Probe
 from train.compress.scores import Score, scores
 from train.compress.search import Candidate, Found, Judged, Objective, plan_key, search
+from train.compress.shelf import Pair, Shelf
 
 __all__ = ["Judging", "Offer", "Seconds", "allowed", "find", "judged", "offer", "probe_of"]
 
@@ -78,17 +80,17 @@ def offer(
     measured: int = 12,
     draws: int = 2,
     seed: int = 0,
+    shelf: Shelf | None = None,
 ) -> Offer:
     """Every option of every matrix of `model` (in its own type; `probe` has it in float32) with its bytes, time and harm.
 
-    `offers` says which option may be had for which matrix, besides keeping it.
+    `offers` says which option may be had for which matrix, besides keeping it; `shelf` keeps what is worked out.
     """
-    found = matrices(model)
-    variants = _variants(model, [(m, o) for m in found for o in options if o.kind != "keep" and offers(m, o)], known)
-    dense = {name: {chosen: variant.dense for chosen, variant in each.items()} for name, each in variants.items()}
-    with progress("compress: gradients", len(probe.batches), "batches") as advance:
-        predicted = scores(probe, dense, draws=draws, seed=seed, done=advance)
-    alone = _measured(probe, dense, _unsure(predicted, variants, measured))
+    found, shelf = matrices(model), shelf or Shelf()
+    variants = _variants(model, [(m, o) for m in found for o in options if o.kind != "keep" and offers(m, o)], known, shelf)
+    del known  # of a caller that holds on to it no longer, the largest thing in memory is gone
+    predicted = _predicted(probe, variants, draws, seed, shelf)
+    alone = _measured(probe, variants, _unsure(predicted, variants, measured), shelf)
     harms = {key: (score.kl, "predicted from gradients") for key, score in predicted.items()}
     harms |= {key: (harm, "measured alone") for key, harm in alone.items()}
     rows = [row for matrix in found for row in _rows(matrix, variants.get(matrix.name, {}), harms, seconds)]
@@ -115,17 +117,58 @@ def _rows(
 
 
 def _variants(
-    model: Any, wanted: Sequence[tuple[CompressibleMatrix, Option]], known: Mapping[str, Moments]
+    model: Any, wanted: Sequence[tuple[CompressibleMatrix, Option]], known: Mapping[str, Moments], shelf: Shelf
 ) -> dict[str, dict[str, Variant]]:
     made: dict[str, dict[str, Variant]] = {}
+    before: list[Moments] = []
     with progress("compress: the options of each matrix", len(wanted), "variants") as advance:
         for matrix, choice in wanted:
-            made.setdefault(matrix.name, {})[choice.name] = degraded(weight_of(model, matrix.name), choice, known.get(matrix.name))
+
+            def make(matrix: CompressibleMatrix = matrix, choice: Option = choice) -> Variant:
+                seen = known.get(matrix.name)
+                for other in [each for each in before if each is not seen]:
+                    other.let_go()  # neighbours share theirs, and what is derived of it is several times as large
+                before[:] = [seen] if seen else []
+                return degraded(weight_of(model, matrix.name), choice, seen)
+
+            made.setdefault(matrix.name, {})[choice.name] = shelf.variant(matrix.name, choice, make)
             advance()
     return made
 
 
-def _unsure(predicted: Mapping[tuple[str, str], Score], variants: Mapping[str, Mapping[str, Variant]], most: int) -> list[tuple[str, str]]:
+class _Dense(Mapping[str, Tensor]):
+    """Option -> [N, K] float32 of one matrix' variants, made when they are asked for."""
+
+    def __init__(self, variants: Mapping[str, Variant]) -> None:
+        self._variants = variants
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._variants[name].dense
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variants)
+
+    def __len__(self) -> int:
+        return len(self._variants)
+
+
+def _predicted(probe: Probe, variants: Mapping[str, Mapping[str, Variant]], draws: int, seed: int, shelf: Shelf) -> dict[Pair, Score]:
+    """The predictions of all variants."""
+    key = [probe.reference.prompts, probe.reference.completions, draws, seed]
+    known = {pair: Score(*row) for pair, row in shelf.read("scores", key).items()}
+    missing = {
+        name: _Dense({chosen: variant for chosen, variant in each.items() if (name, chosen) not in known})
+        for name, each in variants.items()
+    }
+    missing = {name: each for name, each in missing.items() if each}
+    if missing:
+        with progress("compress: gradients", len(probe.batches), "batches") as advance:
+            known |= scores(probe, missing, draws=draws, seed=seed, done=advance)
+        shelf.write("scores", key, {pair: [score.kl, score.error] for pair, score in known.items()})
+    return {(name, chosen): known[name, chosen] for name, each in variants.items() for chosen in each}
+
+
+def _unsure(predicted: Mapping[tuple[str, str], Score], variants: Mapping[str, Mapping[str, Variant]], most: int) -> list[Pair]:
     """The predictions that are to be measured, at most so many, the least sure first; those of options that lose anyway are not."""
     doubts = []
     for (name, chosen), score in predicted.items():
@@ -137,14 +180,18 @@ def _unsure(predicted: Mapping[tuple[str, str], Score], variants: Mapping[str, M
     return [key for _, key in sorted(doubts, reverse=True)[:most]]
 
 
-def _measured(probe: Probe, dense: Mapping[str, Mapping[str, Tensor]], wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
+def _measured(probe: Probe, variants: Mapping[str, Mapping[str, Variant]], wanted: Sequence[Pair], shelf: Shelf) -> dict[Pair, float]:
     """The true mean KL of these options, each alone."""
-    found = {}
+    key = [probe.reference.prompts, probe.reference.completions]
+    found = shelf.read("alone", key)
     with progress("compress: single changes", len(wanted), "passes") as advance:
         for name, chosen in wanted:
-            found[name, chosen] = float(np.concatenate([trace.kl for trace in probe.traces({name: dense[name][chosen]})]).mean())
+            if (name, chosen) not in found:
+                traces = probe.traces({name: variants[name][chosen].dense})
+                found[name, chosen] = float(np.concatenate([trace.kl for trace in traces]).mean())
+                shelf.write("alone", key, found)
             advance()
-    return found
+    return {pair: found[pair] for pair in wanted}
 
 
 def judged(reference: Reference, traces: Sequence[Trace], held_out: int) -> Judged:

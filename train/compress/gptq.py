@@ -39,6 +39,8 @@ def quantised(weight: Tensor, option: Option, moments: Moments) -> tuple[Tensor,
     wide, group = weight.detach().float(), fitting_group(option.group_size, weight.shape[1]) or weight.shape[1]
     plain = _absmax_scale(wide, option.bits, group, weight.dtype)
     nearest = _rounded(wide, plain, option.bits)
+    if option.is_drop:
+        return torch.zeros_like(nearest), torch.ones_like(plain)
     if option.method == "rtn":
         return nearest, plain
     scale = _searched_scale(wide, option.bits, group, moments.xx.diagonal(), weight.dtype)

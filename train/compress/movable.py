@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from train.compress.calibrate import matrices
-from train.compress.candidates import Variant
+from train.compress.candidates import Variant, integers_of, mask_of
 from train.compress.gptq import widened
-from train.compress.variant_file import integers_of, mask_of, variant_of
 
 __all__ = ["WAYS", "Way", "movable", "settled"]
 
@@ -134,10 +133,10 @@ def _part(weight: Tensor, variant: Variant | None, way: Way) -> nn.Module | None
     if variant is None or variant.option.kind == "keep":
         return _Updated(weight, None) if way == "lora" else None
     if variant.option.kind == "int":
-        return _Scaled(integers_of(variant.option, variant.tensors), variant.tensors["weight_scale"])
+        return _Scaled(integers_of(variant), variant.tensors["weight_scale"])
     if variant.option.kind == "lowrank":
         return _Product(variant.tensors["weight"], variant.tensors["weight_right"])
-    mask = mask_of(variant.tensors)
+    mask = mask_of(variant)
     return _Updated(weight, mask) if way == "lora" else _Masked(mask)
 
 
@@ -167,6 +166,6 @@ def _restored(variant: Variant, layer: Any) -> Variant:
             key: factor.detach().to(tensors["weight"]) for key, factor in (("weight", held.original0), ("weight_right", held.original1))
         }
     else:
-        mask = mask_of(tensors)
+        mask = mask_of(variant)
         tensors["weight"] = layer.weight.detach().to(tensors["weight"])[mask]
-    return variant_of(variant.option, tensors)
+    return Variant(variant.option, tensors)

@@ -7,7 +7,8 @@ int8 by rows; compressed-tensors for how integers are packed.
 
 Names: `keep`; `intB`, `intB-rtn`, `intB-gptq` with B of 2 to 8 bits (8: by rows and round-to-nearest unless said otherwise, fewer: GPTQ
 in groups of 64 columns), each with `-gG` for groups of G columns (0: by rows); `sparseP-METHOD` with P % of zeros and `2:4-METHOD`, METHOD
-one of magnitude, wanda, sparsegpt; `rankP`, two factors with P % of the matrix's numbers.
+one of magnitude, wanda, sparsegpt; `rankP`, two factors with P % of the matrix's numbers. `drop-block`, `drop-attention` and `drop-mlp` are
+of all matrices of a block, or of a part of it, together (see drops.py): zeros, stored as integers of 2 bits where they are stored at all.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 Kind = Literal["keep", "int", "sparse", "lowrank"]
-Method = Literal["", "rtn", "gptq", "magnitude", "wanda", "sparsegpt", "svd"]
+Method = Literal["", "rtn", "gptq", "magnitude", "wanda", "sparsegpt", "svd", "zero"]
 
 NAMES = (
     "keep",
@@ -53,6 +54,9 @@ NAMES = (
     "2:4-wanda",
     "2:4-sparsegpt",
     "rank50",
+    "drop-block",
+    "drop-attention",
+    "drop-mlp",
 )
 """The options that are named in messages; the module's docstring says which others there are."""
 
@@ -87,6 +91,11 @@ class Option:
         assert self.group_size >= 0
 
     @property
+    def is_drop(self) -> bool:
+        """Whether it is an option of a whole block, or of its attention or MLP, which then gives nothing."""
+        return self.method == "zero"
+
+    @property
     def needs_moments(self) -> bool:
         """Whether it asks what the matrix's inputs look like."""
         return self.method in ("gptq", "wanda", "sparsegpt")
@@ -104,6 +113,8 @@ def option(name: str) -> Option:
         bits = int(found[1])
         method: Method = "rtn" if found[2] == "rtn" or (bits == 8 and not found[2]) else "gptq"
         return Option(name, "int", bits, (0 if bits == 8 else _GROUP) if found[3] is None else int(found[3]), method)
+    if name in ("drop-block", "drop-attention", "drop-mlp"):
+        return Option(name, "int", 2, method="zero")
     if found := _SPARSE.fullmatch(name):
         pruned: Method = "magnitude" if found[3] == "magnitude" else "wanda" if found[3] == "wanda" else "sparsegpt"
         if found[2]:
@@ -112,6 +123,8 @@ def option(name: str) -> Option:
             return Option(name, "sparse", method=pruned, density=(100 - int(found[1])) / 100)
     if (found := _RANK.fullmatch(name)) and 0 < int(found[1]) < 100:
         return Option(name, "lowrank", method="svd", density=int(found[1]) / 100)
+    if name == "w8a8":
+        raise ValueError("options: w8a8 is not offered, since no kernel takes activations of 8 bits (int8 weights meet 16 bits); use int8")
     raise ValueError(f"options: no option {name!r}; use some of {', '.join(NAMES)}")
 
 
@@ -165,6 +178,6 @@ def stored_bytes(option: Option, rows: int, columns: int, width: int) -> int:
 def has_kernel(option: Option) -> bool:
     """Whether our engine computes with it as it is stored; else it is widened on loading, and counts for size on disk only.
 
-    Integers of 5 to 7, 3 and 2 bits are widened to int8, sparse and low-rank matrices to floats.
+    Integers of 5 to 7, 3 and 2 bits are widened to int8, sparse and low-rank matrices to floats. A block that is dropped is not there.
     """
-    return option.kind == "keep" or (option.kind == "int" and option.bits in (4, 8))
+    return option.kind == "keep" or option.name == "drop-block" or (option.kind == "int" and option.bits in (4, 8))

@@ -19,7 +19,7 @@ import xxhash
 from pyarrow import fs as arrow_fs
 
 from cluster.artifact import open_artifact
-from cluster.storage import resolve
+from cluster.storage import one_line, resolve
 
 __all__ = ["Probes", "Source", "Tokenizer", "prompts_digest", "read_probes", "share_out"]
 
@@ -83,15 +83,18 @@ def read_probes(config: Source, tokenizer: Tokenizer, context: int, wanted: Mapp
     room = context - config.completion_tokens
     if room < 1:
         raise ValueError(f"completion_tokens: {config.completion_tokens} leaves no room for a prompt in this model's {context} tokens")
-    candidates = list(_from_documents(config, tokenizer, room) if config.tokens else _from_file(config.prompts, tokenizer))
+    refused: list[str] = []
+    candidates = list(_from_documents(config, tokenizer, room) if config.tokens else _from_file(config.prompts, tokenizer, refused))
     distinct = list({tuple(prompt): text for prompt, text in candidates if 0 < len(prompt) <= room}.items())
     source = config.tokens or config.prompts
     if not distinct:
+        why = f"; {refused[0]}" if refused else ""
         raise ValueError(
-            f"{source}: none of its {len(candidates)} entries is a usable prompt (at most {room} tokens here); give other prompts"
+            f"{source}: none of its {len(candidates)} entries is a usable prompt (at most {room} tokens here{why}); give other prompts"
         )
-    if len(distinct) < len(wanted):
-        raise ValueError(f"{source}: {len(distinct)} usable prompts, but {', '.join(wanted)} each need their own; give some hundred")
+    if len(distinct) <= len(wanted):  # from a single held-out prompt nothing is known of how prompts differ, nor of any other
+        needed = f"{', '.join(wanted)} each need their own, and {next(iter(wanted))} two"
+        raise ValueError(f"{source}: {len(distinct)} usable prompts, but {needed}; give some hundred")
     order = np.random.default_rng(config.seed).permutation(len(distinct))
     parts, at = {}, 0
     for name, size in share_out(wanted, len(distinct)).items():
@@ -126,27 +129,36 @@ def _from_documents(config: Source, tokenizer: Tokenizer, room: int) -> Iterator
         yield (tokens[:length] if len(tokens) >= length else []), tokens
 
 
-def _from_file(path: str, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
+def _from_file(path: str, tokenizer: Tokenizer, refused: list[str]) -> Iterator[tuple[list[int], list[int]]]:
+    """The prompt of every line, empty where it has none; why not is added to `refused`."""
     filesystem, place = resolve(path)
-    with io.BufferedReader(filesystem.open_input_stream(place)) as lines:  # decompressed by the name's ending
-        for line in lines:
-            if line.strip():
-                tokens = _tokens_of(line, tokenizer)
-                yield tokens, tokens
+    try:
+        with io.BufferedReader(filesystem.open_input_stream(place)) as lines:  # decompressed by the name's ending
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    tokens: list[int] = []
+                    try:
+                        tokens = _tokens_of(line, tokenizer)
+                    except (ValueError, RecursionError) as error:
+                        refused.append(f"line {number}: {error}")
+                    yield tokens, tokens
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({one_line(error)}); give a jsonl file, as it is or packed as its name says") from None
 
 
 def _tokens_of(line: bytes, tokenizer: Tokenizer) -> list[int]:
-    """The prompt of one line, empty when there is none."""
+    """The prompt of one line; ValueError (RecursionError where brackets never end) when there is none."""
     try:
         row = json.loads(line)
+        json.dumps(row, ensure_ascii=False).encode()  # JSON may name half of a character, which no tokenizer takes
     except ValueError:
-        return []
+        raise ValueError("is not JSON in UTF-8") from None
     if not isinstance(row, dict):
-        return []
+        raise ValueError("is no object with `prompt` or `messages`")
     if isinstance(row.get("prompt"), str):
         return tokenizer.encode(row["prompt"])
     messages = row.get("messages")
-    if isinstance(messages, list) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
-        asked = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages  # instruction data ends with the answer
-        return tokenizer.encode_chat(asked) if asked else []
-    return []
+    if not isinstance(messages, list) or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
+        raise ValueError("has neither `prompt`, a text, nor `messages`, a list of role and content")
+    asked = messages[:-1] if messages and messages[-1]["role"] == "assistant" else messages  # instruction data ends with the answer
+    return tokenizer.encode_chat(asked) if asked else []

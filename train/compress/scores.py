@@ -6,8 +6,9 @@ with ŷ_t drawn from the original's own distribution at each place. Such a score
 between places vanish and the square of the sum is the Fisher information's quadratic form. Nothing is factored: unlike in K-FAC,
 inputs and gradients may depend on each other. From S completions and D draws the relative standard error is near √(2 / (S D)).
 Price: a forward pass, `draws` backward passes, and as many products of inputs with gradients (a forward pass's worth each); every
-further option costs S·D inner products. Source: the Fisher information as the curvature of KL (Amari, 1998); as a measure of
-what a change of weights does: Optimal Brain Surgeon (1993).
+further option costs S·D inner products, and is asked for once per batch and draw, so that only one matrix' options need be in memory.
+Source: the Fisher information as the curvature of KL (Amari, 1998); as a measure of what a change of weights does: Optimal Brain
+Surgeon (1993).
 """
 
 from __future__ import annotations
@@ -45,14 +46,17 @@ def scores(
     seed: int = 0,
     done: Callable[[], object] = lambda: None,
 ) -> dict[tuple[str, str], Score]:
-    """(module, option) -> its score, of the changed weights `options` (module -> option -> [N, K]); calls `done` after each batch."""
+    """(module, option) -> its score, of the changed weights `options` (module -> option -> [N, K]); calls `done` after each batch.
+
+    `options` may be a mapping that makes its tensors when it is asked for them.
+    """
     generator = torch.Generator().manual_seed(seed)
-    stacked = {name: torch.stack([weight.flatten() for weight in each.values()]) for name, each in options.items()}
     found: dict[str, list[Tensor]] = {name: [] for name in options}
     for batch in probe.batches:
-        for name, gradient in _gradients(probe, batch, list(options), draws, generator):
-            flat = gradient.flatten(1)
-            found[name].append(flat @ stacked[name].T - (flat @ probe.model.get_submodule(name).weight.flatten())[:, None])
+        for name, gradients in _gradients(probe, batch, list(options), draws, generator):
+            before = probe.model.get_submodule(name).weight.flatten()
+            changes = torch.stack([weight.flatten() for weight in options[name].values()]).sub_(before).T
+            found[name] += [gradient.flatten(1) @ changes for gradient in gradients]
         done()
     total = draws * sum(map(len, probe.reference.completions))
     return {
@@ -68,8 +72,10 @@ def _score(products: Tensor, total: int) -> Score:
     return Score(float(values.sum()), float(values.std() * len(values) ** 0.5) if len(values) > 1 else float("inf"))
 
 
-def _gradients(probe: Probe, batch: Batch, names: list[str], draws: int, generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
-    """(name, [some, N, K]): each module's gradients, a few completions at a time, draw after draw."""
+def _gradients(
+    probe: Probe, batch: Batch, names: list[str], draws: int, generator: torch.Generator
+) -> Iterator[tuple[str, Iterator[Tensor]]]:
+    """(name, its gradients [some, N, K], a few completions at a time) of each module, draw after draw."""
     embedding, head = probe.model.get_input_embeddings(), probe.model.get_output_embeddings()
     modules = {name: probe.model.get_submodule(name) for name in names}
     with _taped({embedding, head, *modules.values()}) as tape:
@@ -82,11 +88,9 @@ def _gradients(probe: Probe, batch: Batch, names: list[str], draws: int, generat
         slopes = dict(zip(outputs, torch.autograd.grad(chosen, list(outputs.values()), retain_graph=draw + 1 < draws), strict=True))
         for name, module in modules.items():
             if module in (embedding, head):
-                found = _at_the_ends(batch, tape, slopes, module, embedding, head)
+                yield name, _at_the_ends(batch, tape, slopes, module, embedding, head)
             else:
-                found = _within(slopes[module], tape[module][0])
-            for gradient in found:
-                yield name, gradient
+                yield name, _within(slopes[module], tape[module][0])
 
 
 def _within(slope: Tensor, read: Tensor) -> Iterator[Tensor]:

@@ -35,11 +35,15 @@ class Store:
 
     def reference(self, key: Any, make: Callable[[], Reference]) -> Reference:
         """The reference that `key` (JSON) says all of: read, or made and kept."""
-        path = self._path("reference", key, "npz")
-        if not path.exists():
-            _write(path, lambda scratch: _save_reference(scratch, make()))
-        with np.load(path) as arrays:
+        with np.load(self.file("reference", key, "npz", lambda scratch: _save_reference(scratch, make()))) as arrays:
             return _reference(arrays)
+
+    def file(self, name: str, key: Any, kind: str, save: Callable[[Path], object]) -> Path:
+        """The file `name` of `key`, which ends in `kind`: there already, or written by `save`."""
+        path = self._path(name, key, kind)
+        if not path.exists():
+            _write(path, save)
+        return path
 
     def read(self, name: str, key: Any) -> dict[str, Any]:
         """The table `name` of `key`; empty when there is none."""

@@ -11,7 +11,8 @@ blocks, whose influence is 1 - the cosine of what enters and what leaves them. F
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from train.compress.calibrate import Moments
 
-__all__ = ["block_influence", "refitted", "shrunk", "worth_keeping"]
+__all__ = ["Block", "block_influence", "blocks_of", "refitted", "shrunk", "without_blocks", "worth_keeping"]
 
 _ROUNDS = 64
 _PROJECTIONS = (
@@ -84,6 +85,40 @@ def block_influence(model: Any, sequences: Sequence[Sequence[int]]) -> list[floa
     return sums
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block's matrices by their module paths, those that give its parts' outputs last."""
+
+    name: str
+    attention: tuple[str, ...]
+    mlp: tuple[str, ...]
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """Of both parts."""
+        return self.attention + self.mlp
+
+
+def blocks_of(model: Any) -> list[Block]:
+    """The blocks of a model in each of which attention and MLP give nothing where their matrices are zero; else ValueError."""
+    layers = _layers(model)
+    prefix = _path(model, layers)
+    for layer in layers:
+        if any(getattr(_sub(layer, name), "bias", None) is not None for name in ("self_attn.o_proj", "mlp.down_proj")):
+            raise ValueError(f"structure: the blocks of {type(model).__name__} add biases; they cannot be dropped yet")
+    paths = [[f"{prefix}.{index}.{name}" for name in _PROJECTIONS] for index in range(len(layers))]
+    return [Block(f"{prefix}.{index}", tuple(names[:4]), tuple(names[4:])) for index, names in enumerate(paths)]
+
+
+def without_blocks(model: Any, gone: Collection[str]) -> tuple[Any, dict[str, str]]:
+    """(a copy of `model` without the blocks of these names, every other block's name -> its name there)."""
+    kept = [(index, block.name) for index, block in enumerate(blocks_of(model)) if block.name not in gone]
+    if not kept:
+        raise ValueError("structure: every block is dropped; a model needs one")
+    prefix = kept[0][1].rpartition(".")[0]
+    return shrunk(model, {}, blocks=[index for index, _ in kept]), {name: f"{prefix}.{place}" for place, (_, name) in enumerate(kept)}
+
+
 def shrunk(
     model: Any, known: Mapping[str, Moments], *, num_key_value_heads: int = 0, num_channels: int = 0, blocks: Sequence[int] | None = None
 ) -> Any:
@@ -101,7 +136,7 @@ def shrunk(
         raise ValueError(f"structure: blocks {list(blocks or [])} cannot be kept of {config.num_hidden_layers}; number them from 0")
     smaller = type(model)(_resized(config, heads, channels, kept_blocks)).to(model.dtype)
     state = {name: tensor for name, tensor in model.state_dict().items() if ".layers." not in name}
-    prefix = next(name for name, module in model.named_modules() if module is layers)
+    prefix = _path(model, layers)
     for place, index in enumerate(kept_blocks):
         old = f"{prefix}.{index}"
         tensors = dict(layers[index].state_dict())
@@ -120,6 +155,10 @@ def _layers(model: Any) -> nn.ModuleList:
     return layers
 
 
+def _path(model: Any, layers: nn.ModuleList) -> str:
+    return next(name for name, module in model.named_modules() if module is layers)
+
+
 def _sub(layer: nn.Module, name: str) -> nn.Module | None:
     return dict(layer.named_modules()).get(name)
 
@@ -129,8 +168,9 @@ def _resized(config: Any, heads: int, channels: int, blocks: list[int]) -> Any:
     resized.head_dim = _head_dim(config)
     resized.num_attention_heads = config.num_attention_heads // config.num_key_value_heads * heads
     resized.num_key_value_heads, resized.intermediate_size, resized.num_hidden_layers = heads, channels, len(blocks)
-    if getattr(config, "layer_types", None):
-        resized.layer_types = [config.layer_types[index] for index in blocks]
+    for name, value in config.to_dict().items():
+        if isinstance(value, list) and len(value) == config.num_hidden_layers:  # layer_types, no_rope_layers: one entry per block
+            setattr(resized, name, [value[index] for index in blocks])
     return resized
 
 

@@ -191,14 +191,15 @@ def _candidate(
     placed = _placed(shape, affordable, data, machine, seed)
     step_s, batch = step_seconds(shape, placed.recipe, machine), placed.recipe.global_batch
     positions = batch * data.sequence_length
-    in_time = (seconds - start_seconds(shape, machine) - 2 * pause_s) / (step_s * (1 + pause_s / interval_s))
+    often = max(1, round(interval_s / step_s))
+    in_time = (seconds - start_seconds(shape, machine) - 2 * pause_s) / (step_s + pause_s / often)
     wanted = min(affordable / positions if budget.flops else in_time, MAX_EPOCHS * data.num_sequences / batch)
     steps = (math.ceil if up else math.floor)(max(0.0, wanted))
-    every = min(max(1, round(interval_s / step_s)), max(1, math.ceil(steps / 2)))
+    every = min(often, max(1, math.ceil(steps / 2)))
     tokens, flops = steps * positions * (1 - data.padding_share), steps * positions * flops_per_token
     recipe = replace(
         placed.recipe, steps=max(1, steps), warmup_steps=min(max(1, steps // 10), 2000), checkpoint_every=every,
-        learning_rate=learning_rate(flops),
+        learning_rate=learning_rate(flops, shape.hidden_size),
     )  # fmt: skip
     took = start_seconds(shape, machine) + steps * step_s + pause_s * math.ceil(steps / every)
     wall = Interval.around(took, _SECONDS_SPREAD if machine.measured else _CATALOGUE_SPREAD)
@@ -310,7 +311,9 @@ def _least(shape: ModelShape, data: Data, budget: Budget, machine: Machine, mark
         return f"flops={smallest:.1e}"
     start_s = start_seconds(shape, machine)
     recipe = _placed(shape, 1.0, data, machine, 0).recipe
-    seconds = start_s + 2 * pause_seconds(shape, machine) + (MIN_STEPS + 1) * step_seconds(shape, recipe, machine) * 1.1
+    pause_s, write_s = pause_seconds(shape, machine), checkpoint_seconds(shape, machine)
+    seconds = start_s + 2 * pause_s + (MIN_STEPS + 1) * step_seconds(shape, recipe, machine) * 1.1
+    share, paid, _ = lost(machine, market, market.kind, save_interval_s(pause_s, write_s, machine, market))
     if budget.dollars is not None:
-        return f"dollars={_per_hour(market) * seconds * 1.1 / 3600:.2g}"
-    return f"minutes={math.ceil(seconds / 6) / 10:g} (start-up alone takes {start_s:.0f} s)"
+        return f"dollars={_per_hour(market) * seconds * (1 + paid) * 1.1 / 3600:.2g}"
+    return f"minutes={math.ceil(seconds * (1 + share) / 6) / 10:g} (start-up alone takes {start_s:.0f} s)"

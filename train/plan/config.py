@@ -39,7 +39,7 @@ class Budget:
         if text.count("=") > 1:
             raise ValueError(f"budget: {text!r} names several limits, which may contradict each other; give one, such as {_FORMS}")
         match = re.fullmatch(r"\s*([A-Za-z]+)\s*=\s*(\S+)\s*", text)
-        unit = match[1].lower() if match else ""
+        unit = match[1].lower().removesuffix("s") + "s" if match else ""
         if match is None or unit not in (*_SECONDS, "flops", "dollars"):
             raise ValueError(f"budget: {text!r} is not understood; say for instance {_FORMS}")
         try:
@@ -57,7 +57,8 @@ class Budget:
 
     def __str__(self) -> str:
         if self.seconds is not None:
-            return f"{self.seconds / 3600:g} hours" if self.seconds >= 3600 else f"{self.seconds / 60:g} minutes"
+            unit = "hours" if self.seconds >= 3600 else "minutes" if self.seconds >= 60 else "seconds"
+            return f"{self.seconds / _SECONDS[unit]:g} {unit}"
         return f"{self.flops:g} FLOPs" if self.flops is not None else f"{self.dollars:g} dollars"
 
 
@@ -190,6 +191,8 @@ class FitConfig:
             raise ValueError(f"outlier_sigmas: is {self.outlier_sigmas:g}; must be above 2, or good runs are thrown away")
         if not 20 <= self.resamples <= 100_000:
             raise ValueError(f"resamples: is {self.resamples}; use 20 to 100000")
+        if self.seed < 0:
+            raise ValueError(f"seed: is {self.seed}; must not be negative")
         for text in self.predict:
             self.pair(text)
 

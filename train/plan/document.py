@@ -20,7 +20,7 @@ from train.plan.machine import Machine
 from train.plan.outlook import Data, Outlook
 from train.plan.price import Market, failures_per_hour
 
-__all__ = ["Planned", "describe", "document"]
+__all__ = ["TABLES", "Planned", "describe", "document"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +39,10 @@ class Planned:
     candidates: list[Candidate]
     doubled: Candidate | str
     """What twice the budget would choose, or why it cannot be spent."""
+
+
+TABLES = ("model", "train", "predicted", "memory", "compute", "checkpoints", "law", "machines", "budget", "serving", "measured")
+"""Every table that a plan.toml may have; a run reads the first three."""
 
 
 def document(planned: Planned, measured: dict[str, Any]) -> dict[str, Any]:
@@ -112,17 +116,22 @@ def _law(planned: Planned) -> dict[str, Any]:
         "D": tokens,
         "unique": own,
         "D_worth": float(f"{float(worth(tokens, own, MUENNIGHOFF_REPETITION.data)):.6g}"),
+        "R_data": MUENNIGHOFF_REPETITION.data,
         "N_includes_embeddings": outlook.law is None or outlook.law.counts_embeddings,
         "uniform_guess": math.log(data.vocab_size),
     }
     if outlook.law is not None:
         fitted = outlook.law.predictor.fitted
-        told |= {"source": planned.config.law, "formula": fitted.form.formula, "coefficients": fitted.form.table(fitted.theta)}
+        coefficients = fitted.form.table(fitted.theta)
+        n_worth, d_worth = outlook.law.worth(told["N"], tokens, own)
+        told |= {"N_worth": float(f"{n_worth:.6g}"), "D_worth": float(f"{d_worth:.6g}")}
+        told |= {"R_data": coefficients.get("Rd", MUENNIGHOFF_REPETITION.data)}
+        told |= {"source": planned.config.law, "formula": fitted.form.formula, "coefficients": coefficients}
         told |= {"embeddings_said": outlook.law.embeddings, "times_beyond_its_runs": float(f"{outlook.beyond(best.shape, best.flops):.3g}")}
         return told
     found = priors(
-        parameters=best.shape.num_active_parameters, tokens=tokens, unique=data.num_tokens, bytes_per_token=data.bytes_per_token,
-        zstd_bits_per_byte=data.zstd_bits_per_byte,
+        parameters=best.shape.num_active_parameters, tokens=tokens, unique=data.num_tokens, vocab_size=data.vocab_size,
+        bytes_per_token=data.bytes_per_token, zstd_bits_per_byte=data.zstd_bits_per_byte,
     )  # fmt: skip
     names = ("E", "A", "alpha", "B", "beta")
     laws = {
@@ -231,6 +240,8 @@ def _headline(planned: Planned) -> str:
     dollars = best.bill(planned.market.kind).dollars
     if dollars is not None:
         said += f", ${dollars.value:,.2f} {planned.market.kind}"
+    if (over := best.flops / planned.optimal.flops) > 1.005:
+        said += f", {float(f'{over:.4g}'):.3g} times the budget, for the sake of serving"
     return said + ("" if planned.machine.measured else " (speed from the catalogue, not measured)")
 
 

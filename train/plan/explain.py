@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.artifact import open_artifact
+from train.plan.batch import GOOD_STEPS, NARROW_RATE, batch_tokens
 from train.plan.config import ExplainConfig
-from train.plan.laws import SMALL_RUNS
+from train.plan.laws import CHINCHILLA, SMALL_RUNS
 from train.plan.price import LONGEST_INTERVAL_S
 
 __all__ = ["Explanation", "plan_explain"]
@@ -58,6 +59,8 @@ def plan_explain(config: ExplainConfig) -> Explanation:
         return Explanation(plan, sections | {"with twice the budget": _doubled(plan)})
     except KeyError as error:
         raise ValueError(f"{config.plan}: lacks {error.args[0]!r}, so it cannot be explained; write it with `sterna plan run`") from None
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{config.plan}: was changed by hand ({error}); write it again with `sterna plan run`") from None
 
 
 def _read(uri: str) -> Tables:
@@ -88,7 +91,7 @@ def _loss(plan: Tables) -> list[str]:
         passes = law["D"] / law["unique"]
         lines = [
             f"D = {law['D']:,.0f} tokens are {passes:.2f} passes over {law['unique']:,.0f} and worth "
-            f"U (1 + 15.39 (1 - e^(-({passes:.2f} - 1) / 15.39))) = {law['D_worth']:,.0f} fresh ones"
+            f"U (1 + {law['R_data']:.4g} (1 - e^(-({passes:.2f} - 1) / {law['R_data']:.4g}))) = {law['D_worth']:,.0f} fresh ones"
         ]
     else:
         lines = [f"D = {law['D']:,.0f} tokens, none seen twice"]
@@ -102,7 +105,9 @@ def _own_law(law: Tables) -> list[str]:
     lines = [f"law of {law['source']}: {law['formula']} with {numbers}{said}"]
     found = law["coefficients"]
     if "E" in found:
-        a, b = found["A"] / law["N"] ** found["alpha"], found["B"] / law["D_worth"] ** found.get("beta", found["alpha"])
+        if law["N_worth"] < law["N"]:
+            lines += [f"so many parameters on text that repeats are worth {law['N_worth']:,.0f}"]
+        a, b = found["A"] / law["N_worth"] ** found["alpha"], found["B"] / law["D_worth"] ** found.get("beta", found["alpha"])
         lines += [f"E + model + data = {found['E']:.4g} + {a:.4g} + {b:.4g}"]
     if law["times_beyond_its_runs"] > 1:
         lines += [f"this run is {law['times_beyond_its_runs']:,.3g} times beyond the largest that the law was fitted to"]
@@ -115,7 +120,7 @@ def _priors(law: Tables) -> list[str]:
         if weight <= 0:
             continue
         c = law[name]
-        bytes_per_token = SMALL_RUNS.bytes_per_token if name == "small_runs" else 4.0
+        bytes_per_token = {"small_runs": SMALL_RUNS, "chinchilla": CHINCHILLA}[name].bytes_per_token
         fresh = law["D_worth"] * law["bytes_per_token"] / bytes_per_token
         a, b = c["A"] / law["N"] ** c["alpha"], c["B"] / fresh ** c["beta"]
         other = c["loss"] / (c["E"] + a + b)
@@ -124,8 +129,10 @@ def _priors(law: Tables) -> list[str]:
             f"{c['B']:g}/{fresh:,.0f}^{c['beta']:g} = {c['E']:.3g} + {a:.3g} + {b:.3g}; times {other:.3g} for this text and tokenizer: "
             f"{c['loss']:.4g}"
         )
-    guess = law["uniform_guess"]
-    return [*lines, f"capped by the uniform guess ln V = {guess:.3f}: L^-1.5 = L_law^-1.5 + {guess:.3f}^-1.5"]
+        if name == "small_runs":
+            guess = law["uniform_guess"]
+            lines.append(f"capped by the uniform guess ln V = {guess:.3f}: L^-1.5 = {c['loss']:.4g}^-1.5 + {guess:.3f}^-1.5")
+    return lines
 
 
 def _arithmetic(plan: Tables) -> list[str]:
@@ -142,14 +149,15 @@ def _arithmetic(plan: Tables) -> list[str]:
 
 def _batch(plan: Tables) -> list[str]:
     train, flops = plan["train"], plan["predicted"]["flops"]["value"]
-    best, cap = 0.2920 * flops**0.3271, plan["predicted"]["tokens"]["value"] / 300
-    workers = train["num_workers"] // (train["tensor"] * train["sequence"])
+    best, cap = batch_tokens(flops, math.inf), plan["compute"]["steps"] * plan["compute"]["tokens_per_step"] / GOOD_STEPS
+    workers, width = train["num_workers"] // (train["tensor"] * train["sequence"]), plan["model"]["hidden_size"]
     return [
-        f"batch: 0.2920 C^0.3271 = {best:,.0f} tokens (DeepSeek), at most a 300th of all, {cap:,.0f}, in whole sequences: "
+        f"batch: 0.2920 C^0.3271 = {best:,.0f} tokens (DeepSeek), at most a {GOOD_STEPS}th of all, {cap:,.0f}, in whole sequences: "
         f"{train['global_batch']:,} of {train['sequence_length']:,}",
         f"dealt to {workers} x micro-batches of {train['micro_batch']} x {train['global_batch'] // (workers * train['micro_batch'])}",
-        f"learning rate: 0.3118 C^-0.1250 = {train['learning_rate']:g}, {train['schedule']} after "
-        f"{train['warmup_steps']:,} steps of warm-up",
+        f"learning rate: {NARROW_RATE:g} / width {width:,} = {NARROW_RATE / width:.3g} below 1e14 FLOPs, 0.3118 C^-0.1250 = "
+        f"{0.3118 * flops**-0.125:.3g} above 1e17 (DeepSeek), between them by log C: {train['learning_rate']:g}, "
+        f"{train['schedule']} after {train['warmup_steps']:,} steps of warm-up",
         f"layout: ZeRO {train['zero_stage']}, offload {train['offload']}, activations "
         f"{'computed again' if train['gradient_checkpointing'] else 'kept'}, tensor {train['tensor']}, sequence {train['sequence']}: "
         "the fewest predicted seconds a token of what fits",

@@ -2,9 +2,10 @@
 
 Promise: every error stated is of runs that the law did not see. A law is chosen by its error on hidden runs *within* the runs that it may
 see, then judged on the others; a prediction interval holds the coefficients' uncertainty (bootstrap), the scatter of single runs
-(residuals) and what the hidden runs within showed to be missing (its half-width is stretched until it would have held nine in ten).
-Price: each form is fitted three times, the chosen one resampled twice. Source: hold-out extrapolation as in Hoffmann et al. 2022 and
-Muennighoff et al. 2023; stretching an interval on held-back data is split conformal prediction (Papadopoulos et al. 2002).
+(residuals, widened by Student's quantile where they are few) and what the hidden runs within showed to be missing (its half-width is
+stretched until it would have held nine in ten). Price: each form is fitted three times, the chosen one resampled twice. Source: hold-out
+extrapolation as in Hoffmann et al. 2022 and Muennighoff et al. 2023; stretching an interval on held-back data is split conformal
+prediction (Papadopoulos et al. 2002).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri, stdtrit
 
 from train.plan.fit import OUTLIER_SIGMAS, Fitted, bootstrap, fit
 from train.plan.forms import Form
@@ -26,6 +28,8 @@ __all__ = ["Extrapolation", "Predictor", "extrapolation", "hidden_runs", "predic
 SHARE_OF_COMPUTE = 0.1
 """Runs above this share of the largest compute are hidden."""
 COVERAGE = 0.90
+ALIKE = 1.2
+"""Times the least error of a law on hidden runs, up to which another is as good."""
 _LEAST_SEEN = 6
 _SHARES = (SHARE_OF_COMPUTE, 0.2, 0.35, 0.5, 0.75)  # where a tenth leaves too few to fit to
 
@@ -50,7 +54,13 @@ class Predictor:
         scatter = generator.choice(self.fitted.residuals, (len(draws), 8, 1)) * np.sqrt(freedom)
         spread = (draws[:, None, :] - value) + scatter
         low, high = np.quantile(spread.reshape(-1, len(runs)), [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2], axis=0)
-        return tuple(np.exp(value + bound) for bound in (0, np.minimum(self.stretch * low, 0), np.maximum(self.stretch * high, 0)))  # type: ignore[return-value]
+        wider = self.stretch * self._few()
+        return tuple(np.exp(value + bound) for bound in (0, np.minimum(wider * low, 0), np.maximum(wider * high, 0)))  # type: ignore[return-value]
+
+    def _few(self) -> float:
+        """How much wider Student's interval is than the normal one: few runs say little of how far they scatter."""
+        freedom = max(1, len(self.fitted.residuals) - len(self.fitted.theta))
+        return float(stdtrit(freedom, (1 + COVERAGE) / 2) / ndtri((1 + COVERAGE) / 2))
 
     def interval(self, parameters: float, tokens: float, unique: float | None = None) -> Interval:
         """The predicted loss of one run."""
@@ -102,13 +112,18 @@ def ranked(
 ) -> list[tuple[float, Fitted]]:
     """The forms fitted to the runs, best first: by their error on hidden runs among them, or, with too few to hide any, by their residuals.
 
-    A form needs more runs than it has coefficients; the error of each is a mean |log|.
+    A form needs more runs than it has coefficients, and one that ignores what the runs vary comes last, however well it did by chance.
+    Residuals of few runs cannot tell whether losses level off, and the cautious guess is that they do: there laws with an irreducible
+    loss come first. The error of each is a mean |log|; of forms whose errors are alike, which with a dozen runs is a matter of chance, that
+    comes first which follows all runs best.
     """
     split = hidden_runs(runs, least_seen=max(_LEAST_SEEN, 1 + min(len(form.coefficients) for form in forms)))
-    found = []
+    found: list[tuple[float, Fitted]] = []
+    residuals = {}
     for form in forms:
         whole = fit(form, runs, outlier_sigmas=outlier_sigmas)
         error = float(np.abs(whole.residuals).mean() * len(runs) / max(1, len(runs) - len(form.coefficients)))
+        residuals[form.name] = error
         if split is not None:
             seen, hidden = runs.subset(~split[1]), runs.subset(split[1])
             error = np.inf
@@ -116,7 +131,21 @@ def ranked(
                 error = float(np.abs(np.log(fit(form, seen, outlier_sigmas=outlier_sigmas).loss(hidden) / hidden.loss)).mean())
         found.append((error, whole))
         advance(1)
-    return sorted(found, key=lambda pair: pair[0])
+    found.sort(key=lambda pair: (_demoted(pair[1].form, runs, hidden=split is not None), pair[0]))
+    best = _demoted(found[0][1].form, runs, hidden=split is not None)
+    equals = [pair for pair in found if _demoted(pair[1].form, runs, hidden=split is not None) == best]
+    first = min((pair for pair in equals if pair[0] <= ALIKE * found[0][0]), key=lambda pair: residuals[pair[1].form.name])
+    return [first, *(pair for pair in found if pair is not first)]
+
+
+def _demoted(form: Form, runs: Runs, *, hidden: bool) -> tuple[bool, bool]:
+    """What goes before errors: whether it misses something, and, where no run could be hidden, whether it takes losses to fall for ever."""
+    return _misses(form, runs), not hidden and "E" not in form.coefficients
+
+
+def _misses(form: Form, runs: Runs) -> bool:
+    """Whether the law has no term of something that the runs vary by itself."""
+    return bool(form.ignores) and form.ignores not in runs.thin and not runs.along_a_line
 
 
 def predictor(
@@ -139,7 +168,16 @@ def predictor(
     value, low, high = Predictor(inner, bootstrap(inner, draws, seed=seed, advance=advance), seed=seed).predict(hidden)
     gap = np.log(hidden.loss / value)
     needed = np.maximum(gap / np.maximum(np.log(high / value), 1e-9), gap / np.minimum(np.log(low / value), -1e-9))
-    return replace(made, stretch=float(max(1.0, np.quantile(needed, COVERAGE))))
+    return replace(made, stretch=_stretch(needed))
+
+
+def _stretch(needed: Floats) -> float:
+    """What holds nine in ten of a run yet to come, where those hidden within needed so much each: of few, the most that any needed.
+
+    >>> _stretch(np.array([0.5, 1.2, 3.0]))
+    3.0
+    """
+    return float(max(1.0, np.quantile(needed, min(1.0, COVERAGE * (1 + 1 / len(needed))))))
 
 
 def extrapolation(

@@ -5,12 +5,12 @@ Promise: the same four pictures in the report (as figure data) and in a file of 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cluster.figure import Figure, lines
+from cluster.plot import picture
 from train.plan.extrapolate import Extrapolation, Predictor
 from train.plan.fit import Fitted
 from train.plan.runs import FLOPS_PER_PARAMETER_AND_TOKEN, Floats, Runs
@@ -75,23 +75,12 @@ def figures(runs: Runs, parametric: Fitted, best: Predictor, beyond: Extrapolati
 
 def write_plot(path: str, runs: Runs, parametric: Fitted, best: Predictor, beyond: Extrapolation | None) -> None:
     """The same as one picture; ValueError where it cannot be written."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     found = [figure for name, figure in figures(runs, parametric, best, beyond).items() if name != "sizes"]
-    canvas, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
-    for each, figure in zip(axes.flat, found, strict=False):
-        _draw(each, figure)
-    for each in axes.flat[len(found) :]:
-        each.set_visible(False)
-    try:
-        canvas.savefig(Path(path), dpi=110)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"plot: {path} cannot be written ({error})") from None
-    finally:
-        plt.close(canvas)
+    with picture(path, 2, 2, figsize=(11, 7.5), layout="constrained") as (_, axes):
+        for each, figure in zip(axes.flat, found, strict=False):
+            _draw(each, figure)
+        for each in axes.flat[len(found) :]:
+            each.set_visible(False)
 
 
 def _draw(axes: Any, figure: Figure) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,13 +136,21 @@ def plan_fit(config: FitConfig) -> LawReport:
     if done := _done(config):
         return done
     runs = read_runs(config.runs)
-    made, told = fitted_to(config, runs)
-    if config.plot:
-        write_plot(config.plot, runs, made.parametric, made.best, made.beyond)
-    if config.output:
-        with publish(config.output, stage=_STAGE, inputs={"runs": content_digest(config.runs)}, config=config) as draft:
+    if config.plot and not Path(config.plot).parent.is_dir():
+        raise ValueError(f"plot: {config.plot} cannot be written (no such folder); make the folder, or choose another")
+    with _draft(config) as draft:  # before the fit, so that nobody waits for what cannot be written
+        made, told = fitted_to(config, runs)
+        if config.plot:
+            write_plot(config.plot, runs, made.parametric, made.best, made.beyond)
+        if draft is not None:
             write_law(draft, made, told, config.embeddings)
     return LawReport(told)
+
+
+def _draft(config: FitConfig) -> AbstractContextManager[Draft | None]:
+    if not config.output:
+        return nullcontext()
+    return publish(config.output, stage=_STAGE, inputs={"runs": content_digest(config.runs)}, config=config)
 
 
 def fitted_to(config: FitConfig, runs: Runs) -> tuple[Fits, dict[str, Any]]:
@@ -186,10 +195,11 @@ def _intervals(fitted: Fitted, draws: Floats) -> dict[str, Interval]:
 
 def _say_what_is_thin(runs: Runs) -> None:
     """Warn where the table cannot tell the law's terms apart."""
-    for what, values in (("parameters", runs.parameters), ("tokens", runs.tokens)):
-        spread = float(values.max() / values.min())
-        if spread < 4:
-            say(f"{what} differ by a factor of {spread:.2g} only: what the law says of them is hardly more than a guess")
+    for what in runs.thin:
+        spread = float(np.exp(np.ptp(np.log(getattr(runs, what)))))
+        say(f"{what} differ by a factor of {spread:.2g} only: what the law says of them is hardly more than a guess")
+    if runs.along_a_line:
+        say("parameters and tokens change together: the law cannot tell their terms apart, and holds for runs of that proportion only")
 
 
 def write_law(draft: Draft, made: Fits, told: Mapping[str, Any], embeddings: Embeddings) -> None:

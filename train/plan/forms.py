@@ -37,6 +37,8 @@ class Form:
     """θ [k] -> the coefficients as people write them."""
     starts: Callable[[Runs], Floats]
     """Where to start from: θ [m, k]."""
+    ignores: str = ""
+    """`parameters` or `tokens`, if the law has no term of them."""
 
     def log_loss(self, theta: Floats, runs: Runs) -> Floats:
         """log L of each run, [n]."""
@@ -164,8 +166,8 @@ FORMS: Mapping[str, Form] = {
         Form("one_exponent", "E + A/N^alpha + B/D^alpha", ("A", "B", "E", "alpha"),
              _same_exponent, _exp_first_three, _same_exponent_starts),
         Form("kaplan", "((Nc/N)^(alphaN/alphaD) + Dc/D)^alphaD", ("Nc", "Dc", "alphaN", "alphaD"), _kaplan, _exp, _kaplan_starts),
-        Form("kaplan_parameters", "(Nc/N)^alphaN", ("Nc", "alphaN"), _of_size, _exp, _of_size_starts),
-        Form("kaplan_tokens", "(Dc/D)^alphaD", ("Dc", "alphaD"), _of_data, _exp, _of_data_starts),
+        Form("kaplan_parameters", "(Nc/N)^alphaN", ("Nc", "alphaN"), _of_size, _exp, _of_size_starts, "tokens"),
+        Form("kaplan_tokens", "(Dc/D)^alphaD", ("Dc", "alphaD"), _of_data, _exp, _of_data_starts, "parameters"),
         Form("data_constrained", "E + A/N'^alpha + B/D'^alpha", ("A", "B", "E", "alpha", "Rd", "Rn"), _repeated,
              lambda theta: np.concatenate([_exp(theta[:3]), theta[3:4], _exp(theta[4:])]), _repeated_starts),
     )

@@ -111,7 +111,8 @@ def verifier(rungs: Sequence[Rung], data: Data) -> Rung:
         for width in range(32, 8192, 8)
         if architecture == "dense" or _is_whole_heads(width)
     ]
-    shape = min(shapes, key=lambda shape: abs(math.log(shape.num_parameters / wanted)))
+    possible = [shape for shape in shapes if shape.num_heads == 0 or shape.hidden_size % shape.num_heads == 0]  # or transformers refuses
+    shape = min(possible, key=lambda shape: abs(math.log(shape.num_parameters / wanted)))
     precision: Precision = "bfloat16" if largest.recipe.precision == "bfloat16" else "float32"
     return _rung(shape, largest.positions, data, precision, largest.recipe.seed, name="four-times")
 
@@ -142,13 +143,14 @@ def _rung(shape: ModelShape, positions: float, data: Data, precision: Precision,
     per_token = shape.train_flops_per_token(length)
     flops = positions * per_token
     batch = max(1, round(batch_tokens(flops, positions) / length))
-    micro = max(1, min(batch, MICRO_TOKENS // length))
-    batch = micro * max(1, round(batch / micro))
+    passes = math.ceil(batch / max(1, MICRO_TOKENS // length))
+    micro = max(1, round(batch / passes))  # as equal as can be: a batch rounded to whole large passes would leap from size to size
+    batch = micro * passes
     steps = max(1, round(positions / batch / length))
     recipe = Recipe(
-        steps=steps, global_batch=batch, micro_batch=micro, sequence_length=length, learning_rate=learning_rate(flops),
-        warmup_steps=max(1, steps // 10), zero_stage=0, precision=precision, num_workers=1, checkpoint_every=steps, seed=seed,
-        guard=0.0,  # of one or two sequences a batch, losses leap without anything being wrong
+        steps=steps, global_batch=batch, micro_batch=micro, sequence_length=length, warmup_steps=max(1, steps // 10),
+        learning_rate=learning_rate(flops, shape.hidden_size), zero_stage=0, precision=precision, num_workers=1, checkpoint_every=steps,
+        seed=seed, guard=0.0,  # of one or two sequences a batch, losses leap without anything being wrong
     )  # fmt: skip
     return Rung(name, shape, recipe, steps * batch * length * per_token)
 

@@ -41,19 +41,23 @@ class OwnLaw:
         """How N is to be counted for it."""
         return self.embeddings != "excluded"
 
-    def loss(self, parameters: float, tokens: float, unique: float) -> Interval:
-        """Loss after `tokens` tokens, passes over `unique` ones: by the law itself if it knows of repetition, else as Muennighoff measured.
+    def worth(self, parameters: float, tokens: float, unique: float) -> tuple[float, float]:
+        """(N, D) as the law counts them, of `tokens` tokens that are passes over `unique` ones.
 
-        What repeated tokens (and, of a law with an optimum, surplus parameters) are worth is put in their place.
+        By its own coefficients if it knows of repetition, else as Muennighoff measured: there parameters lose only where text repeats.
         """
         form, own = self.predictor.fitted.form, min(unique, tokens)
-        if form.name == "data_constrained":
-            return self.predictor.interval(parameters, tokens, own)
-        fresh = worth(tokens, own, MUENNIGHOFF_REPETITION.data)
-        if tokens > own and "E" in form.coefficients:
-            useful = min(parameters, as_law(form, self.predictor.fitted.theta)[0].optimal_parameters(own))
-            parameters = worth(parameters, useful, MUENNIGHOFF_REPETITION.parameters)
-        return self.predictor.interval(float(parameters), float(fresh))
+        law, repetition = as_law(form, self.predictor.fitted.theta) if "E" in form.coefficients else (None, None)
+        if law is not None and (repetition or tokens > own):
+            useful = min(parameters, law.optimal_parameters(own))
+            parameters = worth(parameters, useful, (repetition or MUENNIGHOFF_REPETITION).parameters)
+        return float(parameters), float(worth(tokens, own, (repetition or MUENNIGHOFF_REPETITION).data))
+
+    def loss(self, parameters: float, tokens: float, unique: float) -> Interval:
+        """Loss after `tokens` tokens, passes over `unique` ones; see `worth`."""
+        if self.predictor.fitted.form.name == "data_constrained":
+            return self.predictor.interval(parameters, tokens, min(unique, tokens))
+        return self.predictor.interval(*self.worth(parameters, tokens, unique))
 
 
 def predictor_document(predictor: Predictor, runs: Runs, embeddings: Embeddings) -> dict[str, Any]:
@@ -67,14 +71,19 @@ def predictor_document(predictor: Predictor, runs: Runs, embeddings: Embeddings)
 
 
 def read_law(folder: Path) -> OwnLaw:
-    """The law in a folder of `sterna plan fit`; ValueError where an older Sterna wrote it."""
+    """The law in a folder of `sterna plan fit`; ValueError where an older Sterna wrote it, or where it cannot choose a size."""
     path = folder / PREDICTOR
     if not path.is_file():
         raise ValueError(f"{folder}: holds no {PREDICTOR}; run `sterna plan fit --output` (or `plan sweep`) again")
     found = cast(Mapping[str, Any], json.loads(path.read_text(encoding="utf-8")))
-    none = np.zeros(0)
+    none, form = np.zeros(0), FORMS[found["form"]]
+    if form.ignores:
+        raise ValueError(
+            f"{folder}: its law, {form.formula}, says nothing of {form.ignores}, so that no size can be chosen by it; fit runs that vary "
+            "parameters and tokens apart from each other"
+        )
     fitted = Fitted(
-        FORMS[found["form"]],
+        form,
         np.array(found["theta"]),
         Runs(none, none, none),
         np.array(found["residuals"]),

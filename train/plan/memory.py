@@ -35,7 +35,7 @@ class Footprint:
     weights: float
     """The weights that the forward pass reads."""
     gradients: float
-    """Their gradients."""
+    """Their gradients, and the flat copy of its share that a sharded update reads."""
     optimizer: float
     """Adam's two moments, and float32 master weights where the weights are not that themselves."""
     buckets: float
@@ -88,9 +88,10 @@ def footprint(
     share = {stage: 1 / num_workers if zero_stage >= stage else 1.0 for stage in (1, 2, 3)}
     plain = _is_plain(zero_stage, num_workers, offload)
     kept_weights = (6 if width == 2 else 4) if plain else width * share[3]  # autocast keeps the casts for the way back
-    if offload == "parameters":
-        kept_weights = width * min(1.0, LIVE_ELEMENTS / held)
+    if zero_stage == 3 and not plain:
+        kept_weights = width * min(1.0, LIVE_ELEMENTS / held) + (0.0 if offload == "parameters" else kept_weights)
     moved = (width if precision == "float32" else width + 4) * share[2]  # bfloat16 is summed in float32
+    moved += 4.0 / num_workers  # DeepSpeed's update reads its share from one flat copy
     activations = _activations(shape, tokens, width, precision, sequence_length, gradient_checkpointing, tensor)
     chunk = min(tokens * shape.vocab_size, max(LOGIT_ELEMENTS, shape.vocab_size))
     logits = chunk * (2 * width + 4.0) + 4.0 * shape.vocab_size * shape.hidden_size
@@ -98,7 +99,7 @@ def footprint(
         weights=kept_weights * held,
         gradients=4.0 * held if plain else 0.0 if offload == "parameters" else moved * held,
         optimizer=8.0 * held if plain else 0.0 if offload != "none" else STATE_BYTES * held * share[1],
-        buckets=2.0 * width * min(held, BUCKET_ELEMENTS) if num_workers > 1 else 0.0,
+        buckets=_buckets(shape, held, width, zero_stage, plain) if num_workers > 1 else 0.0,
         activations=activations,
         logits=logits,
         copies=host_bytes(shape, zero_stage=zero_stage, num_workers=num_workers, tensor=tensor) if on_processor else 0.0,
@@ -123,6 +124,13 @@ def _held(shape: ModelShape, tensor: int) -> float:
 def _is_plain(zero_stage: int, num_workers: int, offload: str) -> bool:
     """Whether plain torch trains it (train/steppers.py): float32 weights, gradients and moments, arithmetic by autocast."""
     return zero_stage == 0 or (num_workers == 1 and offload == "none")
+
+
+def _buckets(shape: ModelShape, held: float, width: int, zero_stage: int, plain: bool) -> float:
+    """Flat buffers that exist at once: gradients on their way, at stage 3 also weights that come and gradients in their owners' order."""
+    if plain:  # a matrix larger than a bucket is one by itself
+        return 4.0 * min(held, max(BUCKET_ELEMENTS, shape.vocab_size * shape.hidden_size))
+    return (3.0 if zero_stage == 3 else 1.0) * width * min(held, BUCKET_ELEMENTS)
 
 
 def _activations(

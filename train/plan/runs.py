@@ -7,6 +7,7 @@ C = 6·N·D, and which of the two is said. Price: none. Source: the columns of t
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -29,6 +30,12 @@ _NAMES = {
 }
 LEAST_RUNS = 6
 """A law of five coefficients and something to be wrong about."""
+LEAST_SPREAD = 3.5  # between the least and the most; a sweep has four
+"""Factor between the largest and the smallest N (or D) of a table that can tell what N (or D) does."""
+LINE = 0.99
+"""Correlation of log N and log D of a table that cannot tell one from the other."""
+LEAST_COUNT = 10_000
+"""A table whose largest model, or longest run, is smaller has them in other units."""
 FLOPS_PER_PARAMETER_AND_TOKEN = 6.0
 
 
@@ -57,6 +64,17 @@ class Runs:
         """Training compute, 6·N·D."""
         return FLOPS_PER_PARAMETER_AND_TOKEN * self.parameters * self.tokens
 
+    @property
+    def thin(self) -> tuple[str, ...]:
+        """Which of parameters and tokens differ too little for a law to say anything of them."""
+        return tuple(what for what in ("parameters", "tokens") if np.ptp(np.log(getattr(self, what))) < np.log(LEAST_SPREAD))
+
+    @property
+    def along_a_line(self) -> bool:
+        """Whether parameters and tokens grow together, so that nothing tells their terms apart."""
+        n, d = (each - each.mean() for each in (np.log(self.parameters), np.log(self.tokens)))
+        return not self.thin and abs(float(n @ d)) > LINE * float(np.sqrt((n @ n) * (d @ d)))
+
     def subset(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Runs:
         """The runs that a mask or an index (repetitions allowed) chooses."""
         where = np.flatnonzero(chosen) if chosen.dtype == np.bool_ else chosen
@@ -81,14 +99,26 @@ def read_runs(path: str) -> Runs:
         raise ValueError(f"{path}: no such file; give a csv with columns parameters, tokens or flops, loss") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as a csv: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    reader = csv.reader(text.splitlines())
-    header = next(reader, [])
-    columns = _columns(path, header)
-    rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    reader = csv.reader(io.StringIO(text), delimiter=_delimiter(text))
+    try:
+        header = next(reader, [])
+        columns = _columns(path, header)
+        rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise ValueError(f"{path}: line {reader.line_num}: cannot be read as a csv: {error}") from None
     if len(rows) < LEAST_RUNS:
         raise ValueError(f"{path}: holds {len(rows)} runs; a law needs at least {LEAST_RUNS}")
     found = {name: np.array([_number(path, header[at], line, row, at) for line, row in rows]) for name, at in columns.items()}
     return _runs(path, found, tuple(line for line, _ in rows))
+
+
+def _delimiter(text: str) -> str:
+    """What separates the header's cells: commas, or, in tables from elsewhere, semicolons or tabs.
+
+    >>> _delimiter("parameters;tokens;loss")
+    ';'
+    """
+    return max(",;\t", key=text.lstrip().partition("\n")[0].count)
 
 
 def _columns(path: str, header: list[str]) -> dict[str, int]:
@@ -115,7 +145,8 @@ def _number(path: str, column: str, line: int, row: list[str], at: int) -> float
     try:
         value = float(raw)
     except ValueError:
-        raise ValueError(f"{path}: line {line}: {column} is {raw!r}; must be a number") from None
+        shown = raw if len(raw) <= 40 else f"{raw[:40]}…"
+        raise ValueError(f"{path}: line {line}: {column} is {shown!r}; must be a number, such as 1500000 or 1.5e6") from None
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{path}: line {line}: {column} is {raw}; must be above 0 and finite")
     return value
@@ -125,6 +156,9 @@ def _runs(path: str, found: Mapping[str, Floats], lines: tuple[int, ...]) -> Run
     parameters = found["parameters"]
     tokens = found["tokens"] if "tokens" in found else found["flops"] / (FLOPS_PER_PARAMETER_AND_TOKEN * parameters)
     unique = found.get("unique")
+    for what, most in (("parameters", parameters.max()), ("tokens", tokens.max())):
+        if 1 <= most < LEAST_COUNT:
+            raise ValueError(f"{path}: no run has more than {most:g} {what}; must be counts, not millions or billions")
     _check(path, lines, parameters < 1, lambda i: f"parameters is {parameters[i]:g}; must be a count, not billions")
     _check(
         path,

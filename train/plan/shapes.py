@@ -18,7 +18,11 @@ __all__ = ["Architecture", "ModelShape", "candidate_shapes", "shape_of_width"]
 
 Architecture = Literal["dense", "sliding", "alibi", "moe", "ssm", "hybrid", "linear"]
 
-_WIDTHS = (96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2048, 2560, 3072, 4096, 5120, 6144, 8192)
+_WIDTHS = (
+    96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2048, 2560, 3072, 3584, 4096, 4608, 5120, 6144,
+    7168, 8192, 10240, 12288, 16384,
+)  # fmt: skip
+_WIDEST_LAYER = 128  # width to a layer of large models: LLaMA 7B is 4096 x 32, 13B 5120 x 40, GPT-3 12288 x 96, Llama 3.1 405B 16384 x 126
 _TIED_BELOW = 2048  # narrower models share their embedding: there it is a large part of all parameters
 _ATTENTION = ("num_heads", "num_kv_heads", "head_dim")
 _STATE = ("state_heads", "state_head_dim", "state_size")
@@ -177,7 +181,8 @@ def _layer_weights(shape: ModelShape) -> int:
 
 
 def shape_of_width(hidden_size: int, *, vocab_size: int, max_length: int, architecture: Architecture = "dense") -> ModelShape:
-    """The default shape of a width: depth growing slowly with it, heads of 32 to 128, a feed-forward layer of 8/3 the width.
+    """The default shape of a width: depth growing slowly with it, and in proportion from 4096 on, as in the models that people have
+    trained; heads of 32 to 128, a feed-forward layer of 8/3 the width.
 
     Architectures of one width spend about the same on a token: experts are as wide as makes the active ones the dense layer, and
     Mamba's layers, which have no feed-forward layer beside them, are twice as many.
@@ -188,7 +193,7 @@ def shape_of_width(hidden_size: int, *, vocab_size: int, max_length: int, archit
     assert architecture in get_args(Architecture)
     head_dim = 32 if hidden_size < 256 else 64 if hidden_size < 2048 else 128
     heads = hidden_size // head_dim
-    layers = max(2, round(hidden_size / (24 + hidden_size / 32)))  # 128: 5, 256: 8, 768: 16, 2048: 23, 4096: 27
+    layers = max(2, round(hidden_size / min(24 + hidden_size / 32, _WIDEST_LAYER)))  # 128: 5, 256: 8, 768: 16, 2048: 23, 4096: 32
     fields: dict[str, int] = {
         "num_heads": heads,
         "num_kv_heads": max(k for k in range(1, heads + 1) if heads % k == 0 and k <= max(1, heads // 2)),

@@ -4,7 +4,7 @@ Promise: every run goes through the loop that trains large models, with batches 
 measured on sequences that none of them saw. Runs go side by side, one to a task of Ray's, wherever the cluster has room; what is finished
 is kept, so an interrupted sweep goes on with the rest. `--verify` trains a model four times the largest and says how far the law is off.
 Price: the budget. A machine that vanishes costs its run, minutes at most. Not Ray Train: a run is one process with one device, and a task
-reuses a process that has imported torch already, which for runs of a minute is a fifth of the time.
+reuses a process that has imported torch already.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ def data_of(tokens: Artifact) -> Data:
         )
     except KeyError as error:
         raise ValueError(f"{tokens.uri}: its manifest has no {error.args[0]!r}; run `sterna tokenize` again") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{tokens.uri}: its manifest was changed by hand ({error}); run `sterna tokenize` again") from None
 
 
 def _compressed_bits(folder: Path) -> float:

@@ -148,6 +148,35 @@ def test_an_interrupted_search_goes_on(tiny_model_dir, prompts, tmp_path, monkey
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"], "no work is left behind"
 
 
+def test_another_budget_begins_with_the_knapsack(tiny_model_dir, prompts, work, tmp_path, loose, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("worked out twice")
+
+    for name in ("find.degraded", "find.scores", "choose.moments", "original.make_reference"):
+        monkeypatch.setattr(f"train.compress.{name}", never)
+    made = compress(config_of(tiny_model_dir, tmp_path / "out", prompts, work, ("flips=0.25",)))
+    assert made.summary()["pass"] is True
+    assert made.summary()["bytes"] >= loose.summary()["bytes"]
+
+
+def test_a_loose_budget_leaves_a_block_out(tiny_model_dir, prompts, work, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.compress.drops._HOPELESS", float("inf"))
+    config = config_of(tiny_model_dir, tmp_path / "out", prompts, work, ("flips=1",), options="int8,drop-block,drop-mlp")
+    made = compress(config)
+    assert made.summary()["pass"] is True
+    report = json.loads((made.local() / "compression.json").read_text())
+    gone = {row["name"].split(".mlp")[0].split(".self_attn")[0] for row in report["plan"] if row["option"] == "drop-block"}
+    described = json.loads((made.local() / "config.json").read_text())
+    assert described["num_hidden_layers"] == load_dense(tiny_model_dir).config.num_hidden_layers - len(gone) == 1
+    assert all(row["bytes_after"] == 0 for row in report["plan"] if row["option"] == "drop-block")
+    assert "measured alone" in next(row["reason"] for row in report["plan"] if row["option"] == "drop-block")
+    tokens = list(range(5, 25))
+    with torch.no_grad():
+        expected = load_model(made.local(), torch.float32)(torch.tensor([tokens])).logits[0]
+    engine = Engine.load(made.local(), EngineConfig(num_threads=1, dtype="float32"))
+    assert torch.allclose(engine.logits(tokens).float(), expected, atol=2e-3)
+
+
 def test_a_cluster_judges_as_one_process_does(ray_session, tiny_model_dir, prompts, tmp_path, loose):
     spread = compress(config_of(tiny_model_dir, tmp_path / "spread", prompts, "", ("flips=0.3",), num_workers=2))
     assert spread.summary()["bytes"] == loose.summary()["bytes"]

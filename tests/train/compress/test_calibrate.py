@@ -99,3 +99,12 @@ def test_moments_can_be_inverted_and_tell_the_error(seed, columns, num):
     ordered = known.ordered_inverse_root.double()
     swapped = known.damped[known.order][:, known.order]
     torch.testing.assert_close(ordered.T @ ordered @ swapped, torch.eye(columns).double(), rtol=1e-3, atol=1e-3)
+
+
+def test_what_was_derived_can_be_let_go_and_derived_again():
+    x = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    known = Moments(x.T @ x / 50, 50)
+    before = [known.damped, known.inverse_root, known.order, known.ordered_inverse_root]
+    known.let_go()
+    assert known.__dict__.keys() == {"xx", "count"}, "nothing else is held"
+    assert all(map(torch.equal, before, [known.damped, known.inverse_root, known.order, known.ordered_inverse_root]))

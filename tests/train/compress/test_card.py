@@ -51,5 +51,13 @@ def test_figures_have_their_intervals_and_options_their_kernels():
     assert "| int3 | 1 | 200 | 40 | smaller on disk only" in text
 
 
+def test_an_agreement_to_the_end_is_a_lower_bound():
+    text = card.card(
+        "tern", {**report(True), "certificate": {**CERTIFICATE, "fdt_median": 64, "intervals": {"fdt_median": [30, 64]}}}, PLAN
+    )
+    assert "| tokens that agree first (FDT), median | ≥ 64 | 30 to ≥ 64 |" in text
+    assert "| … a tenth agree for no longer | 3 |" in text
+
+
 def test_the_worked_example():
     assert doctest.testmod(card).failed == 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from train.compress import choose
 from train.compress.choose import calibrated, uniform
 from train.compress.options import option
 from train.compress.quantize import load_dense
@@ -38,3 +39,12 @@ def test_texts_are_read_where_an_option_asks_for_it(model):
     assert calibrated(model, [option("int8"), option("sparse50-magnitude")], texts) == {}
     known = calibrated(model, [option("int8"), option("int4")], texts)
     assert known.keys() >= set(uniform(model, option("int8"), {}, lm_head=False).variants)
+
+
+def test_no_text_is_read_before_a_moment_is_looked_at(model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(choose, "moments", lambda model, sequences, progress: asked.append(sequences) or {"a": "seen"})
+    known = calibrated(model, [option("int4")], [[1, 2]])
+    assert asked == []
+    assert (known.get("a"), known.get("b"), len(known)) == ("seen", None, 1)
+    assert asked == [[[1, 2]]], "one pass serves all"

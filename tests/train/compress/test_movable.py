@@ -8,9 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from train.compress import options
 from train.compress.calibrate import matrices, weight_of
-from train.compress.candidates import degraded
+from train.compress.candidates import degraded, integers_of
 from train.compress.movable import WAYS, movable, settled
-from train.compress.variant_file import integers_of, variant_of
 
 CHOSEN = ("int4", "sparse75-magnitude", "2:4-magnitude", "rank50", "int8", "keep")
 TEXT = torch.tensor([[4, 9, 17, 30, 60, 9]])
@@ -75,12 +74,11 @@ def test_moving_keeps_zeros_integers_and_sizes(way, tiny_model_dir):
         now = found[name]
         assert now.option == variant.option
         assert now.bytes == variant.bytes
-        assert torch.equal(now.dense, variant_of(now.option, now.tensors).dense)
         if variant.option.kind == "sparse":
             assert not now.dense[variant.dense == 0].any()
             assert torch.equal(now.dense, variant.dense) == (way == "norms")
         if variant.option.kind == "int":
-            assert torch.equal(integers_of(now.option, now.tensors), integers_of(variant.option, variant.tensors))
+            assert torch.equal(integers_of(now), integers_of(variant))
             assert torch.equal(now.dense, variant.dense) == ("embed" in name)
         if variant.option.kind == "lowrank":
             assert torch.equal(now.dense, variant.dense) == (way != "full" and way != "lora")
@@ -101,7 +99,7 @@ def test_the_scales_gradient_is_that_of_the_weights(tiny_model_dir):
     plain(input_ids=TEXT, labels=TEXT).loss.backward()
     moving = movable(model, variants, "norms")
     moving(input_ids=TEXT, labels=TEXT).loss.backward()
-    q = integers_of(variants[name].option, variants[name].tensors).float()
+    q = integers_of(variants[name]).float()
     gain, scale = moving.get_submodule(name).parametrizations.weight.original, variants[name].tensors["weight_scale"]
     expected = (weight_of(plain, name).grad * q).view(len(q), scale.shape[1], -1).sum(2) * scale
     torch.testing.assert_close(gain.grad, expected, rtol=1e-4, atol=1e-7)

@@ -23,6 +23,8 @@ class Bytes:
         return list(text.encode())
 
     def encode_chat(self, messages):
+        if any(message["role"] == "pirate" for message in messages):
+            raise ValueError("messages: refused by the chat template")
         return self.encode("|".join(f"{m['role']}:{m['content']}" for m in messages))
 
 
@@ -79,14 +81,16 @@ def test_shares_leave_nothing_and_nobody_empty(sizes, available):
 def tokens_folder(tmp_path):
     folder = tmp_path / "tokens"
     with publish(str(folder), stage="tokenize", inputs={}, config=config_of(prompts="any")) as draft:
-        pq.write_table(pa.table({"id": ["a", "b"], "text": ["0123456789" * 80, "short"]}), draft.dir / "held_out.parquet")
+        pq.write_table(
+            pa.table({"id": ["a", "b", "c"], "text": ["0123456789" * 80, "short", "9876543210" * 80]}), draft.dir / "held_out.parquet"
+        )
     return str(folder)
 
 
 def test_held_out_documents_give_their_beginnings_and_text(tokens_folder):
     probes, skipped = held_out_of(config_of(tokens=tokens_folder, prompt_tokens=8), 1000)
-    assert [bytes(p) for p in probes.prompts] == [b"01234567"]
-    assert [len(text) for text in probes.texts] == [512]
+    assert [bytes(p) for p in probes.prompts] == [b"01234567", b"98765432"]
+    assert [len(text) for text in probes.texts] == [512, 512]
     assert skipped == 1
     assert prompts_digest(config_of(tokens=tokens_folder)) != ""
 
@@ -95,8 +99,13 @@ def test_held_out_documents_give_their_beginnings_and_text(tokens_folder):
     ("content", "settings", "message"),
     [
         ("", {}, "none of its 0 entries"),
-        ("{}\n[]\nbroken\n", {}, "none of its 3 entries is a usable prompt"),
-        ('{"prompt": "a"}\n', {}, "single token"),
+        ("{}\n[]\nbroken\n", {}, "none of its 3 entries is a usable prompt .*line 1: has neither `prompt`"),
+        ("broken\n", {}, "line 1: is not JSON in UTF-8"),
+        ('{"prompt": "\\ud800"}\n', {}, "line 1: is not JSON in UTF-8"),
+        ("[" * 100_000, {}, "line 1: maximum recursion depth"),
+        ('{"messages": [{"role": "pirate", "content": "arr"}]}', {}, "line 1: messages: refused"),
+        ('{"prompt": "a"}\n{"prompt": "b"}\n', {}, "single token"),
+        ('{"prompt": "abc"}\n' * 3, {}, "1 usable prompts, but held_out each need their own, and held_out two"),
         ('{"prompt": "abc"}\n', {"completion_tokens": 40}, "leaves no room for a prompt"),
     ],
 )
@@ -104,6 +113,19 @@ def test_no_usable_prompts_is_one_line(tmp_path, content, settings, message):
     (tmp_path / "p.jsonl").write_text(content)
     with pytest.raises(ValueError, match=message):
         held_out_of(config_of(prompts=str(tmp_path / "p.jsonl"), **settings), 40)
+
+
+def test_what_is_packed_and_cannot_be_unpacked_is_one_line(tmp_path):
+    (tmp_path / "p.jsonl.gz").write_text('{"prompt": "abc"}')
+    with pytest.raises(ValueError, match=r"p\.jsonl\.gz: cannot be read .*; give a jsonl file"):
+        held_out_of(config_of(prompts=str(tmp_path / "p.jsonl.gz")), 40)
+
+
+def test_a_conversation_that_the_template_refuses_is_counted(tmp_path):
+    rows = [[{"role": role, "content": word}] for role, word in (("user", "hi"), ("pirate", "arr"), ("user", "ho"))]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"messages": row}) for row in rows))
+    probes, skipped = held_out_of(config_of(prompts=str(tmp_path / "p.jsonl")), 40)
+    assert (len(probes.prompts), skipped) == (2, 1)
 
 
 def test_missing_sources_are_named(tmp_path):

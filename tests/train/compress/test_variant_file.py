@@ -7,8 +7,8 @@ import torch
 
 from train.compress import options
 from train.compress.calibrate import Moments
-from train.compress.candidates import Variant, degraded
-from train.compress.variant_file import integers_of, mask_of, read_variants, variant_of, write_variants
+from train.compress.candidates import Variant, degraded, integers_of, mask_of
+from train.compress.variant_file import read_variants, write_variants
 
 NAMES = ("keep", "int8", "int4", "int3-rtn", "sparse75-sparsegpt", "2:4-wanda", "rank50")
 
@@ -33,8 +33,8 @@ def test_what_is_read_is_what_was_written(dtype, tmp_path):
 
 def test_the_values_come_of_the_stored_tensors():
     four = variant("int4")
-    doubled = variant_of(four.option, {**four.tensors, "weight_scale": four.tensors["weight_scale"] * 2})
+    doubled = Variant(four.option, {**four.tensors, "weight_scale": four.tensors["weight_scale"] * 2})
     assert torch.equal(doubled.dense, four.dense * 2)
-    assert int(integers_of(four.option, four.tensors).abs().max()) <= 8
+    assert int(integers_of(four).abs().max()) <= 8
     sparse = variant("sparse75-sparsegpt")
-    assert torch.equal(mask_of(sparse.tensors), sparse.dense != 0)
+    assert torch.equal(mask_of(sparse), sparse.dense != 0)

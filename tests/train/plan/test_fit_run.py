@@ -103,6 +103,7 @@ def test_the_printed_answer_names_law_outliers_and_counting(table, capsys):
         (["x.csv", "--predict", "1e9:inf"], "both finite"),
         (["x.csv", "--resamples", "1"], "use 20 to 100000"),
         (["x.csv", "--outlier-sigmas", "1"], "must be above 2"),
+        (["x.csv", "--seed", "-1"], "seed: is -1; must not be negative"),
     ],
 )
 def test_mistakes_are_one_line(arguments, said, capsys):
@@ -112,9 +113,28 @@ def test_mistakes_are_one_line(arguments, said, capsys):
     assert shown.err.count("\n") == 1
 
 
-def test_a_picture_that_cannot_be_written_is_one_line(table, capsys):
-    assert sterna.main(["plan", "fit", str(table), "--resamples", "20", "--plot", "/no/such/folder/fit.png"]) == 2
-    assert "plot: /no/such/folder/fit.png cannot be written" in capsys.readouterr().err
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--plot", "/no/such/folder/fit.png"], "plot: /no/such/folder/fit.png cannot be written"),
+    (["--output", "/proc/fit"], "/proc/fit: cannot be written"),
+])  # fmt: skip
+def test_what_cannot_be_written_is_one_line_before_anything_is_fitted(table, arguments, said, capsys, monkeypatch):
+    monkeypatch.setattr(fit_run, "fitted_to", None)
+    assert sterna.main(["plan", "fit", str(table), *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_two_forms")
+def test_a_table_along_a_line_says_what_it_cannot_tell(tmp_path, capsys):
+    path = tmp_path / "runs.csv"
+    rows = [(n, 20 * n, 1.8 + 482 / n**0.35 + 2085 / (20 * n) ** 0.37) for n in np.geomspace(1e7, 1e9, 8)]
+    path.write_text("\n".join(["parameters,tokens,loss", *(f"{n:.0f},{d:.0f},{y:.5f}" for n, d, y in rows)]))
+    plan_fit(FitConfig(runs=str(path), resamples=20))
+    assert "parameters and tokens change together" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_drawn_is_one_line(table, tmp_path, capsys):
+    assert sterna.main(["plan", "fit", str(table), "--resamples", "20", "--plot", str(tmp_path / "fit.xyz")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_pairs_of_predict():

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.train.plan.test_budget import DATA, sample
+from train.plan.batch import batch_tokens
 from train.plan.config import Budget, SweepConfig
-from train.plan.ladder import FACTORS, held_out_sequences, ladder, seconds_of, verifier
+from train.plan.ladder import FACTORS, MICRO_TOKENS, held_out_sequences, ladder, seconds_of, verifier
 from train.plan.machine import Throughput
 from train.plan.shapes import Architecture
 
@@ -44,6 +45,15 @@ def test_every_size_is_trained_on_every_amount():
         assert rung.recipe.num_workers == 1
 
 
+@pytest.mark.parametrize("minutes", [12, 90, 1000])
+def test_batches_are_what_the_compute_asks_for_in_equal_passes(minutes):
+    for rung in made(f"minutes={minutes}", data=replace(DATA, num_sequences=10**7)):
+        recipe, length = rung.recipe, DATA.sequence_length
+        wanted = batch_tokens(rung.flops, rung.positions) / length
+        assert recipe.micro_batch * length <= MICRO_TOKENS
+        assert abs(recipe.global_batch - wanted) <= 0.5 + recipe.micro_steps / 2 + 0.02 * wanted
+
+
 @pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_every_architecture_has_a_ladder(architecture):
     rungs = ladder(DATA, Budget(flops=3e13), SPEED, slots=2, sizes=3, precision="float32", architecture=architecture)
@@ -68,6 +78,15 @@ def test_the_verifier_is_four_times_the_largest_on_its_tokens():
     found = verifier(rungs, DATA)
     assert found.shape.num_parameters == pytest.approx(4 * largest.shape.num_parameters, rel=0.15)
     assert found.positions == pytest.approx(largest.positions, rel=0.02)
+
+
+@given(st.sampled_from([1024, 4096, 8192, 32_768]), st.sampled_from([1e14, 3e14, 1e15, 1e16]))
+@settings(max_examples=12, deadline=None)
+def test_the_verifiers_heads_share_its_width(vocabulary, flops):
+    """Or transformers refuses the shape, after all runs of the ladder."""
+    plenty = replace(DATA, num_sequences=10**7, vocab_size=vocabulary)
+    shape = verifier(ladder(plenty, Budget(flops=flops), SPEED, slots=2, sizes=3, precision="float32"), plenty).shape
+    assert shape.hidden_size % shape.num_heads == 0
 
 
 @pytest.mark.parametrize(

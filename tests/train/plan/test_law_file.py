@@ -44,6 +44,14 @@ def test_an_older_folder_is_one_line(tmp_path):
         read_law(tmp_path)
 
 
+def test_a_law_that_ignores_sizes_cannot_choose_one(tmp_path):
+    document = {"form": "kaplan_tokens", "theta": [30.0, -2.0], "thetas": [[30.0, -2.0]] * 3, "residuals": [0.01], "stretch": 1.0,
+                "seed": 0, "embeddings": "unsaid", "largest": [1e9, 1e20]}  # fmt: skip
+    (tmp_path / PREDICTOR).write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="says nothing of parameters, so that no size can be chosen by it"):
+        read_law(tmp_path)
+
+
 def test_a_law_of_repetition_is_used_as_it_is(tmp_path):
     theta = np.array([6.255414, 7.3049974, 0.6254804, 0.3526596, np.log(15.387756), np.log(5.309743)])
     document = {"form": "data_constrained", "theta": theta.tolist(), "thetas": [theta.tolist()] * 3, "residuals": [0.001, -0.001],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import doctest
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from train.plan import laws
+from train.plan.forms import KAPLAN
 from train.plan.laws import CHINCHILLA, MUENNIGHOFF, SMALL_RUNS, Interval, predict_loss
 
 SIZES = st.floats(1e5, 1e12)
@@ -47,6 +49,12 @@ def test_an_optimal_model_balances_both_terms():
         return CHINCHILLA.loss(parameters * factor, tokens / factor)
 
     assert at_equal_compute(1.0) < min(at_equal_compute(0.9), at_equal_compute(1.1))
+
+
+@given(st.floats(-1, 2), st.floats(-1, 2), st.floats(-700, 700), st.floats(-700, 700), AMOUNTS)
+def test_an_absurd_fit_has_an_optimum_all_the_same(alpha, beta, a, b, tokens):
+    law = replace(CHINCHILLA, A=math.exp(a), B=math.exp(b), alpha=alpha, beta=beta)
+    assert law.optimal_parameters(tokens) >= 1
 
 
 @given(SIZES, AMOUNTS, st.floats(1.0, 1e3))
@@ -88,6 +96,30 @@ def test_the_two_priors_meet_without_a_step_up():
         predict_loss(parameters=10**k, tokens=20 * 10**k, unique=20 * 10**k, **PYTHON).value for k in (5, 6, 7, 7.5, 8, 8.5, 9, 10, 11)
     ]
     assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize(("zstd", "bytes_per_token"), [(1.49, 3.45), (2.03, 3.8), (2.68, 4.3)])
+def test_ten_times_the_compute_never_promises_more_loss(zstd, bytes_per_token):
+    losses = [_least_loss(10.0**k, zstd, bytes_per_token) for k in range(12, 25)]
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("exponent", range(14, 20))
+def test_web_text_comes_near_kaplans_law_of_compute(exponent):
+    critical, power = KAPLAN["petaflop_days"]  # WebText2: some 4.3 bytes to a token
+    published = (critical / (10.0**exponent / (1e15 * 86400))) ** power
+    assert _least_loss(10.0**exponent, 2.68, 4.3) == pytest.approx(published, rel=0.2)
+
+
+def test_where_chinchilla_speaks_alone_it_says_what_it_says():
+    found = predict_loss(parameters=70e9, tokens=1.4e12, unique=1.4e12, vocab_size=32_000, bytes_per_token=4.0, zstd_bits_per_byte=2.68)
+    assert found.value == pytest.approx(CHINCHILLA.loss(70e9, 1.4e12))
+
+
+def _least_loss(flops, zstd, bytes_per_token):
+    """Of all sizes with this compute."""
+    text = {"unique": 1e30, "vocab_size": 50_000, "bytes_per_token": bytes_per_token, "zstd_bits_per_byte": zstd}
+    return min(predict_loss(parameters=10 ** (k / 20), tokens=flops / 6 / 10 ** (k / 20), **text).value for k in range(80, 240))
 
 
 def test_harder_text_costs_more_and_coarser_tokens_cost_more_each():

@@ -13,6 +13,7 @@ import sterna
 from cluster.artifact import publish
 from train.plan import measure as measure_module
 from train.plan.config import PlanConfig
+from train.plan.document import TABLES
 from train.plan.law_file import PREDICTOR
 from train.plan.run import plan_run
 from train.plan.shapes import ModelShape
@@ -63,6 +64,7 @@ def test_the_plan_is_what_pretrain_reads(tokens, tmp_path):
     shape = ModelShape.from_table(plan["model"])
     assert shape.vocab_size == VOCAB
     assert shape.num_parameters <= 1_500_000
+    assert set(plan) <= set(TABLES)
     assert plan["train"].pop("tokens") == tokens
     recipe = Recipe(**plan["train"])
     assert (recipe.sequence_length, recipe.num_workers, recipe.seed) == (LENGTH, 2, 5)
@@ -85,7 +87,7 @@ def test_a_finished_plan_is_not_made_again(tokens, tmp_path, capsys, monkeypatch
 
 
 def test_a_refused_budget_leaves_no_plan(tokens, tmp_path):
-    with pytest.raises(ValueError, match=r"budget: 0.1 minutes is too little; minutes="):
+    with pytest.raises(ValueError, match=r"budget: 6 seconds is too little; minutes="):
         plan_run(config_of(tokens, tmp_path, budget="minutes=0.1"))
     assert not (tmp_path / "plan").exists()
 
@@ -109,6 +111,12 @@ def test_no_tokens_folder(tmp_path):
 def test_a_manifest_that_lacks_a_metric(tmp_path, tiny_model_dir):
     tokens = write_tokens(tmp_path / "tokens", tiny_model_dir, vocab_size=None)
     with pytest.raises(ValueError, match="its manifest has no 'vocab_size'"):
+        plan_run(config_of(tokens, tmp_path))
+
+
+def test_a_manifest_that_was_changed_by_hand(tmp_path, tiny_model_dir):
+    tokens = write_tokens(tmp_path / "tokens", tiny_model_dir, vocab_size="many")
+    with pytest.raises(ValueError, match=r"its manifest was changed by hand .*; run `sterna tokenize` again"):
         plan_run(config_of(tokens, tmp_path))
 
 
@@ -146,6 +154,7 @@ def test_ones_own_price_and_law(tmp_path, tiny_model_dir):
 def test_serving_is_told(tokens, tmp_path):
     made = plan_run(config_of(tokens, tmp_path, machines="1xL4", budget="flops=3e14", serve_tokens=1e12, max_params=3e7))
     serving = plan_of(made)["serving"]
+    assert set(plan_of(made)) <= set(TABLES)
     assert serving["saved_share"] >= 0
     assert serving["serving_flops"] > 0
 
@@ -175,7 +184,7 @@ MISTAKES = [
     (["--budget", "hours=1", "--serve-tokens", "-1"], "serve_tokens: is -1; must be finite and not negative"),
     (["--budget", "hours=1", "--serve-tokens", "1e30"], "more than all machines of the world serve"),
     (["--budget", "hours=1", "--machines", "1000xH100"], "400 sequences are too few for 1000 workers"),
-    (["--budget", "hours=1", "--law", "nowhere"], "nowhere: no such folder; `sterna fit or sweep` makes it"),
+    (["--budget", "hours=1", "--law", "nowhere"], "nowhere: no such folder; `sterna plan fit or plan sweep` makes it"),
     (["--budget", "hours=1", "--catalogue", "nowhere.toml"], "nowhere.toml: no such file"),
     (["--budget", "hours=1", "--price-per-hour", "0"], "price_per_hour: is 0; must be above 0"),
     (["--budget", "hours=1", "--failure-hours", "0"], "failure_hours: is 0; must be above 0"),

@@ -1,11 +1,13 @@
 """Tables of runs: what is understood, and how everything else is refused."""
 
+import doctest
 import re
 
 import numpy as np
 import pytest
 
-from train.plan.runs import read_runs
+from train.plan import runs as runs_module
+from train.plan.runs import Runs, read_runs
 
 GOOD = [(10**6 * k, 10**8 * j, 3.0 + 1 / k + 1 / j) for k in (1, 2, 4) for j in (1, 3, 9)]
 
@@ -14,6 +16,10 @@ def table(tmp_path, header, rows):
     path = tmp_path / "runs.csv"
     path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
     return str(path)
+
+
+def test_doctests():
+    assert doctest.testmod(runs_module).failed == 0
 
 
 def test_tokens_come_as_they_are_or_from_flops(tmp_path):
@@ -34,6 +40,17 @@ def test_given_tokens_win_over_flops_and_blank_lines_are_passed_over(tmp_path):
     assert runs.tokens_from == "tokens"
 
 
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_semicolons_and_tabs_are_understood(tmp_path, delimiter):
+    path = table(tmp_path, "parameters,tokens,loss", GOOD)
+    expected = read_runs(path)
+    with open(path) as file:
+        text = file.read().replace(",", delimiter)
+    with open(path, "w") as file:
+        file.write(text)
+    np.testing.assert_array_equal(read_runs(path).loss, expected.loss)
+
+
 def test_a_subset_is_of_all_columns(tmp_path):
     runs = read_runs(table(tmp_path, "parameters,tokens,unique_tokens,loss", [(n, d, d / 2, loss) for n, d, loss in GOOD]))
     part = runs.subset(runs.loss > np.median(runs.loss))
@@ -51,6 +68,19 @@ def test_a_subset_is_of_all_columns(tmp_path):
         ("", [], "no column parameters and none tokens or flops and none loss"),
         ("parameters,tokens,loss", GOOD[:5], "holds 5 runs; a law needs at least 6"),
         ("parameters,tokens,loss", [*GOOD, ("1e6", "many", 3)], "line 11: tokens is 'many'; must be a number"),
+        (
+            "parameters,tokens,loss",
+            [*GOOD, ('"1,000,000"', 1e8, 3)],
+            "line 11: parameters is '1,000,000'; must be a number, such as 1500000",
+        ),
+        ("parameters,tokens,loss", [*GOOD, ("1" * 200_000, 1e8, 3)], "line 11: cannot be read as a csv: field larger than"),
+        ("parameters,tokens,loss", [*GOOD, ("x" * 99, 1e8, 3)], f"line 11: parameters is '{'x' * 40}…'"),
+        (
+            "parameters,tokens,loss",
+            [(n / 1e6, d / 1e6, x) for n, d, x in GOOD],
+            "no run has more than 4 parameters; must be counts, not millions",
+        ),
+        ("parameters,tokens,loss", [(n, d / 1e6, x) for n, d, x in GOOD], "no run has more than 900 tokens; must be counts"),
         ("parameters,tokens,loss", [*GOOD, (1e6, 1e8)], "line 11: loss is ''; must be a number"),
         ("parameters,tokens,loss", [*GOOD, (1e6, 1e8, "nan")], "line 11: loss is nan; must be above 0 and finite"),
         ("parameters,tokens,loss", [*GOOD, (1e6, -1, 3)], "line 11: tokens is -1; must be above 0"),
@@ -74,3 +104,12 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path):
         read_runs(str(tmp_path / "binary"))
     with pytest.raises(ValueError, match="cannot be read"):
         read_runs(str(tmp_path))
+
+
+def test_what_a_table_cannot_tell():
+    n, d, loss = (np.array(column, dtype=float) for column in zip(*GOOD, strict=True))
+    assert (Runs(n, d, loss).thin, Runs(n, d, loss).along_a_line) == ((), False)
+    assert Runs(n**0.9, d, loss).thin == ("parameters",)
+    assert Runs(n, np.full_like(d, 1e9), loss).thin == ("tokens",)
+    assert Runs(n, 20 * n, loss).along_a_line
+    assert Runs(n, 1e18 / n, loss).along_a_line, "runs of one compute"

@@ -81,6 +81,11 @@ def test_training_costs_about_six_flops_per_parameter_and_token():
     assert shape.train_flops_per_token(2048) / (6 * shape.num_parameters) == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.parametrize(("width", "layers"), [(1024, 18), (2048, 23), (4096, 32), (5120, 40), (8192, 64), (12288, 96), (16384, 128)])
+def test_depth_grows_as_in_models_that_people_have_trained(width, layers):
+    assert shape_of_width(width, vocab_size=32_000, max_length=2048).num_layers == layers
+
+
 @pytest.mark.parametrize("architecture", get_args(Architecture))
 def test_candidates_of_every_architecture_grow(architecture):
     sizes = [shape.num_parameters for shape in candidate_shapes(vocab_size=8192, max_length=512, architecture=architecture)]
@@ -93,7 +98,7 @@ def test_candidates_grow_and_are_legal():
     sizes = [shape.num_parameters for shape in found]
     assert sizes == sorted(sizes)
     assert sizes[0] < 1.5e6
-    assert sizes[-1] > 10e9
+    assert sizes[-1] > 3e11, "what the largest budgets make worthwhile is among them"
     assert all(b / a < 2.5 for a, b in itertools.pairwise(sizes))
     for shape in found:
         assert shape.num_heads * shape.head_dim == shape.hidden_size
