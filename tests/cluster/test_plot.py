@@ -8,6 +8,13 @@ import pytest
 from cluster.plot import picture
 
 
+@pytest.fixture(autouse=True)
+def _no_canvas_is_left():
+    before = plt.get_fignums()
+    yield
+    assert plt.get_fignums() == before
+
+
 @pytest.mark.parametrize(("name", "begins"), [("p.png", b"\x89PNG"), ("p.svg", b"<?xml")])
 def test_a_picture_is_written(tmp_path, name, begins):
     with picture(str(tmp_path / name), 1, 2, figsize=(4, 2)) as (figure, (left, right)):
@@ -15,7 +22,6 @@ def test_a_picture_is_written(tmp_path, name, begins):
         right.plot([1, 2], [4, 3])
         figure.suptitle("two curves")
     assert (tmp_path / name).read_bytes().startswith(begins)
-    assert plt.get_fignums() == []
 
 
 @pytest.mark.parametrize("name", ["no/such/folder/p.png", "p.xyz"])
@@ -25,11 +31,9 @@ def test_what_cannot_be_written_is_one_line(tmp_path, name):
         pass
     assert str(refused.value).startswith(f"plot: {path} ")
     assert "\n" not in str(refused.value)
-    assert plt.get_fignums() == []
 
 
 def test_a_mistake_in_the_drawing_is_not_taken_for_one_of_the_file(tmp_path):
     with pytest.raises(ValueError, match=r"^of the drawing$"), picture(str(tmp_path / "p.png"), 1, 1):
         raise ValueError("of the drawing")
     assert not (tmp_path / "p.png").exists()
-    assert plt.get_fignums() == []
