@@ -188,6 +188,7 @@ def _draw(file: Path, done: dict[str, Any]) -> None:
     if rows:
         _draw_training(axes[0][1], rows)
     canvas.savefig(file, dpi=150)
+    plt.close(canvas)
 
 
 def _draw_domains(axes: Any, domains: list[dict[str, Any]]) -> None:
