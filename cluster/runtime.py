@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,11 +59,11 @@ def attached(*, num_cpus: int | None = None, **init: Any) -> Iterator[None]:
 
 @contextmanager
 def _leaving_when_told() -> Iterator[None]:
-    """SIGTERM (`ray job stop`, a scheduler) leaves the block as `sys.exit` does; the handler that Ray sets as it starts aborts."""
+    """SIGTERM (`ray job stop`, a scheduler) leaves the block as Ctrl-C does; the handler that Ray sets as it starts aborts."""
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

@@ -42,7 +42,7 @@ print("passed")
     assert "passed" in run(script, RAY_ADDRESS="local")
 
 
-def test_sigterm_leaves_the_block_as_an_exit_does():
+def test_sigterm_leaves_the_block_as_ctrl_c_does():
     script = """
 import ray
 from cluster.runtime import attached
@@ -55,15 +55,15 @@ try:
         reference = never.remote()
         print("waiting", flush=True)
         ray.get(reference)
-except SystemExit as stop:
-    print("left", stop.code, ray.is_initialized())
+except KeyboardInterrupt:
+    print("left", ray.is_initialized())
 """
     environment = os.environ | {"RAY_ADDRESS": "local"}
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
         assert driver.stdout.readline() == "waiting\n"
         driver.send_signal(signal.SIGTERM)
-        assert driver.stdout.read() == f"left {int(signal.SIGTERM)} False\n"
+        assert driver.stdout.read() == "left False\n"
     assert driver.returncode == 0
 
 
