@@ -10,6 +10,7 @@ import torch
 
 from serve.engine.config import EngineConfig
 from serve.engine.engine import Engine
+from tests.train.compress.plain_model import Plain
 from train.compress import drops
 from train.compress.calibrate import matrices, weight_of
 from train.compress.candidates import degraded
@@ -26,15 +27,6 @@ from train.compress.units import apart
 
 TOKENS = list(range(5, 37))
 DROPS = parse_options("drop-block,drop-attention,drop-mlp")
-
-
-class Plain:
-    def __init__(self, model):
-        self.model = model.eval()
-
-    def logits(self, tokens):
-        with torch.no_grad():
-            return self.model(torch.tensor([tokens])).logits[0]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.train.compress.plain_model import Plain
 from train.compress import find
 from train.compress.calibrate import moments
 from train.compress.candidates import degraded
@@ -14,15 +15,6 @@ from train.compress.options import option, parse_options
 from train.compress.quantize import load_dense
 from train.compress.shelf import Shelf
 from train.compress.store import Store
-
-
-class Plain:
-    def __init__(self, model):
-        self.model = model.eval()
-
-    def logits(self, tokens):
-        with torch.no_grad():
-            return self.model(torch.tensor([tokens])).logits[0]
 
 
 def never(*_, **__):
