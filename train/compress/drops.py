@@ -11,19 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from cluster.console import progress
 from train.compress.calibrate import CompressibleMatrix, matrices, weight_of
 from train.compress.candidates import Variant, degraded
-from train.compress.find import Offer, Seconds
+from train.compress.find import Offer, Seconds, true_harms
 from train.compress.options import Option
 from train.compress.probe import Probe
 from train.compress.search import Candidate, Objective
-from train.compress.shelf import Pair, Shelf
+from train.compress.shelf import Shelf
 from train.compress.structure import Block, blocks_of
 from train.compress.units import Drop, apart, joined
 
@@ -54,7 +53,8 @@ def with_drops(
     for drop in drops:
         for name in [name for block in blocks for name in _gone(block, drop)]:
             variants.setdefault(name, {})[drop.name] = degraded(weight_of(model, name), drop, None)
-    harms = _harms(probe, blocks, variants, drops, shelf)
+    without = {(block.name, drop.name): partial(_weights, _gone(block, drop), drop, variants) for block in blocks for drop in drops}
+    harms = true_harms(probe, without, shelf, "drops", "compress: without a block")
     most = max(harms.get((block.name, "drop-block"), 0.0) for block in blocks)  # a model needs one block: this stays
     bearable = {pair: harm for pair, harm in harms.items() if harm < _HOPELESS and not (pair[1] == "drop-block" and harm == most)}
     candidates: dict[str, list[Candidate]] = {}
@@ -89,18 +89,5 @@ def _gone(block: Block, drop: Option) -> tuple[str, ...]:
     return {"drop-block": block.matrices, "drop-attention": block.attention, "drop-mlp": block.mlp}[drop.name]
 
 
-def _harms(
-    probe: Probe, blocks: Sequence[Block], variants: Mapping[str, Mapping[str, Variant]], drops: Sequence[Option], shelf: Shelf
-) -> dict[Pair, float]:
-    """(block, drop) -> the true mean KL, alone."""
-    key = [probe.reference.prompts, probe.reference.completions]
-    found = shelf.read("drops", key)
-    with progress("compress: without a block", len(blocks) * len(drops), "passes") as advance:
-        for block in blocks:
-            for drop in drops:
-                if (block.name, drop.name) not in found:
-                    traces = probe.traces({name: variants[name][drop.name].dense for name in _gone(block, drop)})
-                    found[block.name, drop.name] = float(np.concatenate([trace.kl for trace in traces]).mean())
-                    shelf.write("drops", key, found)
-                advance()
-    return {(block.name, drop.name): found[block.name, drop.name] for block in blocks for drop in drops}
+def _weights(names: Sequence[str], drop: Option, variants: Mapping[str, Mapping[str, Variant]]) -> dict[str, Tensor]:
+    return {name: variants[name][drop.name].dense for name in names}

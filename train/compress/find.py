@@ -29,7 +29,7 @@ from train.compress.scores import Score, scores
 from train.compress.search import Candidate, Found, Judged, Objective, plan_key, search
 from train.compress.shelf import Pair, Shelf
 
-__all__ = ["Judging", "Offer", "Seconds", "allowed", "find", "judged", "offer", "probe_of"]
+__all__ = ["Judging", "Offer", "Seconds", "allowed", "find", "judged", "offer", "probe_of", "true_harms"]
 
 Seconds = Callable[[Option, int, int], float]
 """(option, rows, columns) -> the time that a step of the engine spends on such a matrix."""
@@ -92,7 +92,8 @@ def offer(
     variants = _variants(model, [(m, o) for m in found for o in options if o.kind != "keep" and offers(m, o)], known, shelf)
     del known  # of a caller that holds on to it no longer, the largest thing in memory is gone
     predicted = _predicted(probe, variants, draws, seed, shelf)
-    alone = _measured(probe, variants, _unsure(predicted, variants, measured), shelf)
+    doubtful = {(name, o): partial(_alone, name, variants[name][o]) for name, o in _unsure(predicted, variants, measured)}
+    alone = true_harms(probe, doubtful, shelf, "alone", "compress: single changes")
     harms = {key: (score.kl, "predicted from gradients") for key, score in predicted.items()}
     harms |= {key: (harm, "measured alone") for key, harm in alone.items()}
     rows = [row for matrix in found for row in _rows(matrix, variants.get(matrix.name, {}), harms, seconds)]
@@ -182,16 +183,21 @@ def _unsure(predicted: Mapping[tuple[str, str], Score], variants: Mapping[str, M
     return [key for _, key in sorted(doubts, reverse=True)[:most]]
 
 
-def _measured(probe: Probe, variants: Mapping[str, Mapping[str, Variant]], wanted: Sequence[Pair], shelf: Shelf) -> dict[Pair, float]:
-    """The true mean KL of these options, each alone."""
+def _alone(name: str, variant: Variant) -> dict[str, Tensor]:
+    return {name: variant.dense}
+
+
+def true_harms(
+    probe: Probe, wanted: Mapping[Pair, Callable[[], Mapping[str, Tensor]]], shelf: Shelf, table: str, doing: str
+) -> dict[Pair, float]:
+    """The true mean KL of every change of weights that is `wanted`, each alone; `shelf` keeps them in its `table` as they come."""
     key = [probe.reference.prompts, probe.reference.completions]
-    found = shelf.read("alone", key)
-    with progress("compress: single changes", len(wanted), "passes") as advance:
-        for name, chosen in wanted:
-            if (name, chosen) not in found:
-                traces = probe.traces({name: variants[name][chosen].dense})
-                found[name, chosen] = float(np.concatenate([trace.kl for trace in traces]).mean())
-                shelf.write("alone", key, found)
+    found = shelf.read(table, key)
+    with progress(doing, len(wanted), "passes") as advance:
+        for pair, weights in wanted.items():
+            if pair not in found:
+                found[pair] = float(np.concatenate([trace.kl for trace in probe.traces(weights())]).mean())
+                shelf.write(table, key, found)
             advance()
     return {pair: found[pair] for pair in wanted}
 
