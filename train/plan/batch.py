@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["GOOD_STEPS", "NARROW_RATE", "batch_tokens", "learning_rate"]
+__all__ = ["GOOD_STEPS", "NARROW_RATE", "batch_tokens", "learning_rate", "rate_by_compute", "rate_by_width"]
 
 GOOD_STEPS = 300
 """Adam needs some; small budgets get smaller batches until they have them."""
@@ -41,5 +41,14 @@ def learning_rate(flops: float, width: int) -> float:
     """
     weight = math.log(max(flops, 1.0) / _BY_WIDTH_BELOW) / math.log(_BY_COMPUTE_ABOVE / _BY_WIDTH_BELOW)
     weight = min(1.0, max(0.0, weight))
-    by_compute, by_width = 0.3118 * max(flops, 1.0) ** -0.1250, NARROW_RATE / width
-    return float(f"{by_compute**weight * by_width ** (1 - weight):.3g}")
+    return float(f"{rate_by_compute(flops) ** weight * rate_by_width(width) ** (1 - weight):.3g}")
+
+
+def rate_by_compute(flops: float) -> float:
+    """DeepSeek LLM's peak rate."""
+    return float(0.3118 * max(flops, 1.0) ** -0.1250)
+
+
+def rate_by_width(width: int) -> float:
+    """The peak rate of a small run."""
+    return NARROW_RATE / width

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.artifact import open_artifact
-from train.plan.batch import GOOD_STEPS, NARROW_RATE, batch_tokens
+from train.plan.batch import GOOD_STEPS, NARROW_RATE, batch_tokens, rate_by_compute, rate_by_width
 from train.plan.config import ExplainConfig
 from train.plan.laws import CHINCHILLA, SMALL_RUNS
 from train.plan.price import LONGEST_INTERVAL_S
@@ -155,8 +155,8 @@ def _batch(plan: Tables) -> list[str]:
         f"batch: 0.2920 C^0.3271 = {best:,.0f} tokens (DeepSeek), at most a {GOOD_STEPS}th of all, {cap:,.0f}, in whole sequences: "
         f"{train['global_batch']:,} of {train['sequence_length']:,}",
         f"dealt to {workers} x micro-batches of {train['micro_batch']} x {train['global_batch'] // (workers * train['micro_batch'])}",
-        f"learning rate: {NARROW_RATE:g} / width {width:,} = {NARROW_RATE / width:.3g} below 1e14 FLOPs, 0.3118 C^-0.1250 = "
-        f"{0.3118 * flops**-0.125:.3g} above 1e17 (DeepSeek), between them by log C: {train['learning_rate']:g}, "
+        f"learning rate: {NARROW_RATE:g} / width {width:,} = {rate_by_width(width):.3g} below 1e14 FLOPs, 0.3118 C^-0.1250 = "
+        f"{rate_by_compute(flops):.3g} above 1e17 (DeepSeek), between them by log C: {train['learning_rate']:g}, "
         f"{train['schedule']} after {train['warmup_steps']:,} steps of warm-up",
         f"layout: ZeRO {train['zero_stage']}, offload {train['offload']}, activations "
         f"{'computed again' if train['gradient_checkpointing'] else 'kept'}, tensor {train['tensor']}, sequence {train['sequence']}: "

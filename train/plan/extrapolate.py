@@ -131,11 +131,12 @@ def ranked(
                 error = float(np.abs(np.log(fit(form, seen, outlier_sigmas=outlier_sigmas).loss(hidden) / hidden.loss)).mean())
         found.append((error, whole))
         advance(1)
-    found.sort(key=lambda pair: (_demoted(pair[1].form, runs, hidden=split is not None), pair[0]))
-    best = _demoted(found[0][1].form, runs, hidden=split is not None)
-    equals = [pair for pair in found if _demoted(pair[1].form, runs, hidden=split is not None) == best]
-    first = min((pair for pair in equals if pair[0] <= ALIKE * found[0][0]), key=lambda pair: residuals[pair[1].form.name])
-    return [first, *(pair for pair in found if pair is not first)]
+    demoted = {form.name: _demoted(form, runs, hidden=split is not None) for form in forms}
+    found.sort(key=lambda pair: (demoted[pair[1].form.name], pair[0]))
+    least, best = found[0]
+    alike = [(error, law) for error, law in found if demoted[law.form.name] == demoted[best.form.name] and error <= ALIKE * least]
+    first = min(alike, key=lambda pair: residuals[pair[1].form.name])
+    return [first, *(pair for pair in found if pair[1] is not first[1])]
 
 
 def _demoted(form: Form, runs: Runs, *, hidden: bool) -> tuple[bool, bool]:
